@@ -1,0 +1,63 @@
+# The errors that users see.
+#
+# One root, and where Python or Trio has a class for the case, the error is that too, so that code
+# written for sockets and channels catches ours as well. What nats-py and asyncio raise is
+# translated in `_nats/` and nowhere else. A message holds the value that was wrong and what to do
+# about it; never a password or token.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from ._wire import Result
+
+
+class SwarmTaskError(Exception):
+    """The root of every error that this library raises itself."""
+
+
+class ClosedError(SwarmTaskError, trio.ClosedResourceError):
+    """The dispatcher or worker is closed, or closed while a future was outstanding."""
+
+
+class InvalidMessageError(SwarmTaskError, ValueError):
+    """A message or result fails validation: a field's type, the ID, its size, or no envelope."""
+
+
+class InvalidCapabilityError(SwarmTaskError, ValueError):
+    """A capability that is not 1 to 64 of ``A-Z a-z 0-9 _ -``."""
+
+
+class UnsupportedVersionError(SwarmTaskError, ValueError):
+    """An envelope of a newer version than this library knows."""
+
+
+class BrokerError(SwarmTaskError, ConnectionError):
+    """The server can't be reached, refused what was asked, or is lost for good."""
+
+
+class AuthenticationError(BrokerError):
+    """The server refused the credentials."""
+
+
+class TaskFailedError(SwarmTaskError):
+    """`Result.raise_for_status` on a result whose status is ``failed``."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(f"task {result.id} failed at {result.agent or 'nobody'}: {result.error}")
+        self.result = result
+        """The result as it was stored."""
+
+
+class TaskTimeoutError(SwarmTaskError):
+    """`Result.raise_for_status` on a result whose status is ``timeout``."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(
+            f"task {result.id} ran out of time at {result.agent or 'nobody'}: {result.error}"
+        )
+        self.result = result
+        """The result as it was stored."""

@@ -1,0 +1,242 @@
+# The two structs that users hold: Message and Result.
+#
+# Go programs read and write the same bytes. What the bytes look like, and how a struct becomes
+# bytes and comes back, is `_envelope.py`'s; here are the fields, what they mean, and what a user
+# can do.
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from ._envelope import (
+    VERSION,
+    MessageEnvelope,
+    ResultEnvelope,
+    Status,
+    decode_message,
+    decode_result,
+    encode,
+    read_as,
+)
+from ._errors import InvalidMessageError, TaskFailedError, TaskTimeoutError
+from ._names import check_task_id, shorten
+
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One task on the wire: a JSON object on ``work.<capability>.<id>``.
+
+    Unknown keys are ignored. Source: version 1 of the Go struct ``Message``.
+    """
+
+    version: int = VERSION
+    """Of the envelope's form."""
+
+    id: str = ""
+    """1 to 128 of ``A-Z a-z 0-9 _ -``. Empty: the dispatcher makes one."""
+
+    idempotency: str = ""
+    """A key of the caller's own for the effect that the task has."""
+
+    correlation_id: str = ""
+    """Carried over to the result."""
+
+    parent: str = ""
+    """ID of the task that started this one."""
+
+    root: str = ""
+    """ID of the first task of the chain."""
+
+    timeout: int = 0
+    """Whole seconds that one run of the handler may take. 0: the worker's default."""
+
+    max_attempts: int = 0
+    """How often the task may be tried. 0: not said."""
+
+    attempt: int = 0
+    """One-indexed. 0: not said, which counts as the first."""
+
+    inputs: dict[str, str] = {}
+    """``{name: text}``. May be empty."""
+
+    prior: dict[str, Any] = {}
+    """``{task id: what it gave}``: anything JSON can carry; received as `msgspec.Raw`."""
+
+    created_at: datetime | None = None
+    """Aware. None: the dispatcher fills it in."""
+
+    submitted_at: datetime | None = None
+    """Aware. None: the dispatcher fills it in."""
+
+    submitted_by: str = ""
+    """Who sent it. Empty: the dispatcher's ``name``."""
+
+    tags: list[str] = []
+    """Free labels."""
+
+    metadata: dict[str, str] = {}
+    """``{name: text}``. May be empty."""
+
+    def encode(self) -> bytes:
+        """The envelope's JSON.
+
+        Raises:
+          InvalidMessageError: if a field has a wrong type or holds what JSON can't carry.
+        """
+        return encode(self, MessageEnvelope)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read an envelope.
+
+        Raises:
+          InvalidMessageError: if ``data`` is not a message of version 1 to `VERSION`.
+          UnsupportedVersionError: if its version is above `VERSION`, whatever else it holds.
+        """
+        envelope = decode_message(data)
+        return cls(
+            version=envelope.version,
+            id=envelope.id,
+            idempotency=envelope.idempotency,
+            correlation_id=envelope.correlation_id,
+            parent=envelope.parent,
+            root=envelope.root,
+            timeout=envelope.timeout,
+            max_attempts=envelope.max_attempts,
+            attempt=envelope.attempt,
+            inputs=envelope.inputs or {},
+            prior=envelope.prior or {},
+            created_at=envelope.created_at,
+            submitted_at=envelope.submitted_at,
+            submitted_by=envelope.submitted_by,
+            tags=envelope.tags or [],
+            metadata=envelope.metadata or {},
+        )
+
+    def validate(self) -> None:
+        """Check every field as `Dispatcher.start` does; a blank ``id`` is allowed.
+
+        Raises:
+          InvalidMessageError: naming the field and its value.
+        """
+        self.encode()
+        if self.id:
+            check_task_id(self.id)
+
+    def prior_as(self, task_id: str, type: type[T]) -> T:  # noqa: A002 - msgspec's name for it
+        """What the task ``task_id`` gave, as ``type``, read by msgspec.
+
+        Raises:
+          InvalidMessageError: if ``prior`` has no such task, or its data does not fit ``type``.
+        """
+        if task_id not in self.prior:
+            raise InvalidMessageError(
+                f"prior has no task {shorten(task_id)}; it has {shorten(sorted(self.prior))}"
+            )
+        return read_as(self.prior[task_id], type, f"prior[{task_id!r}]")
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How one task ended: a JSON object on ``done.<id>``.
+
+    Unknown keys are ignored. Source: version 1 of the Go struct ``Result``.
+    """
+
+    version: int = VERSION
+    """Of the envelope's form."""
+
+    id: str = ""
+    """The task's. Empty in what a handler returns: the worker fills it in."""
+
+    correlation_id: str = ""
+    """The message's."""
+
+    status: Status
+    """How it ended."""
+
+    outputs: Any = None
+    """Any JSON. None: no outputs."""
+
+    error: str = ""
+    """What went wrong, in words; empty on success."""
+
+    agent: str = ""
+    """The name of the worker."""
+
+    attempt: int = 0
+    """One-indexed."""
+
+    duration: int = 0
+    """Whole milliseconds that the handler took."""
+
+    completed_at: datetime | None = None
+    """Aware; the worker's clock."""
+
+    metadata: dict[str, str] = {}
+    """``{name: text}``. May be empty."""
+
+    def encode(self) -> bytes:
+        """The envelope's JSON.
+
+        Raises:
+          InvalidMessageError: if a field has a wrong type or holds what JSON can't carry.
+        """
+        return encode(self, ResultEnvelope)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read an envelope.
+
+        Raises:
+          InvalidMessageError: if ``data`` is not a result of version 1 to `VERSION`.
+          UnsupportedVersionError: if its version is above `VERSION`, whatever else it holds.
+        """
+        envelope = decode_result(data)
+        return cls(
+            version=envelope.version,
+            id=envelope.id,
+            correlation_id=envelope.correlation_id,
+            status=envelope.status,
+            outputs=envelope.outputs,
+            error=envelope.error,
+            agent=envelope.agent,
+            attempt=envelope.attempt,
+            duration=envelope.duration,
+            completed_at=envelope.completed_at,
+            metadata=envelope.metadata or {},
+        )
+
+    def validate(self) -> None:
+        """Check every field; a blank ``id`` is allowed, for the worker fills it in.
+
+        Raises:
+          InvalidMessageError: naming the field and its value.
+        """
+        self.encode()
+        if self.id:
+            check_task_id(self.id)
+
+    def raise_for_status(self) -> Self:
+        """Return this result if it is a success.
+
+        Raises:
+          TaskFailedError: if its status is ``failed``.
+          TaskTimeoutError: if its status is ``timeout``.
+        """
+        if self.status == Status.FAILED:
+            raise TaskFailedError(self)
+        if self.status == Status.TIMEOUT:
+            raise TaskTimeoutError(self)
+        return self
+
+    def outputs_as(self, type: type[T]) -> T:  # noqa: A002 - msgspec's name for it
+        """The outputs as ``type``, read by msgspec.
+
+        Raises:
+          InvalidMessageError: if the outputs don't fit ``type``.
+        """
+        return read_as(self.outputs, type, "outputs")
