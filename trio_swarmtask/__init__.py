@@ -1,0 +1,41 @@
+"""Send a unit of work to an agent somewhere and get its result back: NATS JetStream for Trio."""
+
+# Layers, highest first. A module imports from lower ones only (tests/test_layers.py holds it to
+# that).
+#
+#   _cli, _demo*, server               programs and helpers on top
+#   _open                              what users call
+#   _dispatcher  _worker  _future      pure Trio, no NATS word
+#   _memory  _nats/                    two brokers; asyncio, nats-py and trio-asyncio in _nats/ only
+#   _broker                            the interface that both implement
+#   _wire  _envelope  _names  _errors  no I/O
+
+from ._broker import Broker as Broker
+from ._config import NATSConfig as NATSConfig
+from ._dispatcher import Dispatcher as Dispatcher
+from ._envelope import VERSION as VERSION, Status as Status
+from ._errors import (
+    AuthenticationError as AuthenticationError,
+    BrokerError as BrokerError,
+    ClosedError as ClosedError,
+    InvalidCapabilityError as InvalidCapabilityError,
+    InvalidMessageError as InvalidMessageError,
+    SwarmTaskError as SwarmTaskError,
+    TaskFailedError as TaskFailedError,
+    TaskTimeoutError as TaskTimeoutError,
+    UnsupportedVersionError as UnsupportedVersionError,
+)
+from ._future import Future as Future
+from ._handler import Handler as Handler
+from ._memory import DeadLetter as DeadLetter, MemoryBroker as MemoryBroker
+from ._open import (
+    open_broker as open_broker,
+    open_dispatcher as open_dispatcher,
+    open_worker as open_worker,
+)
+from ._statistics import (
+    DispatcherStatistics as DispatcherStatistics,
+    WorkerStatistics as WorkerStatistics,
+)
+from ._wire import Message as Message, Result as Result
+from ._worker import Worker as Worker

@@ -1,0 +1,147 @@
+# The interface between the roles (dispatcher, worker) and what stores tasks and results.
+#
+# It speaks of tasks and results, never of subjects or consumers. Two implementations keep the same
+# promises, and one conformance suite runs on both: `_memory.py` and `_nats/`.
+#
+# What comes in, comes by plain callbacks in the Trio thread: a task switch for each message would
+# cost more than the rest of the way. A callback never blocks and never raises.
+#
+# Every async method here waits through an outage of the broker until it has an answer; the
+# caller's cancel scope is the deadline. It raises BrokerError when the broker is lost for good or
+# refuses what no waiting will change, and ClosedError when its own side was closed meanwhile.
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractAsyncContextManager
+
+    from ._errors import BrokerError
+
+
+class ResultListener(ABC):
+    """What an outbox tells its dispatcher. Called in the Trio thread; never blocks or raises."""
+
+    @abstractmethod
+    def result_stored(self, task_id: str, data: bytes) -> None:
+        """The first result of ``task_id`` was stored. May be called more than once for one task."""
+
+    @abstractmethod
+    def outstanding(self) -> Collection[str]:
+        """The tasks whose results are waited for: what an outbox looks up after an outage."""
+
+    @abstractmethod
+    def broker_lost(self, error: BrokerError) -> None:
+        """The broker is lost for good; nothing more will come."""
+
+
+class Outbox(ABC):
+    """A dispatcher's side of the broker: store tasks, hear of their results, fetch results."""
+
+    @abstractmethod
+    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+        """Store one task; return once the broker has confirmed it.
+
+        Returns:
+          True if it is new. False if the broker knew the task already, or may have: it was not
+          stored again, and its result may be there.
+
+        Raises:
+          InvalidMessageError: if ``data`` is larger than the broker takes.
+        """
+
+    @abstractmethod
+    def expect(self, task_id: str) -> None:
+        """Hear of the result of a task whose ID is not of this outbox's own key."""
+
+    @abstractmethod
+    def forget(self, task_id: str) -> None:
+        """Undo `expect`."""
+
+    @abstractmethod
+    async def fetch(self, task_id: str) -> bytes | None:
+        """The first result stored for ``task_id``, or None."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything that waits in `store` or `fetch` with `ClosedError`."""
+
+
+class Delivery(ABC):
+    """One arrival of a task at a worker."""
+
+    __slots__ = ("capability", "data", "lease_until", "number", "task_id")
+
+    capability: str
+    task_id: str  # as the broker filed it; what the envelope says is the worker's to compare
+    data: bytes
+    number: int  # how often the task was delivered, this time included
+    lease_until: float  # Trio's clock; until then the task is nobody else's
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
+
+    @abstractmethod
+    async def complete(self, result: bytes) -> bool:
+        """Store the task's result unless one is there, and only then end the task.
+
+        Returns:
+          Whether this result is the one that was stored.
+
+        Raises:
+          InvalidMessageError: if ``result`` is larger than the broker takes; nothing was stored.
+        """
+
+    @abstractmethod
+    async def is_done(self) -> bool:
+        """Whether a result of this task is stored already; if so, end the task."""
+
+    @abstractmethod
+    async def give_back(self, delay: float = 0) -> None:
+        """Give the task to others, after ``delay`` seconds, noted as no failure of the task's.
+
+        Does not wait through an outage: the lease lapses by itself.
+        """
+
+    @abstractmethod
+    async def count_given_back(self) -> int:
+        """How many of the deliveries so far ended in `give_back`."""
+
+    @abstractmethod
+    async def bury(self, reason: str, result: bytes | None) -> None:
+        """Keep the task as a dead letter, store ``result``, and end the task, in this order."""
+
+
+class Intake(ABC):
+    """A worker's side of the broker, for one capability."""
+
+    ack_wait: float
+    """Seconds that a delivery is the worker's, from its arrival or the last renewal."""
+
+    @abstractmethod
+    def ask(self, places: int) -> None:
+        """Allow ``places`` more deliveries. Each arrival uses one up."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Allow no more. What was under way has been handed over when this returns."""
+
+
+class Broker(ABC):
+    """What stores tasks and results. Open one with `open_broker`, or make a `MemoryBroker`."""
+
+    @abstractmethod
+    def open_outbox(
+        self, key: str, listener: ResultListener
+    ) -> AbstractAsyncContextManager[Outbox]:
+        """A dispatcher's side; it hears of the results of all IDs that begin with ``<key>-``."""
+
+    @abstractmethod
+    def open_intake(
+        self, capability: str, on_delivery: Callable[[Delivery], None]
+    ) -> AbstractAsyncContextManager[Intake]:
+        """A worker's side; entered once tasks of ``capability`` would reach it, if asked for."""

@@ -1,0 +1,248 @@
+# The dispatcher: starts tasks and holds their futures.
+#
+# Pure Trio, and no task of its own: results come in by the outbox's callback, which resolves the
+# future. Two IDs are told apart. One that this dispatcher made is new by construction, and its
+# result is heard through the key it begins with. One that the caller gave may be known already, so
+# its result is listened for, then looked up, and only then is the task published: in this order no
+# result can slip between the look-up and the listening.
+#
+# Invariant: a future is in `_outstanding` from before its task is published until it is resolved,
+# failed, or given up by everyone who held it; no longer, no less.
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, final
+
+import msgspec
+import trio
+
+from ._broker import Broker, Outbox, ResultListener
+from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
+from ._future import Future
+from ._names import check_capability, check_task_id, make_key, shorten
+from ._statistics import DispatcherStatistics
+from ._util import NoPublicConstructor
+from ._wire import Message, Result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+
+@final
+class Dispatcher(metaclass=NoPublicConstructor):
+    """Starts tasks and holds their futures. Made by `open_dispatcher`.
+
+    Safe to use from any number of tasks of one Trio run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._key = make_key()
+        self._numbers = itertools.count(1)
+        self._outstanding: dict[str, Future] = {}
+        self._none_outstanding = trio.Event()
+        self._closing = False
+        self._ended: SwarmTaskError | None = None
+        self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
+        self._started = 0
+        self._resolved = 0
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self._name!r}, {len(self._outstanding)} outstanding>"
+
+    async def run(self, capability: str, message: Message) -> Result:
+        """Start one task and wait for its result: `start`, then `Future.wait`.
+
+        A handler's failure is a reply, not an exception: see the result's ``status``, or call its
+        `raise_for_status`. If cancelled, the task goes on at its worker and is forgotten here.
+
+        Args:
+          capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.
+          message: What to send.
+
+        Raises:
+          What `start` and `Future.wait` raise.
+        """
+        future = await self.start(capability, message)
+        try:
+            return await future.wait()
+        finally:
+            self._release(future)
+
+    async def start(self, capability: str, message: Message) -> Future:
+        """Store one task on the broker and return its `Future`.
+
+        Returns once the broker has confirmed the store; no worker need be up. Blank ``id``,
+        ``created_at``, ``submitted_at`` and ``submitted_by`` are filled in a copy. A message that
+        has an ``id`` names one task, whatever the capability: if it is known to the broker (within
+        two minutes, or once its result is stored) it is not run again, and its one result is what
+        the future gives. During an outage this waits; the caller's scope is the deadline. If
+        cancelled, the task may or may not be stored; calling again with the same ``id`` is safe.
+
+        Args:
+          capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.
+          message: What to send. Encoded, it must fit the server's payload limit.
+
+        Returns:
+          A future whose ``wait`` gives the stored `Result`, any number of times.
+
+        Raises:
+          InvalidCapabilityError: if ``capability`` has another form; nothing was sent.
+          InvalidMessageError: if ``message`` fails validation; nothing was sent.
+          BrokerError: if the server is lost for good, or refuses for good.
+          ClosedError: if this dispatcher is closed.
+
+        Source: JetStream's publish acknowledgement and its header ``Nats-Msg-Id``.
+        """
+        if self._closing or self._ended is not None:
+            raise self._closed_error()
+        check_capability(capability)
+        if not isinstance(message, Message):
+            raise InvalidMessageError(f"{shorten(message)} is not a Message")
+        if message.id == "":
+            task_id, own = f"{self._key}-{next(self._numbers)}", True
+        else:
+            task_id, own = message.id, False
+            check_task_id(task_id)
+        data = self._fill(message, task_id).encode()
+
+        future = self._outstanding.get(task_id)
+        if future is None:
+            future = self._outstanding[task_id] = Future._create(task_id)
+        future.holders += 1
+        stored = False
+        try:
+            if own:
+                if not await self._outbox.store(capability, task_id, data):
+                    await self._look_up(future)
+            else:
+                await self._start_named(capability, future, data)
+            stored = True
+        finally:
+            if not stored:
+                self._release(future)
+        self._started += 1
+        return future
+
+    async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
+        """Take no new work, and wait for the outstanding futures.
+
+        Args:
+          timeout: Seconds. What is outstanding then is aborted: its waiters get `ClosedError`.
+
+        Raises:
+          trio.TooSlowError: if something was aborted. Also closed if cancelled.
+        """
+        self._closing = True
+        try:
+            with trio.move_on_after(timeout):
+                await trio.lowlevel.checkpoint()
+                while self._outstanding:
+                    self._none_outstanding = trio.Event()
+                    await self._none_outstanding.wait()
+        finally:
+            left = len(self._outstanding)
+            self._end(ClosedError("the dispatcher was closed before the result came"))
+        if left:
+            raise trio.TooSlowError(f"{left} tasks were outstanding after {timeout} seconds")
+
+    async def aclose(self) -> None:
+        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
+        self._end(ClosedError("the dispatcher was closed before the result came"))
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> DispatcherStatistics:
+        """Counts at this moment."""
+        return DispatcherStatistics(
+            outstanding=len(self._outstanding), started=self._started, resolved=self._resolved
+        )
+
+    def _fill(self, message: Message, task_id: str) -> Message:
+        now = datetime.now(UTC)
+        return msgspec.structs.replace(
+            message,
+            id=task_id,
+            created_at=now if message.created_at is None else message.created_at,
+            submitted_at=now if message.submitted_at is None else message.submitted_at,
+            submitted_by=self._name if message.submitted_by == "" else message.submitted_by,
+        )
+
+    async def _start_named(self, capability: str, future: Future, data: bytes) -> None:
+        if not future.expected:
+            future.expected = True
+            self._outbox.expect(future.id)
+        if await self._look_up(future):
+            return
+        if not await self._outbox.store(capability, future.id, data):
+            await self._look_up(future)
+
+    async def _look_up(self, future: Future) -> bool:
+        data = await self._outbox.fetch(future.id)
+        if data is None:
+            return False
+        self._resolve(future.id, data)
+        return True
+
+    def _resolve(self, task_id: str, data: bytes) -> None:
+        future = self._drop(task_id)
+        if future is not None:
+            self._resolved += 1
+            future.resolve(data)
+
+    def _release(self, future: Future) -> None:
+        future.holders -= 1
+        if future.holders == 0 and self._outstanding.get(future.id) is future:
+            self._drop(future.id)
+
+    def _drop(self, task_id: str) -> Future | None:
+        future = self._outstanding.pop(task_id, None)
+        if future is not None and future.expected:
+            self._outbox.forget(task_id)
+        if not self._outstanding:
+            self._none_outstanding.set()
+        return future
+
+    def _end(self, error: SwarmTaskError) -> None:
+        if self._ended is not None:
+            return
+        self._ended = error
+        self._outbox.close()
+        for task_id in list(self._outstanding):
+            future = self._drop(task_id)
+            assert future is not None
+            future.fail(error)
+
+    def _closed_error(self) -> SwarmTaskError:
+        if isinstance(self._ended, BrokerError):
+            return BrokerError(*self._ended.args)
+        return ClosedError("the dispatcher is closed; open another one to start tasks")
+
+
+class _Listener(ResultListener):
+    # Apart from the dispatcher, so that its public class has no method that only a broker calls.
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def result_stored(self, task_id: str, data: bytes) -> None:
+        self._dispatcher._resolve(task_id, data)
+
+    def outstanding(self) -> Collection[str]:
+        return self._dispatcher._outstanding
+
+    def broker_lost(self, error: BrokerError) -> None:
+        self._dispatcher._end(error)
+
+
+@asynccontextmanager
+async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher]:
+    """Run a dispatcher on an open broker; leaving the block is its `aclose`."""
+    dispatcher = Dispatcher._create(name)
+    async with broker.open_outbox(dispatcher._key, _Listener(dispatcher)) as outbox:
+        dispatcher._outbox = outbox
+        try:
+            yield dispatcher
+        finally:
+            dispatcher._end(ClosedError("the dispatcher was closed before the result came"))

@@ -1,0 +1,99 @@
+# The dispatcher's hold on a result to come.
+#
+# A future is resolved once, by the bytes of the stored result or by an error, and keeps that for
+# good. The bytes are decoded by the first `wait`: a result that nobody waits for costs nothing.
+
+from __future__ import annotations
+
+from typing import final
+
+import trio
+
+from ._envelope import Status
+from ._errors import InvalidMessageError, SwarmTaskError
+from ._util import NoPublicConstructor
+from ._wire import Result
+
+
+@final
+class Future(metaclass=NoPublicConstructor):
+    """One task's result to come. Made by `Dispatcher.start`."""
+
+    __slots__ = ("__weakref__", "_data", "_done", "_error", "_id", "_result", "expected", "holders")
+
+    def __init__(self, task_id: str) -> None:
+        self._id = task_id
+        self._data: bytes | None = None
+        self._result: Result | None = None
+        self._error: SwarmTaskError | None = None
+        self._done: trio.Event | None = None
+        self.holders = 0
+        self.expected = False
+
+    def __repr__(self) -> str:
+        return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"
+
+    @property
+    def id(self) -> str:
+        """The task's ID."""
+        return self._id
+
+    async def wait(self) -> Result:
+        """Wait for the task's stored result.
+
+        May be called again, and from any number of tasks: it is the same result each time, also
+        after the dispatcher was closed. Cancelling it loses nothing.
+
+        Returns:
+          The result; a handler's failure or timeout is one, see its ``status``.
+
+        Raises:
+          UnsupportedVersionError: if the result's envelope is of a newer version.
+          ClosedError: if the dispatcher was closed before the result came.
+          BrokerError: if the server was lost for good before the result came.
+        """
+        if self._is_resolved():
+            await trio.lowlevel.checkpoint()
+        else:
+            if self._done is None:
+                self._done = trio.Event()
+            await self._done.wait()
+        if self._result is None and self._error is None:
+            self._decode()
+        if self._error is not None:
+            # A new one each time: a raised exception collects the traceback of whoever raised it.
+            raise type(self._error)(*self._error.args) from self._error
+        assert self._result is not None
+        return self._result
+
+    def resolve(self, data: bytes) -> None:
+        """Take the bytes of the stored result; only the first resolution counts."""
+        if not self._is_resolved():
+            self._data = data
+            self._wake()
+
+    def fail(self, error: SwarmTaskError) -> None:
+        """End every wait, also a later one, with ``error``."""
+        if not self._is_resolved():
+            self._error = error
+            self._wake()
+
+    def _is_resolved(self) -> bool:
+        return self._data is not None or self._result is not None or self._error is not None
+
+    def _wake(self) -> None:
+        if self._done is not None:
+            self._done.set()
+
+    def _decode(self) -> None:
+        assert self._data is not None
+        try:
+            self._result = Result.decode(self._data)
+        except InvalidMessageError as exc:
+            # An answer all the same: whoever waits must hear that the task ended.
+            self._result = Result(
+                id=self._id, status=Status.FAILED, error=f"the stored result can't be read: {exc}"
+            )
+        except SwarmTaskError as exc:
+            self._error = exc
+        self._data = None

@@ -1,0 +1,97 @@
+# The user's handler: whether it can be one, and what its value or failure becomes as a Result.
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from ._envelope import Status
+from ._errors import InvalidMessageError
+from ._names import shorten
+from ._util import leaves
+from ._wire import Message, Result
+
+Handler = Callable[[Message], Awaitable[object]]
+"""An async function of one `Message`; what it returns or raises becomes the task's `Result`."""
+
+# Characters of a failure's text that go onto the wire: enough to say what happened, and never so
+# much that the failed result itself is larger than the server takes.
+_ERROR_LIMIT: Final = 8000
+
+
+def check_handler(handler: object) -> None:
+    """Raise TypeError, saying what to do, unless ``handler`` is an async callable."""
+    inner = handler
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.iscoroutinefunction(inner):
+        return
+    if callable(inner) and inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+        return
+    if inspect.iscoroutine(inner):
+        inner.close()
+        raise TypeError(
+            f"{shorten(handler)} is the coroutine of a call: pass the async function itself, "
+            "without calling it"
+        )
+    raise TypeError(
+        f"the handler must be an async function, not {shorten(handler)}: write "
+        "'async def handler(message)'; for blocking code await trio.to_thread.run_sync in it"
+    )
+
+
+def value_result(value: object) -> Result:
+    """What a handler returned, as a Result whose blanks are not filled yet."""
+    if isinstance(value, Result):
+        return value
+    return Result(status=Status.SUCCESS, outputs=value)
+
+
+def failed_result(error: str) -> Result:
+    """A failure with this text, cut to what fits and to what UTF-8 can carry."""
+    text = error.encode("utf-8", "backslashreplace").decode()
+    if len(text) > _ERROR_LIMIT:
+        text = f"{text[:_ERROR_LIMIT]}… ({len(text)} characters)"
+    return Result(status=Status.FAILED, error=text)
+
+
+def describe(exc: BaseException) -> str:
+    """The text of an exception, its type's name where that is empty; of a group, its leaves'."""
+    return "; ".join(_text(leaf) for leaf in leaves(exc))
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        text = f"{type(exc).__name__}, whose text raised {type(broken).__name__}"
+    return text or type(exc).__name__
+
+
+def fill_result(
+    result: Result, *, task_id: str, correlation_id: str, agent: str, attempt: int, seconds: float
+) -> Result:
+    """``result`` with its blanks filled.
+
+    Raises:
+      InvalidMessageError: if it names another task.
+    """
+    if result.id not in ("", task_id):
+        raise InvalidMessageError(
+            f"the handler of task {task_id!r} returned a Result of task {shorten(result.id)}; "
+            "leave its id empty"
+        )
+    return msgspec.structs.replace(
+        result,
+        id=task_id,
+        correlation_id=correlation_id if result.correlation_id == "" else result.correlation_id,
+        agent=agent if result.agent == "" else result.agent,
+        attempt=attempt if result.attempt == 0 else result.attempt,
+        duration=round(seconds * 1000) if result.duration == 0 else result.duration,
+        completed_at=datetime.now(UTC) if result.completed_at is None else result.completed_at,
+    )

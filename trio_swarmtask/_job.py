@@ -1,0 +1,269 @@
+# One delivery at a worker, from its arrival until it is settled.
+#
+# A job ends in exactly one of these ways: its result is stored and the task ended (a success, a
+# failure, a timeout), it is a dead letter, it is given back, or its lease was lost and it is let
+# be. Which one, is decided after the handler's scope was left, from what cancelled it: the scope's
+# own deadline is a timeout; `interrupted` and `lost` are set before the worker cancels the scope.
+#
+# The place of a handler is free as soon as it ended; storing its result goes on beside the next
+# one.
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ._envelope import Status
+from ._errors import InvalidMessageError, UnsupportedVersionError
+from ._handler import Handler, describe, failed_result, fill_result, value_result
+from ._names import check_task_id, is_task_id, shorten
+from ._statistics import Tally
+from ._util import find_interrupt
+from ._wire import Message, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._broker import Delivery
+
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+
+# Seconds that giving back may take once handlers were cancelled. Without a broker this ends the
+# wait, and the leases lapse by themselves.
+SETTLE_SECONDS: Final = 1.0
+
+# Seconds before a task of a newer version is offered again: long enough not to spin, short enough
+# for a newer worker that has just come up.
+NEWER_WORKER_DELAY: Final = 15.0
+
+
+class Job:
+    """One delivery in hand, and the scope that its handler runs in."""
+
+    __slots__ = ("delivery", "handling", "interrupted", "lost", "scope", "settled")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.scope = trio.CancelScope()
+        self.handling = False  # the handler was called
+        self.interrupted = False  # the worker stops: give the task back
+        self.lost = False  # the lease lapsed: the task is another worker's
+        self.settled = False  # nothing is left to do for it
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.scope.cancel()
+
+    def lose_lease(self) -> None:
+        self.lost = True
+        self.scope.cancel()
+
+
+class JobRunner:
+    """Runs the jobs of one worker."""
+
+    def __init__(
+        self,
+        name: str,
+        default_timeout: float,
+        max_deliveries: int,
+        pulls_ended: trio.Event,
+        stop_because: Callable[[BaseException], None],
+    ) -> None:
+        self.tally = Tally()
+        self._name = name
+        self._default_timeout = default_timeout
+        self._max_deliveries = max_deliveries
+        self._pulls_ended = pulls_ended
+        self._stop_because = stop_because
+
+    async def run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
+        """Run ``handler`` for one delivery, and settle it; calls ``place_free`` in between."""
+        try:
+            await self._run(handler, job, place_free)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._stop_because(exc)
+        finally:
+            if not job.settled:
+                await self._give_back(job)
+
+    async def _run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
+        message: Message | None = None
+        result: Result | None = None
+        started = trio.current_time()
+        try:
+            with job.scope:
+                message = await self._admit(job)
+                if message is not None:
+                    started = trio.current_time()
+                    result = await self._call(handler, job, message)
+        except Exception as exc:
+            if message is None:
+                raise
+            # A group that also held a cancellation, until the scope took that out.
+            result = self._failure(job, exc)
+        finally:
+            place_free()
+
+        seconds = trio.current_time() - started
+        if message is None or job.settled:
+            return
+        if result is None and job.lost:
+            self.tally.leases_lost += 1
+            job.settled = True
+            logger.warning(
+                "lost the lease of task %s of %s: cancelled, and left to another worker",
+                job.delivery.task_id,
+                job.delivery.capability,
+            )
+        elif result is None and not job.interrupted:
+            error = f"the handler did not end within {job.scope.deadline - started:g} seconds"
+            result = Result(status=Status.TIMEOUT, error=error)
+        if result is not None:
+            await self._store(job, result, message, seconds)
+
+    # Before the handler
+
+    async def _admit(self, job: Job) -> Message | None:
+        """The message to handle; None if the delivery was settled in another way."""
+        delivery = job.delivery
+        if self._pulls_ended.is_set() or job.interrupted:
+            job.interrupted = True
+            return None
+        if delivery.number > 1:
+            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+                await self._bury(job, f"delivered more than {self._max_deliveries} times")
+                return None
+            if await delivery.is_done():
+                job.settled = True
+                return None
+        try:
+            check_task_id(delivery.task_id)
+            message = Message.decode(delivery.data)
+            if message.id != delivery.task_id:
+                raise InvalidMessageError(
+                    f"the envelope names task {shorten(message.id)}, its subject task "
+                    f"{shorten(delivery.task_id)}"
+                )
+        except UnsupportedVersionError as exc:
+            logger.warning(
+                "left task %s of %s for newer workers: %s",
+                delivery.task_id,
+                delivery.capability,
+                exc,
+            )
+            await delivery.give_back(NEWER_WORKER_DELAY)
+            self.tally.given_back += 1
+            job.settled = True
+            return None
+        except InvalidMessageError as exc:
+            await self._bury(job, str(exc))
+            return None
+        return message
+
+    async def _is_poison(self, delivery: Delivery) -> bool:
+        # Deployments and shutdowns are not the task's fault. They are looked up only here.
+        failures = delivery.number - await delivery.count_given_back()
+        return failures > self._max_deliveries
+
+    async def _bury(self, job: Job, reason: str) -> None:
+        delivery = job.delivery
+        logger.error(
+            "task %s of %s is a dead letter: %s",
+            shorten(delivery.task_id),
+            delivery.capability,
+            reason,
+        )
+        result: bytes | None = None
+        if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
+            result = fill_result(
+                failed_result(f"dead letter: {reason}"),
+                task_id=delivery.task_id,
+                correlation_id="",
+                agent=self._name,
+                attempt=delivery.number,
+                seconds=0,
+            ).encode()
+        await delivery.bury(reason, result)
+        self.tally.dead_letters += 1
+        job.settled = True
+
+    # The handler
+
+    async def _call(self, handler: Handler, job: Job, message: Message) -> Result | None:
+        timeout = message.timeout if message.timeout > 0 else self._default_timeout
+        job.scope.deadline = trio.current_time() + timeout
+        job.handling = True
+        try:
+            return value_result(await handler(message))
+        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+            return self._failure(job, exc)
+        except BaseException as exc:
+            interrupt = find_interrupt(exc)
+            if interrupt is None:
+                raise  # a cancellation, perhaps in a group: the scope sorts it out
+            job.interrupted = True
+            self._stop_because(interrupt)
+            return None
+
+    def _failure(self, job: Job, exc: Exception) -> Result | None:
+        if job.interrupted or job.lost:
+            return None  # its clean-up stumbled over the cancellation: not the task's failure
+        logger.error(
+            "the handler of task %s of %s failed",
+            job.delivery.task_id,
+            job.delivery.capability,
+            exc_info=exc,
+        )
+        return failed_result(describe(exc))
+
+    # After the handler
+
+    async def _store(self, job: Job, result: Result, message: Message, seconds: float) -> None:
+        delivery = job.delivery
+        try:
+            result = self._fill(result, delivery, message, seconds)
+            first = await delivery.complete(result.encode())
+        except InvalidMessageError as exc:
+            logger.error(
+                "the result of task %s of %s can't be stored: %s",
+                delivery.task_id,
+                delivery.capability,
+                exc,
+            )
+            result = self._fill(failed_result(str(exc)), delivery, message, seconds)
+            first = await delivery.complete(result.encode())
+        job.settled = True
+        self._count(result.status, first=first)
+
+    def _fill(self, result: Result, delivery: Delivery, message: Message, seconds: float) -> Result:
+        return fill_result(
+            result,
+            task_id=delivery.task_id,
+            correlation_id=message.correlation_id,
+            agent=self._name,
+            attempt=max(1, message.attempt) + delivery.number - 1,
+            seconds=seconds,
+        )
+
+    def _count(self, status: Status, *, first: bool) -> None:
+        if not first:
+            self.tally.superseded += 1
+        elif status == Status.SUCCESS:
+            self.tally.succeeded += 1
+        elif status == Status.FAILED:
+            self.tally.failed += 1
+        else:
+            self.tally.timed_out += 1
+
+    async def _give_back(self, job: Job) -> None:
+        if job.lost:
+            return  # it is another worker's by now
+        # Shielded, or the task of a cancelled handler stays leased for all of ack_wait. Not before
+        # the pulls have ended, or it comes straight in again.
+        with trio.move_on_after(SETTLE_SECONDS, shield=True):
+            await self._pulls_ended.wait()
+            await job.delivery.give_back()
+            self.tally.given_back += 1

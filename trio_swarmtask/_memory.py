@@ -1,0 +1,195 @@
+# The broker in memory: the whole system inside one process, on Trio's clock.
+#
+# It keeps the promises of the one on a server: tasks wait until someone takes them, a lease that
+# is not renewed lapses, the first result stored wins, results are kept for `result_ttl`. So tests
+# run on a MockClock in milliseconds, and a program that needs no server yet needs no other code
+# later.
+#
+# There is no fencing, as there is none on the server: whoever ends a task ends it for everyone.
+#
+# It owns no nursery. What must happen at a time (a lease lapses, a delayed task is due) is done by
+# the intakes that are open, for without one nobody could take the task anyway.
+
+from __future__ import annotations
+
+import math
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, final
+
+import trio
+
+from ._broker import Broker, Delivery, Intake, Outbox, ResultListener
+from ._errors import ClosedError, InvalidMessageError
+from ._memory_queue import Expiring, MemoryIntake, Queue, Room, Store, Task
+from ._util import open_flat_nursery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A task that was set aside."""
+
+    capability: str
+    task_id: str
+    data: bytes
+    """The envelope, as it was."""
+    reason: str
+    deliveries: int
+
+
+@final
+class MemoryBroker(Broker):
+    """Tasks and results of one process, kept in memory, on Trio's clock.
+
+    Args:
+      ack_wait: Seconds that a delivery is a worker's, unless renewed.
+      result_ttl: Seconds that a result is kept.
+      max_payload: Bytes that one envelope may have.
+      max_tasks: How many tasks may be stored; a further `Dispatcher.start` waits for room.
+      max_results: How many results may be stored; a further one waits, and its task with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        ack_wait: float = 30.0,
+        result_ttl: float = 24 * 60 * 60.0,
+        max_payload: int = 1024 * 1024,
+        max_tasks: float = math.inf,
+        max_results: float = math.inf,
+    ) -> None:
+        self.dead_letters: list[DeadLetter] = []
+        """The dead letters so far, oldest first."""
+        self._max_payload = max_payload
+        self._room = Room(max_tasks)
+        # An ID names one task for two minutes, as on the server, or as long as its result is kept.
+        self._recent: Expiring[None] = Expiring(120.0, math.inf)
+        self._results: Expiring[bytes] = Expiring(result_ttl, max_results)
+        self._outboxes: dict[str, _MemoryOutbox] = {}
+        self._queues: dict[str, Queue] = {}
+        self._store = Store(ack_wait, self._room, self._finish, self._results.get, self._set_aside)
+
+    def __repr__(self) -> str:
+        return f"<MemoryBroker, {self._room.count} tasks, {len(self._results)} results>"
+
+    @asynccontextmanager
+    async def open_outbox(self, key: str, listener: ResultListener) -> AsyncIterator[Outbox]:
+        outbox = self._outboxes[key] = _MemoryOutbox(self, listener)
+        await trio.lowlevel.checkpoint()
+        try:
+            yield outbox
+        finally:
+            outbox.close()
+            del self._outboxes[key]
+
+    @asynccontextmanager
+    async def open_intake(
+        self, capability: str, on_delivery: Callable[[Delivery], None]
+    ) -> AsyncIterator[Intake]:
+        queue = self._queue(capability)
+        await trio.lowlevel.checkpoint()
+        async with open_flat_nursery() as nursery:
+            intake = MemoryIntake(queue, on_delivery)
+            nursery.start_soon(queue.keep_time)
+            try:
+                yield intake
+            finally:
+                intake.close()
+                nursery.cancel_scope.cancel()
+
+    def _queue(self, capability: str) -> Queue:
+        queue = self._queues.get(capability)
+        if queue is None:
+            queue = self._queues[capability] = Queue(self._store)
+        return queue
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self._max_payload:
+            raise InvalidMessageError(
+                f"an envelope of {len(data)} bytes is larger than the {self._max_payload} that the "
+                "broker takes; keep large data elsewhere and send a reference"
+            )
+
+    def _is_known(self, task_id: str) -> bool:
+        return task_id in self._recent or task_id in self._results
+
+    def _add(self, task: Task) -> None:
+        self._recent.put(task.task_id, None)
+        self._room.count += 1
+        self._queue(task.capability).add(task)
+
+    async def _finish(self, task_id: str, data: bytes) -> bool:
+        self._check_size(data)
+        await trio.lowlevel.checkpoint()
+        while True:
+            if task_id in self._results:
+                return False
+            if not self._results.is_full():
+                break
+            await self._results.wait_for_expiry()
+        self._results.put(task_id, data)
+        key = task_id.partition("-")[0]
+        for name, outbox in self._outboxes.items():
+            if name == key or task_id in outbox.expected:
+                outbox.listener.result_stored(task_id, data)
+        return True
+
+    def _set_aside(self, task: Task, reason: str) -> None:
+        self.dead_letters.append(
+            DeadLetter(task.capability, task.task_id, task.data, reason, task.deliveries)
+        )
+
+
+class _MemoryOutbox(Outbox):
+    def __init__(self, broker: MemoryBroker, listener: ResultListener) -> None:
+        self._broker = broker
+        self.listener = listener
+        self.expected: set[str] = set()
+        self._waits: set[trio.CancelScope] = set()
+
+    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+        broker = self._broker
+        broker._check_size(data)
+        return await self._unless_closed(self._store, Task(capability, task_id, data))
+
+    async def _store(self, task: Task) -> bool:
+        broker = self._broker
+        await trio.lowlevel.checkpoint()
+        while not broker._is_known(task.task_id):
+            if not broker._room.is_full():
+                broker._add(task)
+                return True
+            await broker._room.freed.wait()
+        return False
+
+    def expect(self, task_id: str) -> None:
+        self.expected.add(task_id)
+
+    def forget(self, task_id: str) -> None:
+        self.expected.discard(task_id)
+
+    async def fetch(self, task_id: str) -> bytes | None:
+        return await self._unless_closed(self._fetch, task_id)
+
+    async def _fetch(self, task_id: str) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return self._broker._results.get(task_id)
+
+    async def _unless_closed(self, call: Callable[[A], Awaitable[T]], argument: A) -> T:
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                return await call(argument)
+            finally:
+                self._waits.discard(scope)
+        raise ClosedError("the dispatcher was closed meanwhile")
+
+    def close(self) -> None:
+        for scope in self._waits:
+            scope.cancel()

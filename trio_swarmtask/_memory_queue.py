@@ -1,0 +1,248 @@
+# The tasks of one capability in the memory broker: who waits, who holds one, until when.
+#
+# A task is in exactly one place: in `waiting`, in `delayed`, or leased by the delivery that is its
+# `holder`; or it has ended. `keep_time` does what is due: leases that lapse, delays that are over.
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import trio
+
+from ._broker import Delivery, Intake
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+
+class Expiring(Generic[T]):
+    """Values by name, each kept for ``ttl`` seconds; first in, first out."""
+
+    def __init__(self, ttl: float, limit: float) -> None:
+        self._ttl = ttl
+        self._limit = limit
+        self._values: dict[str, tuple[float, T]] = {}
+
+    def put(self, name: str, value: T) -> None:
+        self._values[name] = (trio.current_time() + self._ttl, value)
+
+    def get(self, name: str) -> T | None:
+        self._expire()
+        entry = self._values.get(name)
+        return None if entry is None else entry[1]
+
+    def __contains__(self, name: str) -> bool:
+        self._expire()
+        return name in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def is_full(self) -> bool:
+        self._expire()
+        return len(self._values) >= self._limit
+
+    async def wait_for_expiry(self) -> None:
+        """Wait until the oldest value expires."""
+        oldest = next(iter(self._values.values()))
+        await trio.sleep_until(oldest[0])
+
+    def _expire(self) -> None:
+        now = trio.current_time()
+        while self._values:
+            name, (expires, _) = next(iter(self._values.items()))
+            if expires > now:
+                break
+            del self._values[name]
+
+
+class Room:
+    """A count with a limit, and an event for those who wait to be under it."""
+
+    def __init__(self, limit: float) -> None:
+        self.count = 0
+        self._limit = limit
+        self.freed = trio.Event()
+
+    def is_full(self) -> bool:
+        return self.count >= self._limit
+
+    def free(self) -> None:
+        self.count -= 1
+        self.freed.set()
+        self.freed = trio.Event()
+
+
+@dataclass(eq=False, slots=True)
+class Task:
+    """A task that was stored."""
+
+    capability: str
+    task_id: str
+    data: bytes
+    deliveries: int = 0
+    given_back: int = 0
+    holder: Delivery | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What the queues need of their broker."""
+
+    ack_wait: float
+    room: Room
+    finish: Callable[[str, bytes], Awaitable[bool]]
+    result_of: Callable[[str], bytes | None]
+    set_aside: Callable[[Task, str], None]
+
+
+class Queue:
+    """The tasks of one capability."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.intakes: deque[MemoryIntake] = deque()
+        self._waiting: deque[Task] = deque()
+        self._delayed: list[tuple[float, Task]] = []
+        self._leased: dict[Task, Delivery] = {}
+        self._next_check = math.inf
+        self._check_earlier = trio.Event()
+
+    def add(self, task: Task) -> None:
+        self._waiting.append(task)
+        self.hand_out()
+
+    def hand_out(self) -> None:
+        while self._waiting:
+            intake = self._next_intake()
+            if intake is None:
+                return
+            task = self._waiting.popleft()
+            if not task.ended:
+                self._deliver(task, intake)
+
+    def take_back(self, task: Task, delay: float) -> None:
+        task.holder = None
+        del self._leased[task]
+        if delay > 0:
+            self._delayed.append((trio.current_time() + delay, task))
+            self._check_at(trio.current_time() + delay)
+        else:
+            self._waiting.appendleft(task)
+            self.hand_out()
+
+    def end(self, task: Task) -> None:
+        if not task.ended:
+            task.ended = True
+            self._leased.pop(task, None)
+            self.store.room.free()
+
+    async def keep_time(self) -> None:
+        while True:
+            now = trio.current_time()
+            for task, delivery in list(self._leased.items()):
+                if delivery.lease_until <= now:
+                    self.take_back(task, 0)
+            due = [task for time, task in self._delayed if time <= now]
+            self._delayed = [(time, task) for time, task in self._delayed if time > now]
+            self._waiting.extendleft(reversed(due))
+            self.hand_out()
+            times = [delivery.lease_until for delivery in self._leased.values()]
+            times += [time for time, _ in self._delayed]
+            self._next_check = min(times, default=math.inf)
+            with trio.move_on_at(self._next_check):
+                await self._check_earlier.wait()
+
+    def _check_at(self, time: float) -> None:
+        # Leases are renewed later and later, so only the first one after a pause comes earlier.
+        if time < self._next_check:
+            self._check_earlier.set()
+            self._check_earlier = trio.Event()
+
+    def _next_intake(self) -> MemoryIntake | None:
+        for _ in self.intakes:
+            self.intakes.rotate(-1)
+            if self.intakes[-1].places > 0:
+                return self.intakes[-1]
+        return None
+
+    def _deliver(self, task: Task, intake: MemoryIntake) -> None:
+        task.deliveries += 1
+        delivery = task.holder = self._leased[task] = _MemoryDelivery(self, task)
+        self._check_at(delivery.lease_until)
+        intake.places -= 1
+        intake.on_delivery(delivery)
+
+
+class MemoryIntake(Intake):
+    """A worker's side of a queue."""
+
+    def __init__(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> None:
+        self.ack_wait = queue.store.ack_wait
+        self.on_delivery = on_delivery
+        self.places = 0
+        self._queue = queue
+        queue.intakes.append(self)
+
+    def ask(self, places: int) -> None:
+        self.places += places
+        self._queue.hand_out()
+
+    async def stop(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        if self in self._queue.intakes:
+            self._queue.intakes.remove(self)
+
+
+class _MemoryDelivery(Delivery):
+    __slots__ = ("_queue", "_task")
+
+    def __init__(self, queue: Queue, task: Task) -> None:
+        self.capability = task.capability
+        self.task_id = task.task_id
+        self.data = task.data
+        self.number = task.deliveries
+        self.lease_until = trio.current_time() + queue.store.ack_wait
+        self._queue = queue
+        self._task = task
+
+    def renew(self) -> None:
+        if self._task.holder is self:
+            self.lease_until = trio.current_time() + self._queue.store.ack_wait
+
+    async def complete(self, result: bytes) -> bool:
+        first = await self._queue.store.finish(self.task_id, result)
+        self._queue.end(self._task)
+        return first
+
+    async def is_done(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        if self._queue.store.result_of(self.task_id) is None:
+            return False
+        self._queue.end(self._task)
+        return True
+
+    async def give_back(self, delay: float = 0) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._task.holder is self and not self._task.ended:
+            self._task.given_back += 1
+            self._queue.take_back(self._task, delay)
+
+    async def count_given_back(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._task.given_back
+
+    async def bury(self, reason: str, result: bytes | None) -> None:
+        self._queue.store.set_aside(self._task, reason)
+        if result is not None:
+            await self._queue.store.finish(self.task_id, result)
+        self._queue.end(self._task)

@@ -1,0 +1,152 @@
+# What users call: open_dispatcher, open_worker, open_broker.
+#
+# Here alone is decided which broker it is. The NATS one is imported when it is first opened: a
+# program that uses the memory broker never loads asyncio.
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ._broker import Broker
+from ._config import NATSConfig
+from ._dispatcher import Dispatcher, host_dispatcher
+from ._names import shorten
+from ._worker import Worker, host_worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[Broker]:
+    """Connect to a NATS server: one connection, to be shared by several roles.
+
+    A refused or silent server is tried again until ``connect_timeout``; wrong credentials and TLS
+    failures end it at once. When the server is lost for good, the block is cancelled and left by
+    `BrokerError`. Leaving the block closes the connection.
+
+    Args:
+      broker: A URL (``nats://…``, ``tls://…``, or a comma-separated list), a `NATSConfig`, or None
+        for the environment's ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+
+    Raises:
+      BrokerError: if no server can be reached, or it has no JetStream, or TLS was asked for and not
+        given.
+      AuthenticationError: if the server refuses the credentials.
+    """
+    async with _connect(_as_config(broker), _default_name()) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def open_dispatcher(
+    broker: str | NATSConfig | Broker | None = None, *, name: str | None = None
+) -> AsyncIterator[Dispatcher]:
+    """Open a dispatcher; leaving the block is its `Dispatcher.aclose`.
+
+    Args:
+      broker: A URL, a `NATSConfig`, an open `Broker` to share, or None for the environment's
+        ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      name: What is written into a blank ``submitted_by``. None: host, process, a few random
+        characters.
+
+    Raises:
+      BrokerError: if the server can't be reached or refuses; also out of the block, when it is lost
+        for good.
+    """
+    name = _check_name(name)
+    if isinstance(broker, Broker):
+        async with host_dispatcher(broker, name) as dispatcher:
+            yield dispatcher
+    else:
+        async with (
+            _connect(_as_config(broker), name) as opened,
+            host_dispatcher(opened, name) as dispatcher,
+        ):
+            yield dispatcher
+
+
+@asynccontextmanager
+async def open_worker(
+    broker: str | NATSConfig | Broker | None = None,
+    *,
+    name: str | None = None,
+    default_timeout: float = math.inf,
+    max_deliveries: int = 5,
+) -> AsyncIterator[Worker]:
+    """Open a worker; give it handlers with `Worker.handle`.
+
+    Leaving the block is `Worker.aclose`: it asks for no more tasks and lets running handlers
+    finish. If the block is left by an exception or a cancellation, the handlers are cancelled and
+    their tasks given back to the queue.
+
+    Args:
+      broker: A URL, a `NATSConfig`, an open `Broker` to share, or None for the environment's
+        ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      name: The agent of its results. None: host, process, a few random characters.
+      default_timeout: Seconds that a handler may take if its message says nothing.
+      max_deliveries: A task that was delivered more often, clean give-backs not counted, is set
+        aside as a dead letter.
+
+    Raises:
+      BrokerError: if the server can't be reached or refuses; also out of the block, when it is lost
+        for good.
+    """
+    name = _check_name(name)
+    if isinstance(default_timeout, bool) or not isinstance(default_timeout, int | float):
+        raise TypeError(f"default_timeout must be a number of seconds, not {default_timeout!r}")
+    if not default_timeout > 0:
+        raise ValueError(f"default_timeout must be more than 0 seconds, not {default_timeout!r}")
+    if isinstance(max_deliveries, bool) or not isinstance(max_deliveries, int):
+        raise TypeError(f"max_deliveries must be a whole number, not {max_deliveries!r}")
+    if max_deliveries < 1:
+        raise ValueError(f"max_deliveries must be from 1 up, not {max_deliveries}")
+    if isinstance(broker, Broker):
+        async with host_worker(broker, name, default_timeout, max_deliveries) as worker:
+            yield worker
+    else:
+        async with (
+            _connect(_as_config(broker), name) as opened,
+            host_worker(opened, name, default_timeout, max_deliveries) as worker,
+        ):
+            yield worker
+
+
+@asynccontextmanager
+async def _connect(config: NATSConfig, name: str) -> AsyncIterator[Broker]:
+    from ._nats import open_nats_broker
+
+    if config.name is None:
+        config = replace(config, name=name)
+    async with open_nats_broker(config) as opened:
+        yield opened
+
+
+def _as_config(broker: object) -> NATSConfig:
+    if broker is None:
+        return NATSConfig()
+    if isinstance(broker, NATSConfig):
+        return broker
+    if isinstance(broker, str):
+        return NATSConfig(broker)
+    raise TypeError(
+        f"{shorten(broker)} can't be a broker: pass a URL, a NATSConfig, an open Broker, or None"
+    )
+
+
+def _check_name(name: str | None) -> str:
+    if name is None:
+        return _default_name()
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name must be a string that is not empty, not {shorten(name)}")
+    return name
+
+
+def _default_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

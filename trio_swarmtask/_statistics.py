@@ -1,0 +1,64 @@
+# What `statistics()` of a dispatcher and of a worker return: counts, at one moment.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherStatistics:
+    """Counts of one dispatcher, at one moment."""
+
+    outstanding: int
+    """Tasks whose result has not come yet."""
+
+    started: int
+    """Tasks that the broker confirmed."""
+
+    resolved: int
+    """Results that came, for a future that somebody held."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """Counts of one worker, at one moment."""
+
+    capabilities: int
+    """How many it handles."""
+
+    in_flight: int
+    """Tasks that it holds: running, or ended and waiting for their result's confirmation."""
+
+    succeeded: int
+    """Tasks whose result, a success, this worker stored."""
+
+    failed: int
+    """Tasks whose result, a failure, this worker stored."""
+
+    timed_out: int
+    """Tasks whose result, a timeout, this worker stored."""
+
+    superseded: int
+    """Results that were not stored because another one was first."""
+
+    given_back: int
+    """Deliveries given back to the queue."""
+
+    dead_letters: int
+    """Tasks set aside as dead letters."""
+
+    leases_lost: int
+    """Handlers cancelled because the lease could not be renewed in time."""
+
+
+@dataclass(eq=False, slots=True)
+class Tally:
+    """The counts behind `WorkerStatistics`."""
+
+    succeeded: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    superseded: int = 0
+    given_back: int = 0
+    dead_letters: int = 0
+    leases_lost: int = 0

@@ -1,0 +1,85 @@
+# Two small things that every layer needs: classes that only `open_*` makes, and a nursery that does
+# not show in the user's errors.
+#
+# A nursery wraps what leaves its block in an exception group. The nurseries of this library are
+# its own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as
+# if there were none. So the block's own exception leaves as it was raised, and a background task's
+# error leaves bare, unless there are several.
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+T = TypeVar("T")
+
+
+class NoPublicConstructor(type):
+    """Metaclass of what is made by an `open_*` function alone."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> None:
+        raise TypeError(
+            f"{cls.__name__} has no public constructor; see open_{cls.__name__.lower()}"
+        )
+
+    def _create(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        return super().__call__(*args, **kwargs)  # type: ignore[misc, no-any-return]  # type.__call__
+
+
+@asynccontextmanager
+async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery out of which the block's own exception comes as it was raised.
+
+    An interrupt of a background task (``KeyboardInterrupt``, ``SystemExit``) comes first, then the
+    block's own exception, then a background task's.
+    """
+    own: BaseException | None = None
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:
+                own = exc
+                raise
+    except BaseExceptionGroup as group:
+        error = _choose(group, own)
+    if error is not None:
+        try:
+            raise error  # outside the handler, or the group would become its context
+        finally:
+            del error, own  # the traceback refers to this frame
+
+
+def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None) -> BaseException:
+    interrupt = find_interrupt(group)
+    if interrupt is not None:
+        return interrupt
+    if own in group.exceptions and not isinstance(own, trio.Cancelled):
+        return own
+    others = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
+    if len(others) == 1:
+        return others[0]
+    return group if others else group.exceptions[0]
+
+
+def find_interrupt(exc: BaseException) -> KeyboardInterrupt | SystemExit | None:
+    """The ``KeyboardInterrupt`` or ``SystemExit`` that ``exc`` is or holds, if any."""
+    for leaf in leaves(exc):
+        if isinstance(leaf, KeyboardInterrupt | SystemExit):
+            return leaf
+    return None
+
+
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """``exc`` itself, or, of a group, the exceptions in it, however deep."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    else:
+        yield exc
