@@ -1,0 +1,97 @@
+# The one place that touches nats-py's insides.
+#
+# Everything else goes through its public methods. What is here has no public way:
+#
+# - A client that asks for TLS must not send its password before the connection is encrypted, and
+#   nats-py connects in the clear if the server does not ask for TLS.
+# - A pull subscription must be ended at the server while what is under way still comes in;
+#   `unsubscribe` drops both ends at once, and so leases what arrives until ack_wait.
+# - Closing a transport waits until its buffer is sent, which over a dead network is never.
+# - A subject that is not UTF-8 would end the read loop while the client says that it is connected.
+#
+# `subscribe(future=…)` takes any object with `cancelled` and `set_result` and calls it for every
+# message in the read loop: no task and no queue for each subscription. A coroutine of the client
+# is stepped once from a Trio task: it only suspends when a buffer is full, which the limits
+# given to `connect` rule out.
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, cast
+
+from nats.aio.client import Client as NATS
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+
+class PlaintextError(OSError):
+    """TLS was asked for, and the server does not offer it."""
+
+
+class Client(NATS):
+    """nats-py's client, with what it lacks."""
+
+    wants_tls = False
+
+    def is_encrypted(self) -> bool:
+        """Whether the server asked for TLS: then nats-py has upgraded the connection."""
+        return bool(self._server_info.get("tls_required"))
+
+    def _connect_command(self) -> bytes:
+        # Called at every connect, after the TLS handshake and before the credentials go out.
+        if self.wants_tls and not self.is_encrypted():
+            raise PlaintextError("TLS was asked for, and the server does not offer it")
+        return super()._connect_command()
+
+    async def _attempt_reconnect(self) -> None:
+        self.abort()
+        await super()._attempt_reconnect()
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return self.msg_class(
+            subject=subject.decode(errors="backslashreplace"),
+            reply=reply.decode(errors="backslashreplace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+    async def end_at_server(self, subscription: Subscription) -> None:
+        """Let the server send nothing more; what is under way still arrives."""
+        await self._send_unsubscribe(subscription._id)
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for what is buffered."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+
+class Sink:
+    """Calls ``callback`` for every message, in the read loop, in the Trio thread."""
+
+    def __init__(self, callback: Callable[[Msg], None]) -> None:
+        self._callback = callback
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, message: Msg) -> None:
+        try:
+            self._callback(message)
+        except Exception:  # it would end the read loop, and with it everything
+            logger.exception("a message on %r could not be handled", message.subject)
+
+    def as_future(self) -> asyncio.Future[Msg]:
+        """Itself, under the type that nats-py declares."""
+        return cast("asyncio.Future[Msg]", self)

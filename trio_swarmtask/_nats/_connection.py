@@ -1,0 +1,292 @@
+# One connection to a NATS server, for any number of roles.
+#
+# nats-py reconnects by itself. It tells so by callbacks, which set state and events here and never
+# raise: one that raised would leave it reconnecting for ever. Nothing is published while there is
+# no connection, for the client would keep it and send it at some later time; whoever wants to send
+# waits for `wait_up` and then looks what is still to be done.
+#
+# Invariant: `_up` is set exactly while the server is connected and every subscription is replayed.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import nats.errors
+import trio
+
+from .._errors import BrokerError
+from .._util import open_flat_nursery
+from ._client import Client, Sink
+from ._errors import connect_error, fatal_error, lost_error
+from ._loop import Loop, open_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from .._config import NATSConfig
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+# Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
+_PING_INTERVAL: Final = 5
+_RECONNECT_WAIT: Final = 0.25
+_CLOSE_SECONDS: Final = 2.0
+
+# Bytes that may wait to be sent before publishers wait too. nats-py's own limit is set out of
+# reach, for a coroutine that meets it can't be stepped.
+_HIGH_WATER: Final = 8 * 1024 * 1024
+_OUT_OF_REACH: Final = 1 << 40
+
+_VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+
+
+class NotConnected(Exception):
+    """There is no connection now; wait for `Connection.wait_up`."""
+
+
+class Connection:
+    """A client that is connected, or on its way back. Made by `open_connection`."""
+
+    def __init__(self, config: NATSConfig) -> None:
+        self.config = config
+        self.client = Client()
+        self.client.wants_tls = config.wants_tls
+        self.lost: BrokerError | None = None
+        self.on_down: list[Callable[[], None]] = []
+        self.on_refused: list[Callable[[str, str], None]] = []
+        self._loop: Loop
+        self._up = trio.Event()
+        self._down = trio.Event()
+        self._closing = trio.Event()
+        self._fatal = trio.Event()
+        self._last_error: Exception | None = None
+
+    # Sending
+
+    def publish(
+        self,
+        subject: str,
+        data: bytes = b"",
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Hand a message to the client; it is sent with the next flush.
+
+        Raises:
+          NotConnected: if there is no connection now; nothing is kept.
+        """
+        self._check_up()
+        self._loop.step(self.client.publish(subject, data, reply, headers))
+
+    def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
+        """Call ``callback`` for every message; also after a reconnect."""
+        if self.lost is not None:
+            raise self.lost_error()
+        return self._loop.step(self.client.subscribe(subject, future=Sink(callback).as_future()))
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Drop both ends; what is under way is lost."""
+        if self.client.is_closed:
+            return
+        self._loop.step(subscription.unsubscribe())
+
+    def end_at_server(self, subscription: Subscription) -> None:
+        """Let the server send nothing more; what is under way still arrives."""
+        self._check_up()
+        self._loop.step(self.client.end_at_server(subscription))
+
+    async def wait_room(self) -> None:
+        """Wait until what is to be sent has shrunk, if it is a lot. Otherwise no checkpoint."""
+        while self.client.pending_data_size > _HIGH_WATER:
+            try:
+                await self.call(self.client.flush())
+            except (BrokerError, NotConnected):
+                return  # the next publish says why
+
+    def new_inbox(self) -> str:
+        return self.client.new_inbox()
+
+    # State
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set() and self.client.is_connected
+
+    async def wait_up(self) -> None:
+        """Wait until there is a connection.
+
+        Raises:
+          BrokerError: if it is lost for good.
+        """
+        if not self.is_up:
+            if self._up.is_set():
+                # nats-py has noticed that the connection broke and has not said so yet.
+                await self._down.wait()
+            if self.lost is None:
+                await self._up.wait()
+        if self.lost is not None:
+            raise self.lost_error()
+
+    def lost_error(self) -> BrokerError:
+        assert self.lost is not None
+        return type(self.lost)(*self.lost.args)
+
+    def _check_up(self) -> None:
+        if self.lost is not None:
+            raise self.lost_error()
+        if not self.is_up:
+            raise NotConnected
+
+    # The client's callbacks: asyncio's side, in the Trio thread
+
+    async def _on_error(self, exc: Exception) -> None:
+        self._last_error = exc
+        violation = _VIOLATION.search(str(exc))
+        if violation is None:
+            if fatal_error(exc, self.config) is not None:
+                self._fatal.set()
+            logger.debug("the client of %s reports: %s", self.config.safe_url, exc)
+        else:
+            logger.error("%s: %s", self.config.safe_url, exc)
+            for refused in list(self.on_refused):
+                refused(violation[1], violation[2])
+
+    async def _on_disconnected(self) -> None:
+        if not self._closing.is_set():
+            logger.warning("lost the connection to %s", self.config.safe_url)
+        self._up = trio.Event()
+        self._down.set()
+        for down in list(self.on_down):
+            down()
+
+    async def _on_reconnected(self) -> None:
+        logger.warning("connected again to %s", self.config.safe_url)
+        self._down = trio.Event()
+        self._up.set()
+
+    async def _on_closed(self) -> None:
+        if not self._closing.is_set():
+            # The server has thrown us out (a revoked user, say): nats-py does not come back.
+            self._lose(f"the server closed the connection: {self._last_error or 'no reason given'}")
+
+    def _lose(self, reason: str) -> None:
+        if self.lost is None:
+            self.lost = lost_error(self._last_error, self.config, reason)
+        for down in list(self.on_down):
+            down()
+        self._down.set()
+        self._up.set()
+
+    # Life
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine of the client in the loop; its errors come out as ours."""
+        try:
+            return await self._loop.run(coroutine)
+        except asyncio.CancelledError as exc:  # the loop or the client is going away
+            raise BrokerError(f"the connection to {self.config.safe_url} was closed") from exc
+        except (nats.errors.Error, OSError, RuntimeError) as exc:
+            text = str(exc) or type(exc).__name__
+            raise BrokerError(f"{self.config.safe_url}: {text}") from exc
+
+    async def host(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Host the loop until closed."""
+        # The shield is ended by `_closing`, which open_connection sets on its way out.
+        with trio.CancelScope(shield=True):
+            async with open_loop() as self._loop:
+                task_status.started()
+                await self._closing.wait()
+                await self._shut()
+
+    async def _shut(self) -> None:
+        # What is buffered goes out first, unless the network is dead: then the transport is
+        # dropped.
+        with trio.move_on_after(_CLOSE_SECONDS):
+            try:
+                await self.call(self.client.close())
+            except BrokerError as exc:
+                logger.debug("closing: %s", exc)
+        self.client.abort()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    async def connect(self) -> None:
+        """Connect, within the config's ``connect_timeout``."""
+        config = self.config
+        options: dict[str, Any] = {
+            "tls": config.tls or (ssl.create_default_context() if config.wants_tls else None),
+            "user": config.user,
+            "password": config.password,
+            "token": config.token,
+            "user_credentials": str(config.credentials) if config.credentials else None,
+            "nkeys_seed": str(config.nkey_seed) if config.nkey_seed else None,
+        }
+        with trio.move_on_after(config.connect_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_if_fatal, nursery.cancel_scope)
+                try:
+                    await self.call(
+                        self.client.connect(
+                            config.servers,
+                            name=config.name,
+                            error_cb=self._on_error,
+                            disconnected_cb=self._on_disconnected,
+                            reconnected_cb=self._on_reconnected,
+                            closed_cb=self._on_closed,
+                            connect_timeout=config.connect_timeout,  # type: ignore[arg-type]  # any number does
+                            reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]  # any number does
+                            max_reconnect_attempts=-1,
+                            ping_interval=_PING_INTERVAL,
+                            max_outstanding_pings=2,
+                            pending_size=_OUT_OF_REACH,
+                            flusher_queue_size=0,
+                            **options,
+                        )
+                    )
+                    self._up.set()
+                except BrokerError as exc:
+                    self._last_error = exc
+                nursery.cancel_scope.cancel()
+        if not self._up.is_set():
+            raise connect_error(self._last_error, config)
+
+    async def _cancel_if_fatal(self, scope: trio.CancelScope) -> None:
+        await self._fatal.wait()
+        scope.cancel()
+
+    async def watch(self) -> None:
+        """Raise when the connection is lost for good."""
+        while self.lost is None:
+            await self._down.wait()
+            if self.lost is None:
+                with trio.move_on_after(self.config.reconnect_timeout) as scope:
+                    await self._up.wait()
+                if scope.cancelled_caught:
+                    self._lose(f"no server for {self.config.reconnect_timeout:g} seconds")
+        raise self.lost_error()
+
+
+@asynccontextmanager
+async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
+    """Connect; left by BrokerError when the connection is lost for good."""
+    connection = Connection(config)
+    async with open_flat_nursery() as nursery:
+        await nursery.start(connection.host)
+        try:
+            await connection.connect()
+            nursery.start_soon(connection.watch)
+            yield connection
+        finally:
+            connection.close()
+            nursery.cancel_scope.cancel()

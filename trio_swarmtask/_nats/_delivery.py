@@ -1,0 +1,231 @@
+# One task at a worker, and how it is settled.
+#
+# The order is what makes a loss impossible: first the result is stored and its PubAck is there,
+# only then is the task acked. The header `Nats-Expected-Last-Subject-Sequence: 0` lets the first
+# result in and no other, so a result that was published twice because its PubAck got lost is
+# stored once.
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from .._broker import Delivery
+from .._errors import InvalidMessageError
+from ._connection import Connection, NotConnected
+from ._jetstream import (
+    MESSAGE_TOO_LARGE,
+    STORE_FAILED,
+    WRONG_LAST_SEQUENCE,
+    APIError,
+    NoResponders,
+    as_broker_error,
+    call,
+    check_size,
+    persist,
+    publish,
+)
+from ._lookup import fetch_result
+from ._requests import NoAnswer, Requests
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._streams import Streams
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+_FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
+_FIRST_BYTES: Final = len("NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n")
+_NOTE_SECONDS: Final = 0.5
+_REASON_LIMIT: Final = 1000
+_NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What deliveries of one capability need to be settled."""
+
+    connection: Connection
+    requests: Requests
+    streams: Streams
+    ack_wait: float
+
+    async def persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        async def looking_up_streams_anew() -> T:
+            try:
+                return await attempt()
+            except NoResponders:
+                self.streams.forget()
+                raise
+
+        return await persist(self.connection, what, looking_up_streams_anew)
+
+
+class NATSDelivery(Delivery):
+    """Made by the intake, for each message of a pull."""
+
+    __slots__ = ("_reply", "_settlement")
+
+    def __init__(
+        self,
+        settlement: Settlement,
+        capability: str,
+        task_id: str,
+        data: bytes,
+        reply: str,
+        number: int,
+    ) -> None:
+        self.capability = capability
+        self.task_id = task_id
+        self.data = data
+        self.number = number
+        self.lease_until = trio.current_time() + settlement.ack_wait
+        self._settlement = settlement
+        self._reply = reply
+
+    def renew(self) -> None:
+        settlement = self._settlement
+        asked_at = trio.current_time()
+
+        def renewed(_: object) -> None:
+            self.lease_until = asked_at + settlement.ack_wait
+
+        try:
+            settlement.requests.tell(self._reply, b"+WPI", renewed)
+        except NotConnected:
+            logger.debug("can't renew the lease of task %s now", self.task_id)
+
+    async def complete(self, result: bytes) -> bool:
+        settlement = self._settlement
+        check_size(settlement.connection, result, _FIRST_BYTES)
+        first = await self._store_result(result)
+        self._settle(b"+ACK")
+        return first
+
+    async def is_done(self) -> bool:
+        settlement = self._settlement
+
+        async def look() -> bool:
+            stream = await settlement.streams.results()
+            return await fetch_result(settlement.requests, stream, self.task_id) is not None
+
+        done = await settlement.persist(f"look up task {self.task_id}", look)
+        if done:
+            self._settle(b"+ACK")
+        return done
+
+    async def give_back(self, delay: float = 0) -> None:
+        # The note first: a worker that has the task again must find it, if the limit is passed.
+        with trio.move_on_after(_NOTE_SECONDS):
+            await self._note()
+        if delay > 0:
+            self._settle(b'+NAK {"delay": %d}' % round(delay * 1_000_000_000))
+        else:
+            self._settle(b"+NAK")
+
+    async def count_given_back(self) -> int:
+        settlement = self._settlement
+        subject = f"back.{self.capability}.{self._token()}"
+
+        async def count() -> int:
+            stream = await settlement.streams.dead()
+            if stream is None:
+                return 0
+            info = await call(settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=subject)
+            subjects: dict[str, int] = info["state"].get("subjects") or {}
+            return subjects.get(subject, 0)
+
+        return await settlement.persist(f"count the give-backs of task {self.task_id}", count)
+
+    async def bury(self, reason: str, result: bytes | None) -> None:
+        await self._keep_dead_letter(reason)
+        if result is not None:
+            await self._store_result(result)
+        self._settle(f"+TERM {_one_line(reason)}".encode())
+
+    async def _store_result(self, result: bytes) -> bool:
+        settlement = self._settlement
+        subject = f"done.{self.task_id}"
+
+        async def store() -> bool:
+            try:
+                await publish(settlement.requests, subject, result, _FIRST)
+            except APIError as exc:
+                if exc.err_code in WRONG_LAST_SEQUENCE:
+                    return False
+                if exc.err_code == STORE_FAILED and "per subject" in exc.description:
+                    return False
+                raise
+            except NoResponders:
+                await settlement.streams.results()  # made again, if it is ours to make
+                raise
+            return True
+
+        what = f"store the result of task {self.task_id}"
+        try:
+            return await settlement.persist(what, store)
+        except APIError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(result)} bytes is larger than the stream of results "
+                    f"takes: {exc}"
+                ) from exc
+            raise as_broker_error(exc, settlement.connection, what) from exc
+
+    async def _keep_dead_letter(self, reason: str) -> None:
+        settlement = self._settlement
+        subject = f"dead.{self.capability}.{self._token()}"
+        headers = {
+            "Nats-Msg-Id": f"dead-{self.capability}-{self._token()}-{self.number}",
+            "Swarm-Reason": _one_line(reason),
+            "Swarm-Deliveries": str(self.number),
+        }
+
+        async def keep() -> None:
+            if await settlement.streams.dead() is not None:
+                await publish(settlement.requests, subject, self.data, self._fitting(headers))
+
+        what = f"keep the dead letter of task {self.task_id}"
+        try:
+            await settlement.persist(what, keep)
+        except APIError as exc:
+            raise as_broker_error(exc, settlement.connection, what) from exc
+
+    def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
+        # The bytes as they were come before what we say of them.
+        size = 12 + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+        limit = self._settlement.connection.client.max_payload
+        return headers if len(self.data) + size <= limit else None
+
+    async def _note(self) -> None:
+        settlement = self._settlement
+        subject = f"back.{self.capability}.{self._token()}"
+        headers = {"Nats-Msg-Id": f"back-{self.capability}-{self._token()}-{self.number}"}
+        try:
+            if await settlement.streams.dead() is not None:
+                await publish(settlement.requests, subject, b"", headers)
+        except (NotConnected, NoAnswer, NoResponders, APIError) as exc:
+            # Not noted, it counts as a failed delivery. The task is given back all the same.
+            logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
+
+    def _settle(self, answer: bytes) -> None:
+        try:
+            self._settlement.connection.publish(self._reply, answer)
+        except NotConnected:
+            # The lease lapses, and whoever gets the task then finds its result.
+            logger.debug("can't settle task %s now", self.task_id)
+
+    def _token(self) -> str:
+        # An ID from the network may hold anything that a subject can, a literal wildcard too.
+        return _NOT_IN_TOKEN.sub("_", self.task_id)[:128] or "_"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_LIMIT]

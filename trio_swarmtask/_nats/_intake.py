@@ -1,0 +1,246 @@
+# A worker's side, for one capability: a standing pull, kept topped up.
+#
+# A pull request asks the server for a number of tasks, which it sends as they come. Its answers
+# may also be statuses (ADR-37): 100 is a heartbeat; 404 and 408 end a request; 409 ends it, or
+# says that the consumer is gone; 503 that nobody listens. The count of what was asked for and not
+# yet sent is kept here. Where it can't be known (the connection was lost, the consumer went,
+# heartbeats stay out), everything starts anew: another inbox, a count of zero.
+#
+# Invariant: what is asked for is never more than the free places, so an idle worker's neighbour
+# never has tasks waiting for it. A place that became free is asked for at once, unless half of the
+# free places are asked for already: then the next task has a place to come to, and the next
+# arrival tops it up.
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from .._broker import Delivery, Intake
+from .._util import open_flat_nursery
+from ._connection import Connection, NotConnected
+from ._delivery import NATSDelivery, Settlement
+from ._jetstream import in_time
+from ._requests import NoAnswer, Requests, open_requests, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from ._streams import Durable, Streams
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+_NANOSECONDS: Final = 1_000_000_000
+_EXPIRES: Final = 30
+_HEARTBEAT: Final = 5
+_SILENCE: Final = 2.5 * _HEARTBEAT
+_ECHO_SECONDS: Final = 1.0
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+
+
+class NATSIntake(Intake):
+    """Made by `open_nats_intake`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        requests: Requests,
+        streams: Streams,
+        durable: Durable,
+        settlement: Settlement,
+        capability: str,
+        on_delivery: Callable[[Delivery], None],
+    ) -> None:
+        self.ack_wait = durable.ack_wait
+        self._connection = connection
+        self._requests = requests
+        self._streams = streams
+        self._durable = durable
+        self._settlement = settlement
+        self._capability = capability
+        self._on_delivery = on_delivery
+        self._prefix = f"work.{capability}."
+        self._free = 0  # places
+        self._asked = 0  # of these, asked for and not arrived
+        self._heard_at = 0.0
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._trouble = trio.Event()
+        self._stopped = False
+
+    def ask(self, places: int) -> None:
+        self._free += places
+        self._top_up()
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._trouble.set()
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            await trio.lowlevel.checkpoint()
+            return
+        # The pull ends with the interest in its inbox. What the server had sent by then still
+        # comes in; the echo, sent on the same connection, comes in behind it.
+        with trio.move_on_after(_ECHO_SECONDS):
+            try:
+                self._connection.end_at_server(subscription)
+                await self._requests.echo()
+            except (NotConnected, NoAnswer):
+                logger.debug("the connection is away: the pull of %s is gone", self._capability)
+        self._connection.unsubscribe(subscription)
+
+    # Asking
+
+    def _top_up(self) -> None:
+        if self._subscription is None or self._asked * 2 > self._free or self._free == 0:
+            return
+        batch = self._free - self._asked
+        request = {
+            "batch": batch,
+            "expires": _EXPIRES * _NANOSECONDS,
+            "idle_heartbeat": _HEARTBEAT * _NANOSECONDS,
+        }
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._durable.stream}.{self._durable.name}"
+        try:
+            self._connection.publish(subject, msgspec.json.encode(request), self._inbox)
+        except NotConnected:
+            self._trouble.set()
+            return
+        if self._asked == 0:
+            self._heard_at = trio.current_time()
+        self._asked = self._free
+
+    def _on_message(self, message: Msg) -> None:
+        self._heard_at = trio.current_time()
+        if message.subject.startswith(self._prefix):
+            self._on_task(message)
+        elif (status := status_of(message)) is not None:
+            self._on_status(message, status)
+        else:
+            logger.error(
+                "dropped a message on the inbox of %s that is no task: subject %r, reply %r",
+                self._capability,
+                message.subject[:200],
+                message.reply[:200],
+            )
+
+    def _on_task(self, message: Msg) -> None:
+        number = delivery_number(message.reply)
+        if number is None:
+            logger.error(
+                "dropped a message that JetStream did not send: subject %r, reply %r",
+                message.subject[:200],
+                message.reply[:200],
+            )
+            return
+        self._free -= 1
+        self._asked -= 1
+        task_id = message.subject.removeprefix(self._prefix)
+        self._on_delivery(
+            NATSDelivery(
+                self._settlement, self._capability, task_id, message.data, message.reply, number
+            )
+        )
+        self._top_up()
+
+    def _on_status(self, message: Msg, status: str) -> None:
+        if status == "100":
+            return
+        headers = message.headers or {}
+        logger.debug("pull of %s: %s", self._capability, headers)
+        pending = headers.get("Nats-Pending-Messages", "")
+        if status in ("404", "408", "409") and pending.isdigit():
+            self._asked = max(0, self._asked - int(pending))
+            self._top_up()
+        else:
+            self._trouble.set()
+
+    # Standing
+
+    async def stand(self) -> None:
+        """Pull until stopped, over and over, whatever becomes of the connection or the consumer."""
+        pause = 0.0
+        while not self._stopped:
+            began = trio.current_time()
+            self._trouble = trio.Event()
+            self._begin()
+            await self._watch()
+            if self._stopped:
+                return
+            self.end_pull()
+            # Trouble at once and again must not spin; trouble after a while is met at once.
+            long_ago = trio.current_time() - began > _LONGEST_PAUSE
+            pause = 0.0 if long_ago else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
+            await trio.sleep(pause)
+            await self._connection.wait_up()
+            self._streams.forget()
+            self._durable = await self._streams.durable(self._capability)
+
+    def _begin(self) -> None:
+        self._asked = 0
+        self._inbox = self._connection.new_inbox()
+        self._subscription = self._connection.subscribe(self._inbox, self._on_message)
+        self._top_up()
+
+    def end_pull(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._connection.unsubscribe(subscription)
+
+    async def _watch(self) -> None:
+        # Returns when there is trouble, or silence where a heartbeat was due.
+        while not self._trouble.is_set():
+            silent_at = self._heard_at + _SILENCE if self._asked else trio.current_time() + _SILENCE
+            if silent_at <= trio.current_time():
+                logger.warning("no heartbeat of the pull of %s: pulling anew", self._capability)
+                return
+            with trio.move_on_at(silent_at):
+                await self._trouble.wait()
+
+    def on_down(self) -> None:
+        self._trouble.set()
+
+
+def delivery_number(reply: str) -> int | None:
+    """How often the task was delivered, from the ack subject; None if JetStream did not make it."""
+    # $JS.ACK.<stream>.<consumer>.<number>.…, or with a domain and an account before the stream.
+    tokens = reply.split(".")
+    if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
+        return None
+    number = tokens[4] if len(tokens) == 9 else tokens[6]
+    return int(number) if number.isascii() and number.isdigit() and number != "0" else None
+
+
+@asynccontextmanager
+async def open_nats_intake(
+    connection: Connection,
+    streams: Streams,
+    capability: str,
+    on_delivery: Callable[[Delivery], None],
+) -> AsyncIterator[Intake]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        await in_time(connection, "name the stream of results", streams.results)
+        durable = await in_time(
+            connection, f"give the durable of {capability}", lambda: streams.durable(capability)
+        )
+        await streams.dead()
+        settlement = Settlement(connection, requests, streams, durable.ack_wait)
+        intake = NATSIntake(
+            connection, requests, streams, durable, settlement, capability, on_delivery
+        )
+        connection.on_down.append(intake.on_down)
+        nursery.start_soon(intake.stand)
+        try:
+            yield intake
+        finally:
+            connection.on_down.remove(intake.on_down)
+            intake.end_pull()
+            nursery.cancel_scope.cancel()

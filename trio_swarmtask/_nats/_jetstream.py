@@ -1,0 +1,165 @@
+# JetStream's requests: publish with an acknowledgement, and the JSON API.
+#
+# An answer that says no is one of two kinds. What time may change (a stream that is full, a leader
+# that is being elected) is tried again, with a growing pause and one warning; so a task is only
+# ever late. What time does not change is an error for the caller.
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+import trio
+
+from .._errors import BrokerError, InvalidMessageError
+from ._connection import Connection, NotConnected
+from ._requests import NoAnswer, Requests, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+NO_RESPONDERS: Final = "503"
+
+# Error codes of the server's API (its errors.json).
+NOT_FOUND: Final = (10014, 10037, 10059)  # consumer, message, stream
+WRONG_LAST_SEQUENCE: Final = (10071, 10164)
+STORE_FAILED: Final = 10077  # a limit was reached; the text says which
+MESSAGE_TOO_LARGE: Final = (10054, 10097)
+NAME_IN_USE: Final = 10058
+SUBJECTS_OVERLAP: Final = 10065
+CONSUMER_EXISTS: Final = (10148, 10013)
+NO_JETSTREAM: Final = (10039, 10076)
+_NO_RESOURCES: Final = (10002, 10023, 10028, 10047)
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+
+
+class APIError(Exception):
+    """The server's no."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} (code {err_code})")
+        self.err_code = err_code
+        self.description = description
+        self.may_pass = code >= 500 or err_code in _NO_RESOURCES
+
+
+class NoResponders(Exception):
+    """Nobody listens on the subject: no such stream, or it has no leader now."""
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct):
+    """The server's acknowledgement of a publish."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _Error | None = None
+
+
+_decode_ack: Final = msgspec.json.Decoder(PubAck).decode
+
+
+async def publish(
+    requests: Requests, subject: str, data: bytes, headers: dict[str, str] | None
+) -> PubAck:
+    """Store a message in the stream that holds ``subject``.
+
+    Raises:
+      APIError, NoResponders, NoAnswer, NotConnected, and what `Requests.request` raises.
+    """
+    reply = await requests.request(subject, data, headers)
+    if not reply.data:
+        raise NoResponders(subject)  # an acknowledgement has a body; only a status has none
+    ack = _decode_ack(reply.data)
+    if ack.error is not None:
+        raise APIError(ack.error.code, ack.error.err_code, ack.error.description)
+    return ack
+
+
+async def call(requests: Requests, request: str, /, **body: object) -> dict[str, Any]:
+    """One request of the JSON API, ``$JS.API.<request>``."""
+    reply = await requests.request(f"$JS.API.{request}", msgspec.json.encode(body) if body else b"")
+    if status_of(reply) is not None:
+        raise NoResponders(f"$JS.API.{request}")
+    answer: dict[str, Any] = msgspec.json.decode(reply.data)
+    error = answer.get("error")
+    if error is not None:
+        raise APIError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+    return answer
+
+
+async def persist(
+    connection: Connection,
+    what: str,
+    attempt: Callable[[], Awaitable[T]],
+    before_retry: Callable[[], Awaitable[T | None]] | None = None,
+) -> T:
+    """Call ``attempt`` until it has an answer: through outages, and refusals that may pass.
+
+    ``before_retry`` is called before each further attempt; what it returns, if not None, is the
+    answer.
+    """
+    pause = 0.0
+    warned = False
+    while True:
+        try:
+            if pause and before_retry is not None:
+                found = await before_retry()
+                if found is not None:
+                    return found
+            return await attempt()
+        except NotConnected:
+            await connection.wait_up()
+            pause = pause or _FIRST_PAUSE
+            continue
+        except NoAnswer as exc:
+            problem = str(exc)
+        except NoResponders as exc:
+            problem = f"nobody answers on {exc}: no stream, or no leader now"
+        except APIError as exc:
+            if not exc.may_pass:
+                raise
+            problem = str(exc)
+        if connection.is_up and not warned:
+            warned = True
+            logger.warning("could not %s, trying again: %s", what, problem)
+        pause = min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
+        await trio.sleep(pause)
+
+
+async def in_time(connection: Connection, what: str, act: Callable[[], Awaitable[T]]) -> T:
+    """``act`` within the config's ``connect_timeout``, or BrokerError."""
+    seconds = connection.config.connect_timeout
+    with trio.move_on_after(seconds):
+        return await act()
+    raise BrokerError(f"{connection.config.safe_url} did not {what} within {seconds:g} seconds")
+
+
+def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:
+    """Raise InvalidMessageError if the server would close the connection over this message."""
+    limit = connection.client.max_payload - header_bytes
+    if len(data) > limit:
+        raise InvalidMessageError(
+            f"an envelope of {len(data)} bytes is larger than the {limit} that the server takes; "
+            "keep large data elsewhere and send a reference"
+        )
+
+
+def as_broker_error(exc: APIError, connection: Connection, what: str) -> BrokerError:
+    """A refusal that will not pass, for the user."""
+    error = BrokerError(f"{connection.config.safe_url} refuses to {what}: {exc}")
+    error.__cause__ = exc
+    return error

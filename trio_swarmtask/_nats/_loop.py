@@ -1,0 +1,66 @@
+# The asyncio loop that nats-py runs in, hosted by trio-asyncio.
+#
+# It runs in a task of the connection's nursery, not round the user's block: so the user's program
+# needs no loop, and what the block raises does not come out wrapped by one.
+#
+# Two ways lead in. `run` awaits a coroutine as an asyncio task; it costs task switches on both
+# sides and is for what is rare. `step` runs one that does not suspend, there and then: the way of
+# every message that is published.
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from .._errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+with warnings.catch_warnings():
+    # trio-asyncio 0.16 subclasses an asyncio class that Python 3.12 deprecates.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import trio_asyncio
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+
+class Loop:
+    """An asyncio loop in this Trio run. Made by `open_loop`."""
+
+    def __init__(self, loop: trio_asyncio.TrioEventLoop) -> None:
+        self._loop = loop
+        loop.set_exception_handler(self._on_error)
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await ``coroutine`` as an asyncio task; cancelling cancels it."""
+        return cast("T", await self._loop.run_aio_coroutine(coroutine))
+
+    def step(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run ``coroutine``, which does not suspend, to its end."""
+        # nats-py makes a future on the way, and asks for the current loop.
+        token = trio_asyncio.current_loop.set(self._loop)
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return cast("T", stop.value)
+        finally:
+            trio_asyncio.current_loop.reset(token)
+        coroutine.close()
+        raise BrokerError("nats-py suspended where it never does; its version may be too new")
+
+    def _on_error(self, loop: object, context: dict[str, Any]) -> None:
+        # The default would take down the loop, and the user's nursery with it, when a server dies.
+        exc = context.get("exception")
+        logger.debug("asyncio reports: %s", context.get("message"), exc_info=exc)
+
+
+@asynccontextmanager
+async def open_loop() -> AsyncIterator[Loop]:
+    """Host a loop for the block."""
+    async with trio_asyncio.open_loop() as loop:
+        yield Loop(loop)

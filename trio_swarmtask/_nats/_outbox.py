@@ -1,0 +1,236 @@
+# A dispatcher's side: store tasks, hear of results, and find what was missed.
+#
+# Results are heard by one subscription for all the tasks of a dispatcher: the stream republishes
+# `done.<key>-17` to `notify.<key>.17`, after it was stored. An ID of the caller's own has a
+# subject of its own there. `a--b` and `a-b` fold to one subject, so the header says whose it is. A
+# stream that was not made by us may not republish: then `done.<id>` itself is subscribed to, which
+# also shows results that the stream refused; so that is only a hint to look.
+#
+# What is published while we are away is never heard. So after each reconnect, and now and then, the
+# outstanding tasks are looked up.
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .._broker import Outbox, ResultListener
+from .._errors import InvalidMessageError
+from .._util import open_flat_nursery
+from ._jetstream import (
+    MESSAGE_TOO_LARGE,
+    APIError,
+    NoResponders,
+    as_broker_error,
+    check_size,
+    in_time,
+    persist,
+    publish,
+)
+from ._lookup import BATCH, fetch_result, fetch_results, result_id
+from ._requests import Requests, open_requests, refused_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from ._connection import Connection
+    from ._streams import ResultStream, Streams
+
+SWEEP_SECONDS: Final = 30.0
+_FIRST_LOOK: Final = 0.01
+_LAST_LOOK: Final = 1.0
+
+# b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n"
+_HEADER_BYTES: Final = 27
+
+
+class NATSOutbox(Outbox):
+    """Made by `open_nats_outbox`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        requests: Requests,
+        streams: Streams,
+        stream: ResultStream,
+        key: str,
+        listener: ResultListener,
+    ) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._streams = streams
+        self._stream = stream
+        self._key = key
+        self._listener = listener
+        self._looks: trio.Nursery
+        self._closed = False
+        self._watched: dict[str, Subscription] = {}
+        self._known_capabilities: set[str] = set()
+        self._own: Subscription | None = None
+        self._missed = trio.Event()
+
+    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+        check_size(self._connection, data, _HEADER_BYTES + len(task_id))
+        subject = f"work.{capability}.{task_id}"
+        headers = {"Nats-Msg-Id": task_id}
+
+        async def attempt() -> bool:
+            if capability not in self._known_capabilities:
+                await self._streams.tasks(capability)
+                self._known_capabilities.add(capability)
+            try:
+                ack = await publish(self._requests, subject, data, headers)
+            except NoResponders:
+                self._streams.forget()
+                self._known_capabilities.clear()
+                raise
+            return not ack.duplicate
+
+        async def already() -> bool | None:
+            # The ID of a task that ended meanwhile is forgotten if the server was killed: a second
+            # publish would then run it again.
+            found = await fetch_result(self._requests, await self._streams.results(), task_id)
+            return None if found is None else False
+
+        try:
+            return await persist(self._connection, f"store task {task_id}", attempt, already)
+        except APIError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(data)} bytes is larger than the stream of "
+                    f"{capability!r} takes: {exc}"
+                ) from exc
+            raise as_broker_error(exc, self._connection, f"store task {task_id}") from exc
+
+    def expect(self, task_id: str) -> None:
+        parts = [part for part in task_id.split("-") if part]
+        if self._stream.notifies and parts:
+            subject, callback = ".".join(["notify", *parts]), self._on_notify
+        else:
+            subject, callback = f"done.{task_id}", partial(self._on_hint, task_id)
+        self._watched[task_id] = self._connection.subscribe(subject, callback)
+
+    def forget(self, task_id: str) -> None:
+        subscription = self._watched.pop(task_id, None)
+        if subscription is not None:
+            self._connection.unsubscribe(subscription)
+
+    async def fetch(self, task_id: str) -> bytes | None:
+        async def attempt() -> bytes | None:
+            stream = await self._streams.results()
+            try:
+                return await fetch_result(self._requests, stream, task_id)
+            except NoResponders:
+                self._streams.forget()
+                raise
+
+        return await persist(self._connection, f"look up task {task_id}", attempt)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._looks.cancel_scope.cancel()
+            self._requests.close()
+
+    # Hearing of results
+
+    def _on_notify(self, message: Msg) -> None:
+        self._listener.result_stored(result_id(message), message.data)
+
+    def _on_hint(self, task_id: str, message: Msg) -> None:
+        if not self._closed:
+            self._looks.start_soon(self._look, task_id)
+
+    async def _look(self, task_id: str) -> None:
+        # The hint may come before the stream has stored the result, or be of one it refuses.
+        pause = _FIRST_LOOK
+        while task_id in self._listener.outstanding():
+            data = await self.fetch(task_id)
+            if data is not None:
+                self._listener.result_stored(task_id, data)
+            elif pause > _LAST_LOOK:
+                return  # the sweep goes on looking
+            await trio.sleep(pause)
+            pause *= 2
+
+    # What was missed
+
+    async def begin(self) -> None:
+        """Subscribe; returns when the server listens for us."""
+        if self._stream.notifies:
+            subject = f"notify.{self._key}.>"
+            refused: list[str] = []
+
+            def on_refused(action: str, name: str) -> None:
+                if action == "subscription" and name == subject.lower():
+                    refused.append(name)
+
+            self._connection.on_refused.append(on_refused)
+            try:
+                self._own = self._connection.subscribe(subject, self._on_notify)
+                await persist(self._connection, f"subscribe to {subject}", self._requests.echo)
+            finally:
+                self._connection.on_refused.remove(on_refused)
+            if refused:
+                raise refused_error(self._connection, f"subscribe to {subject}")
+
+    async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Look up what is outstanding, after each reconnect and now and then, until closed."""
+        async with trio.open_nursery() as self._looks:
+            task_status.started()
+            while True:
+                with trio.move_on_after(SWEEP_SECONDS):
+                    await self._missed.wait()
+                self._missed = trio.Event()
+                await self._connection.wait_up()
+                task_ids = iter(list(self._listener.outstanding()))
+                while batch := list(itertools.islice(task_ids, BATCH)):
+                    for task_id, data in (await self._fetch_many(batch)).items():
+                        self._listener.result_stored(task_id, data)
+
+    async def _fetch_many(self, task_ids: list[str]) -> dict[str, bytes]:
+        async def attempt() -> dict[str, bytes]:
+            stream = await self._streams.results()
+            try:
+                return await fetch_results(self._requests, stream, task_ids)
+            except NoResponders:
+                self._streams.forget()
+                raise
+
+        return await persist(self._connection, "look up results", attempt)
+
+    def on_down(self) -> None:
+        if self._connection.lost is not None:
+            self._listener.broker_lost(self._connection.lost_error())
+        self._missed.set()
+
+    def end(self) -> None:
+        for task_id in list(self._watched):
+            self.forget(task_id)
+        if self._own is not None:
+            self._connection.unsubscribe(self._own)
+
+
+@asynccontextmanager
+async def open_nats_outbox(
+    connection: Connection, streams: Streams, key: str, listener: ResultListener
+) -> AsyncIterator[Outbox]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        stream = await in_time(connection, "name the stream of results", streams.results)
+        outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
+        await nursery.start(outbox.find_missed)
+        connection.on_down.append(outbox.on_down)
+        try:
+            await in_time(connection, "subscribe to results", outbox.begin)
+            yield outbox
+        finally:
+            connection.on_down.remove(outbox.on_down)
+            outbox.end()
+            nursery.cancel_scope.cancel()

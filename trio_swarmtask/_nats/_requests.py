@@ -1,0 +1,218 @@
+# Requests and their replies, over one inbox subscription.
+#
+# Every role has a `Requests` of its own, so that closing the role ends its waits and nobody
+# else's. A reply wakes the waiting Trio task straight from the read loop, or calls a plain
+# callback: no event, no queue, no asyncio future.
+#
+# A request ends in one of four ways: a reply (a status like 503 is one too), no answer (the
+# connection went, or REQUEST_SECONDS have passed), a refusal (the server does not permit the
+# publish), or the role was closed. What was sent may have arrived in all of them; the caller
+# repeats it so that twice is the same as once.
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import outcome
+import trio
+
+from .._errors import BrokerError, ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nats.aio.msg import Msg
+
+    from ._connection import Connection
+
+# A reply takes a millisecond. This is for one that never comes, or a server that is overloaded.
+REQUEST_SECONDS: Final = 5.0
+
+STATUS: Final = "Status"
+
+
+class NoAnswer(Exception):
+    """Nothing came back; the request may have been served all the same."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    subject: str
+    sent_at: float
+    task: trio.lowlevel.Task | None
+    callback: Callable[[Msg], None] | None
+    collected: list[Msg] | None
+
+
+class Requests:
+    """Requests of one role. Made by `open_requests`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._prefix = connection.new_inbox() + "."
+        self._numbers = itertools.count(1)
+        self._waiting: dict[str, _Waiting] = {}
+        self._closed: Exception | None = None
+        self._subject = self._prefix + "*"
+        self._subscription = connection.subscribe(self._subject, self._on_reply)
+        connection.on_down.append(self._on_down)
+        connection.on_refused.append(self._on_refused)
+
+    async def request(
+        self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Msg:
+        """Send and wait for one reply.
+
+        Raises:
+          NoAnswer, NotConnected: see the head of this module.
+          BrokerError: if the server does not permit it.
+          ClosedError: if the role was closed.
+        """
+        return (await self._exchange(subject, data, headers, None))[0]
+
+    async def collect(self, subject: str, data: bytes) -> list[Msg]:
+        """Send and wait for replies, up to one that has a status; that is the last of the list."""
+        return await self._exchange(subject, data, None, [])
+
+    def tell(self, subject: str, data: bytes, callback: Callable[[Msg], None]) -> None:
+        """Send, and call ``callback`` with the reply, if there is one."""
+        self._send(subject, data, None, None, callback, None)
+
+    async def echo(self) -> None:
+        """Wait until the server has served what was sent before.
+
+        A PING does not tell: nats-py sends it before what is still buffered.
+        """
+        await self._exchange(None, b"", None, None)
+
+    async def _exchange(
+        self,
+        subject: str | None,
+        data: bytes,
+        headers: dict[str, str] | None,
+        collected: list[Msg] | None,
+    ) -> list[Msg]:
+        await self.connection.wait_room()
+        task = trio.lowlevel.current_task()
+        reply = self._send(subject, data, headers, task, None, collected)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[reply]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        replies: list[Msg] = await trio.lowlevel.wait_task_rescheduled(abort)
+        return replies
+
+    def _send(
+        self,
+        subject: str | None,
+        data: bytes,
+        headers: dict[str, str] | None,
+        task: trio.lowlevel.Task | None,
+        callback: Callable[[Msg], None] | None,
+        collected: list[Msg] | None,
+    ) -> str:
+        if self._closed is not None:
+            raise self._closed_error()
+        inbox = f"{self._prefix}{next(self._numbers)}"
+        if subject is None:
+            subject = inbox
+            self.connection.publish(subject)  # to ourselves
+        else:
+            self.connection.publish(subject, data, inbox, headers)
+        self._waiting[inbox] = _Waiting(subject, trio.current_time(), task, callback, collected)
+        return inbox
+
+    def _on_reply(self, message: Msg) -> None:
+        waiting = self._waiting.get(message.subject)
+        if waiting is None:
+            return  # too late, or somebody else's idea
+        if waiting.collected is not None:
+            waiting.collected.append(message)
+            if status_of(message) is None:
+                waiting.sent_at = trio.current_time()
+                return
+        del self._waiting[message.subject]
+        if waiting.task is not None:
+            replies = [message] if waiting.collected is None else waiting.collected
+            trio.lowlevel.reschedule(waiting.task, outcome.Value(replies))
+        elif waiting.callback is not None:
+            waiting.callback(message)
+
+    def _on_down(self) -> None:
+        lost = self.connection.lost
+        if lost is not None:
+            self._fail_all(self.connection.lost_error)
+        else:
+            self._fail_all(lambda: NoAnswer("the connection was lost"))
+
+    def _on_refused(self, action: str, subject: str) -> None:
+        # nats-py has made the text lower case.
+        if action == "subscription":
+            if subject == self._subject.lower():
+                self.close(refused_error(self.connection, f"subscribe to {self._subject}"))
+            return
+        for inbox, waiting in list(self._waiting.items()):
+            if waiting.subject.lower() == subject:
+                self._fail(inbox, refused_error(self.connection, f"publish to {waiting.subject}"))
+
+    def _fail(self, inbox: str, error: Exception) -> None:
+        waiting = self._waiting.pop(inbox)
+        if waiting.task is not None:
+            trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+
+    def _fail_all(self, make_error: Callable[[], Exception]) -> None:
+        for inbox in list(self._waiting):
+            self._fail(inbox, make_error())
+
+    def close(self, error: Exception | None = None) -> None:
+        """End every wait, and every later request, with ``error``."""
+        if self._closed is None:
+            self._closed = error or ClosedError("closed meanwhile")
+            self._fail_all(self._closed_error)
+
+    def _closed_error(self) -> Exception:
+        assert self._closed is not None
+        return type(self._closed)(*self._closed.args)
+
+    async def expire(self) -> None:
+        """Give up requests that were not answered in time, for ever."""
+        # One slow timer for all. A deadline for each would cost more than the request.
+        while True:
+            await trio.sleep(REQUEST_SECONDS / 2)
+            before = trio.current_time() - REQUEST_SECONDS
+            for inbox, waiting in list(self._waiting.items()):
+                if waiting.sent_at < before:
+                    self._fail(inbox, NoAnswer(f"no reply within {REQUEST_SECONDS:g} seconds"))
+
+    def release(self) -> None:
+        self.connection.on_down.remove(self._on_down)
+        self.connection.on_refused.remove(self._on_refused)
+        self.connection.unsubscribe(self._subscription)
+
+
+def refused_error(connection: Connection, action: str) -> BrokerError:
+    """The server's permissions forbid ``action``."""
+    return BrokerError(f"{connection.config.safe_url} does not permit this user to {action}")
+
+
+def status_of(message: Msg) -> str | None:
+    """The status line of a reply that carries one (``"503"``: nobody listens), else None."""
+    headers = message.headers
+    return headers.get(STATUS) if headers else None
+
+
+@asynccontextmanager
+async def open_requests(connection: Connection, nursery: trio.Nursery) -> AsyncIterator[Requests]:
+    """An inbox for one role; ``nursery`` runs its timer."""
+    await connection.wait_up()
+    requests = Requests(connection)
+    nursery.start_soon(requests.expire)
+    try:
+        yield requests
+    finally:
+        requests.close()
+        requests.release()

@@ -1,0 +1,292 @@
+# Streams and durables: found by the subject that is needed, made where missing, never changed.
+#
+# Looking up by subject, not by name, lets an operator give a busy capability a stream of its own,
+# or use one that is there already. Whoever made it, it is used as it is; what it can't do is done
+# without (see ResultStream). A durable is shared by all the workers of a capability, so it is
+# created with `"action": "create"`: without it the server would silently change the one that is
+# there, for everyone.
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from .._errors import BrokerError
+from ._jetstream import (
+    CONSUMER_EXISTS,
+    NAME_IN_USE,
+    NO_JETSTREAM,
+    NOT_FOUND,
+    SUBJECTS_OVERLAP,
+    APIError,
+    NoResponders,
+    as_broker_error,
+    call,
+    persist,
+)
+
+if TYPE_CHECKING:
+    from .._config import NATSConfig
+    from ._connection import Connection
+    from ._requests import Requests
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+_NANOSECONDS: Final = 1_000_000_000
+_DEAD_SECONDS: Final = 30 * 24 * 60 * 60
+_DUPLICATE_SECONDS: Final = 120
+_NOTIFY: Final = "notify.{{split(1,-)}}"
+_SCHEDULES_SINCE: Final = (2, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStream:
+    """The stream that holds ``done.*``, and what it can do."""
+
+    name: str
+    notifies: bool
+    """It republishes each stored result to its dispatcher."""
+    one_each: bool
+    """It keeps the first result of a task and refuses others, so the last one is the first."""
+    direct: bool
+    """Any replica answers a direct get."""
+    replicated: bool
+    """A direct get may be stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The consumer that the workers of one capability share."""
+
+    stream: str
+    name: str
+    ack_wait: float
+
+
+class Streams:
+    """What is on the server, as far as it was needed."""
+
+    def __init__(self, connection: Connection, requests: Requests) -> None:
+        self._connection = connection
+        self._config: NATSConfig = connection.config
+        self._requests = requests
+        self._tasks: dict[str, str] = {}
+        self._results: ResultStream | None = None
+        self._dead: str | None = None
+        self._warned_dead = False
+
+    async def check_jetstream(self) -> None:
+        """Raise BrokerError if the server or the account has no JetStream."""
+        try:
+            await call(self._requests, "INFO")
+        except NoResponders:
+            raise BrokerError(
+                f"{self._config.safe_url} has no JetStream; start nats-server with -js, or enable "
+                "JetStream for this account"
+            ) from None
+        except APIError as exc:
+            if exc.err_code in NO_JETSTREAM:
+                raise BrokerError(
+                    f"{self._config.safe_url} has no JetStream for this account: {exc}"
+                ) from exc
+            raise as_broker_error(exc, self._connection, "say what JetStream may use") from exc
+
+    def forget(self) -> None:
+        """Look everything up again when it is needed next: something was not there."""
+        self._tasks.clear()
+        self._results = None
+        self._dead = None
+
+    async def tasks(self, capability: str) -> str:
+        """The name of the stream that holds the tasks of ``capability``."""
+        name = self._tasks.get(capability)
+        if name is None:
+            config = await self._find_or_make(
+                f"work.{capability}.*",
+                {
+                    "name": "TASKS",
+                    "subjects": ["work.>"],
+                    "retention": "workqueue",
+                    "duplicate_window": _DUPLICATE_SECONDS * _NANOSECONDS,
+                    "allow_msg_schedules": self._has_schedules(),
+                },
+            )
+            name = self._tasks[capability] = config["name"]
+        return name
+
+    async def results(self) -> ResultStream:
+        """The stream that holds the results."""
+        if self._results is None:
+            config = await self._find_or_make(
+                "done.*",
+                {
+                    "name": "TASK_RESULTS",
+                    "subjects": ["done.>"],
+                    "max_age": round(self._config.result_ttl * _NANOSECONDS),
+                    "allow_direct": True,
+                    "republish": {"src": "done.*", "dest": _NOTIFY},
+                    "max_msgs_per_subject": 1,
+                    "discard": "new",
+                    "discard_new_per_subject": True,
+                    "duplicate_window": min(
+                        _DUPLICATE_SECONDS * _NANOSECONDS,
+                        round(self._config.result_ttl * _NANOSECONDS),
+                    ),
+                },
+            )
+            republish = config.get("republish") or {}
+            self._results = ResultStream(
+                name=config["name"],
+                notifies=(
+                    covers(republish.get("src", ""), "done.*")
+                    and republish.get("dest") == _NOTIFY
+                    and not republish.get("headers_only")
+                ),
+                one_each=(
+                    config.get("max_msgs_per_subject") == 1
+                    and config.get("discard") == "new"
+                    and bool(config.get("discard_new_per_subject"))
+                ),
+                direct=bool(config.get("allow_direct")),
+                replicated=config.get("num_replicas", 1) > 1,
+            )
+        return self._results
+
+    async def dead(self) -> str | None:
+        """The stream of dead letters and notes; None, with one warning, if there can't be one."""
+        if self._dead is None and not self._warned_dead:
+            try:
+                config = await self._find_or_make(
+                    "dead.>",
+                    {
+                        "name": "TASK_DEAD",
+                        "subjects": ["dead.>", "back.>"],
+                        "max_age": _DEAD_SECONDS * _NANOSECONDS,
+                    },
+                )
+                self._dead = config["name"]
+            except BrokerError as exc:
+                if self._connection.lost is not None:
+                    raise
+                self._warned_dead = True
+                logger.warning("dead letters are not kept, only logged and answered: %s", exc)
+        return self._dead
+
+    async def durable(self, capability: str) -> Durable:
+        """The durable of ``capability``, made if it is missing."""
+        stream = await self.tasks(capability)
+        name = f"work-{capability}"
+        wanted = {
+            "name": name,
+            "durable_name": name,
+            "filter_subject": f"work.{capability}.*",
+            "ack_policy": "explicit",
+            "ack_wait": round(self._config.ack_wait * _NANOSECONDS),
+            "max_deliver": -1,
+            "max_ack_pending": 1_000_000,
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+        }
+
+        async def find() -> dict[str, Any]:
+            try:
+                return await call(self._requests, f"CONSUMER.INFO.{stream}.{name}")
+            except APIError as exc:
+                if exc.err_code not in NOT_FOUND or not self._config.manage_streams:
+                    raise
+            try:
+                return await call(
+                    self._requests,
+                    f"CONSUMER.CREATE.{stream}.{name}",
+                    stream_name=stream,
+                    config=wanted,
+                    action="create",
+                )
+            except APIError as exc:
+                if exc.err_code not in CONSUMER_EXISTS:
+                    raise
+            return await call(self._requests, f"CONSUMER.INFO.{stream}.{name}")
+
+        try:
+            info = await persist(self._connection, f"find the durable {name}", find)
+        except APIError as exc:
+            what = f"give the durable {name} of stream {stream}"
+            if exc.err_code in NOT_FOUND:
+                self.forget()
+                if not self._config.manage_streams:
+                    what += " (manage_streams is False, so it is not made)"
+            raise as_broker_error(exc, self._connection, what) from exc
+        config = info["config"]
+        for setting in ("filter_subject", "ack_policy"):
+            if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
+                raise BrokerError(
+                    f"the durable {name} of stream {stream} is not one that workers can share: it "
+                    f"must be a pull consumer with {setting} {wanted[setting]!r}, and has "
+                    f"{config.get(setting)!r}; delete it to have it made anew"
+                )
+        return Durable(stream, name, config["ack_wait"] / _NANOSECONDS)
+
+    async def _find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
+        async def find() -> dict[str, Any]:
+            found = await self._find(subject)
+            if found is None:
+                found = await self._make(subject, config)
+            return found
+
+        try:
+            return await persist(self._connection, f"find a stream for {subject}", find)
+        except APIError as exc:
+            what = f"give a stream that holds {subject}"
+            raise as_broker_error(exc, self._connection, what) from exc
+
+    async def _find(self, subject: str) -> dict[str, Any] | None:
+        answer = await call(self._requests, "STREAM.NAMES", subject=subject)
+        for name in answer.get("streams") or ():
+            info = await call(self._requests, f"STREAM.INFO.{name}")
+            config: dict[str, Any] = info["config"]
+            if any(covers(held, subject) for held in config.get("subjects") or ()):
+                return config
+        return None
+
+    async def _make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
+        name = config["name"]
+        if not self._config.manage_streams:
+            raise BrokerError(
+                f"{self._config.safe_url} has no stream that holds {subject}, and manage_streams "
+                "is False: make one, or let it be made"
+            )
+        wanted = {"storage": "file", "num_replicas": self._config.replicas, **config}
+        try:
+            made = await call(self._requests, f"STREAM.CREATE.{name}", **wanted)
+        except APIError as exc:
+            if exc.err_code not in (NAME_IN_USE, SUBJECTS_OVERLAP):
+                raise
+            found = await self._find(subject)
+            if found is not None:
+                return found  # another process was quicker
+            raise BrokerError(
+                f"a stream that holds {subject} is needed, and {name} can't be made: {exc}. A "
+                f"stream of that name without {config['subjects'][0]}, or one with a part of it, "
+                f"is there: add {config['subjects'][0]} to a stream of any name, or remove that one"
+            ) from exc
+        logger.info("made the stream %s", name)
+        made_config: dict[str, Any] = made["config"]
+        return made_config
+
+    def _has_schedules(self) -> bool:
+        version = self._connection.client.connected_server_version
+        return (version.major, version.minor) >= _SCHEDULES_SINCE
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether every subject that ``subject`` matches is matched by ``pattern`` too."""
+    held, needed = pattern.split("."), subject.split(".")
+    for index, token in enumerate(held):
+        if token == ">":
+            return index < len(needed)
+        if index >= len(needed) or needed[index] == ">":
+            return False
+        if token not in ("*", needed[index]):
+            return False
+    return len(held) == len(needed)
