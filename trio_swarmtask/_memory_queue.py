@@ -166,7 +166,7 @@ class Queue:
             self._check_earlier = trio.Event()
 
     def _next_intake(self) -> MemoryIntake | None:
-        for _ in self.intakes:
+        for _ in range(len(self.intakes)):
             self.intakes.rotate(-1)
             if self.intakes[-1].places > 0:
                 return self.intakes[-1]

@@ -60,12 +60,16 @@ def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None)
     interrupt = find_interrupt(group)
     if interrupt is not None:
         return interrupt
-    if own in group.exceptions and not isinstance(own, trio.Cancelled):
-        return own
-    others = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
-    if len(others) == 1:
-        return others[0]
-    return group if others else group.exceptions[0]
+    if own is not None and not any(isinstance(leaf, trio.Cancelled) for leaf in leaves(own)):
+        return own  # what is in the group may be a copy of it: Trio takes groups apart
+    errors = [exc for exc in group.exceptions if not _is_cancellation(exc)]
+    if len(errors) > 1:
+        return group
+    return errors[0] if errors else own or group.exceptions[0]
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc))
 
 
 def find_interrupt(exc: BaseException) -> KeyboardInterrupt | SystemExit | None:

@@ -126,9 +126,9 @@ class NATSDelivery(Delivery):
         with trio.move_on_after(_NOTE_SECONDS):
             await self._note()
         if delay > 0:
-            self._settle(b'+NAK {"delay": %d}' % round(delay * 1_000_000_000))
+            self._settle(b'-NAK {"delay": %d}' % round(delay * 1_000_000_000))
         else:
-            self._settle(b"+NAK")
+            self._settle(b"-NAK")
 
     async def count_given_back(self) -> int:
         settlement = self._settlement

@@ -1,0 +1,98 @@
+"""What other programs may send, and what a worker does with it, on both brokers."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from swarm import Swarm, echo, within
+
+from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._job import NEWER_WORKER_DELAY
+
+
+@pytest.mark.parametrize(
+    ("task_id", "data", "reason"),
+    [
+        ("t1", b"\xff", "not a message envelope"),
+        ("t1", b"", "not a message envelope"),
+        ("t1", b"[]", "not a message envelope"),
+        ("t1", b'{"version":1,"id":7}', "not a message envelope"),
+        ("t1", b'{"version":0,"id":"t1"}', "versions begin at 1"),
+        ("t1", Message(id="t2").encode(), "names task 't2'"),
+        ("t1", b"[" * 100_000, "not a message envelope"),
+    ],
+)
+@within(20)
+async def test_bad_envelope_is_a_dead_letter(
+    swarm: Swarm, task_id: str, data: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.outbox() as outbox:
+        await outbox.store("coder", task_id, data)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            await swarm.wait_until_empty()
+            # The worker lives on, and whoever sent it gets an answer.
+            assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+            assert worker.statistics().dead_letters == 1
+        stored = await outbox.fetch(task_id)
+    assert stored is not None
+    result = Result.decode(stored)
+    assert (result.id, result.status) == (task_id, Status.FAILED)
+    assert result.error.startswith("dead letter: ")
+    assert reason in result.error
+    letters = await swarm.dead_letters()
+    assert list(letters) == [task_id]
+    assert reason in letters[task_id]
+    assert [record.message for record in caplog.records if reason in record.message] != []
+
+
+@within(20)
+async def test_id_that_cannot_be_one_is_a_dead_letter(swarm: Swarm) -> None:
+    async with swarm.outbox() as outbox, swarm.worker() as worker:
+        await outbox.store("coder", "a:b", Message(id="x").encode().replace(b'"x"', b'"a:b"'))
+        await worker.handle("coder", echo)
+        await swarm.wait_until_empty()
+        assert worker.statistics().dead_letters == 1
+
+
+@within(90)
+async def test_newer_version_is_left_for_newer_workers(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert NEWER_WORKER_DELAY >= 5
+    monkeypatch.setattr("trio_swarmtask._job.NEWER_WORKER_DELAY", 0.3)
+    deliveries = 7
+    async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher:
+        await outbox.store("coder", "t1", b'{"version":2,"id":"t1","inputs":["?"]}')
+        async with swarm.worker(max_deliveries=2) as worker:
+            await worker.handle("coder", echo)
+            while worker.statistics().given_back < deliveries:
+                await trio.sleep(0.1)
+            assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        assert await swarm.count_tasks() == 1
+        assert await outbox.fetch("t1") is None
+    assert await swarm.dead_letters() == {}
+    assert "left task t1 of coder for newer workers" in caplog.text
+
+
+@within(60)
+async def test_poison_is_set_aside_after_max_deliveries(swarm: Swarm) -> None:
+    swarm.configure(ack_wait=0.3)
+    runs = 0
+
+    async def freeze(message: Message) -> None:
+        # As a worker does that dies: neither a result nor a give-back.
+        nonlocal runs
+        runs += 1
+        (job,) = worker._services["coder"].jobs
+        job.lose_lease()
+        await trio.sleep_forever()
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker(max_deliveries=2) as worker:
+        await worker.handle("coder", freeze)
+        result = await dispatcher.run("coder", Message())
+        assert runs == 2
+        assert result.status == Status.FAILED
+        assert "delivered more than 2 times" in result.error
+        await swarm.wait_until_empty()
+    assert "delivered more than 2 times" in (await swarm.dead_letters())[result.id]

@@ -1,0 +1,159 @@
+"""Leases: who has a task, for how long, and what comes of one that was lost, on both brokers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from swarm import Swarm, echo, within
+
+from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._broker import Delivery, Intake
+
+ACK_WAIT = 1.0
+
+
+@asynccontextmanager
+async def taking(swarm: Swarm) -> AsyncIterator[tuple[Intake, trio.MemoryReceiveChannel[Delivery]]]:
+    """A worker's side without a worker: it renews nothing."""
+    send, receive = trio.open_memory_channel[Delivery](10)
+    async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+        yield intake, receive
+
+
+@within(30)
+async def test_silent_workers_task_goes_to_another(swarm: Swarm) -> None:
+    swarm.configure(ack_wait=ACK_WAIT)
+    async with swarm.dispatcher() as dispatcher, taking(swarm) as (intake, deliveries):
+        future = await dispatcher.start("coder", Message())
+        intake.ask(1)
+        dead = await deliveries.receive()
+        assert (dead.task_id, dead.number) == (future.id, 1)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            result = await future.wait()
+            assert (result.status, result.attempt) == (Status.SUCCESS, 2)
+            # The first result stored is the one, whoever comes late.
+            late = Result(id=future.id, status=Status.FAILED, error="late")
+            assert not await dead.complete(late.encode())
+        stored = await swarm.stored_result(future.id)
+        assert stored is not None
+        assert Result.decode(stored) == result
+
+
+@within(30)
+async def test_long_handler_is_delivered_once(swarm: Swarm) -> None:
+    swarm.configure(ack_wait=ACK_WAIT)
+    runs = 0
+
+    async def long(message: Message) -> None:
+        nonlocal runs
+        runs += 1
+        await trio.sleep(4 * ACK_WAIT)
+
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.worker() as a,
+        swarm.worker() as b,
+    ):
+        await a.handle("coder", long)
+        await b.handle("coder", long)
+        result = await dispatcher.run("coder", Message())
+    assert (result.attempt, runs) == (1, 1)
+
+
+@within(30)
+async def test_lease_that_cannot_be_renewed_ends_the_handler(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm.configure(ack_wait=ACK_WAIT)
+    began, ended = trio.Event(), trio.Event()
+
+    async def zombie_at_first(message: Message) -> None:
+        if not began.is_set():
+            began.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", zombie_at_first)
+        future = await dispatcher.start("coder", Message())
+        await began.wait()
+        (job,) = worker._services["coder"].jobs
+        monkeypatch.setattr(type(job.delivery), "renew", lambda delivery: None)
+        await ended.wait()
+        assert (await future.wait()).attempt == 2
+        assert worker.statistics().leases_lost == 1
+        assert worker.statistics().given_back == 0
+
+
+@within(30)
+async def test_task_that_is_done_is_not_run_again(swarm: Swarm) -> None:
+    swarm.configure(ack_wait=ACK_WAIT)
+    runs = 0
+
+    async def count(message: Message) -> None:
+        nonlocal runs
+        runs += 1
+
+    async with swarm.dispatcher() as dispatcher, taking(swarm) as (intake, deliveries):
+        future = await dispatcher.start("coder", Message())
+        intake.ask(1)
+        await deliveries.receive()  # its worker stores the result, and dies before the ack
+        theirs = Result(id=future.id, status=Status.SUCCESS, outputs="theirs")
+        await swarm.store_result(future.id, theirs.encode())
+        async with swarm.worker() as worker:
+            await worker.handle("coder", count)
+            await swarm.wait_until_empty()
+        assert (await future.wait()).outputs == "theirs"
+        assert runs == 0
+
+
+@within(30)
+async def test_given_back_with_delay_comes_later(swarm: Swarm) -> None:
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        assert await outbox.store("coder", "t1", b"data")
+        intake.ask(3)
+        first = await deliveries.receive()
+        await first.give_back(0.5)
+        at = trio.current_time()
+        again = await deliveries.receive()
+        assert trio.current_time() - at > 0.4
+        assert (again.number, again.data) == (2, b"data")
+        assert await again.count_given_back() == 1
+        await again.give_back()
+        assert (await deliveries.receive()).number == 3
+
+
+@within(30)
+async def test_stopped_intake_takes_nothing(swarm: Swarm) -> None:
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        await outbox.store("coder", "t1", b"data")
+        intake.ask(1)
+        await deliveries.receive()
+        await intake.stop()
+        intake.ask(5)
+        await outbox.store("coder", "t2", b"data")
+        await intake.stop()
+        async with taking(swarm) as (other, others):
+            other.ask(5)
+            assert (await others.receive()).task_id == "t2"
+        with pytest.raises(trio.WouldBlock):
+            deliveries.receive_nowait()
+
+
+@within(30)
+async def test_no_more_arrive_than_asked_for(swarm: Swarm) -> None:
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        for number in range(5):
+            await outbox.store("coder", f"t{number}", b"data")
+        intake.ask(2)
+        first, second = await deliveries.receive(), await deliveries.receive()
+        async with taking(swarm) as (other, others):
+            other.ask(9)
+            rest = [(await others.receive()).task_id for _ in range(3)]
+        assert sorted([first.task_id, second.task_id, *rest]) == [f"t{n}" for n in range(5)]

@@ -1,0 +1,262 @@
+# What the conformance suite needs of a broker beside the public API, for each kind of broker.
+#
+# `swarm.broker` is what a test hands to open_dispatcher and open_worker: the one MemoryBroker, or a
+# config, so that on NATS each role has a connection of its own, as if in another process.
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from trio_swarmtask import (
+    BrokerError,
+    Dispatcher,
+    MemoryBroker,
+    Message,
+    NATSConfig,
+    Worker,
+    open_broker,
+    open_dispatcher,
+    open_worker,
+)
+from trio_swarmtask._broker import Broker, Outbox, ResultListener
+from trio_swarmtask._nats._connection import Connection, open_connection
+from trio_swarmtask._nats._jetstream import APIError, call, publish
+from trio_swarmtask._nats._requests import Requests, open_requests
+
+AsyncTest = Callable[..., Awaitable[None]]
+
+
+def within(seconds: float) -> Callable[[AsyncTest], AsyncTest]:
+    """A deadline for a test: on a real broker whatever does not come must not hang the run."""
+
+    def decorate(test: AsyncTest) -> AsyncTest:
+        @functools.wraps(test)
+        async def limited(*args: Any, **kwargs: Any) -> None:
+            with trio.fail_after(seconds):
+                await test(*args, **kwargs)
+
+        return limited
+
+    return decorate
+
+
+async def echo(message: Message) -> dict[str, str]:
+    """A handler that gives its inputs back."""
+    return message.inputs
+
+
+class Deaf(ResultListener):
+    """For an outbox that is used to store and fetch alone."""
+
+    def result_stored(self, task_id: str, data: bytes) -> None:
+        pass
+
+    def outstanding(self) -> Collection[str]:
+        return ()
+
+    def broker_lost(self, error: BrokerError) -> None:
+        pass
+
+
+class Swarm(ABC):
+    """One broker, and a way to look at it and to meddle with it."""
+
+    broker: Any
+
+    def dispatcher(self, **settings: Any) -> AbstractAsyncContextManager[Dispatcher]:
+        return open_dispatcher(self.broker, **settings)
+
+    def worker(self, **settings: Any) -> AbstractAsyncContextManager[Worker]:
+        return open_worker(self.broker, **settings)
+
+    @abstractmethod
+    def open(self) -> AbstractAsyncContextManager[Broker]:
+        """The broker itself, opened."""
+
+    @asynccontextmanager
+    async def outbox(self) -> AsyncIterator[Outbox]:
+        """To store any bytes under any ID, as another program may."""
+        async with self.open() as broker, broker.open_outbox("outsider", Deaf()) as outbox:
+            yield outbox
+
+    @abstractmethod
+    def configure(self, **settings: Any) -> None:
+        """Settings for what is opened from now on: ack_wait, result_ttl, max_payload."""
+
+    @abstractmethod
+    async def store_result(self, task_id: str, data: bytes) -> None:
+        """Store a result, as another worker may."""
+
+    @abstractmethod
+    async def dead_letters(self) -> dict[str, str]:
+        """``{task id: reason}``."""
+
+    @abstractmethod
+    async def stored_result(self, task_id: str) -> bytes | None:
+        """The one result of a task."""
+
+    @abstractmethod
+    async def count_tasks(self) -> int:
+        """Tasks that have not ended."""
+
+    @abstractmethod
+    async def limit_tasks(self, limit: int) -> None:
+        """Let the broker hold at most so many tasks."""
+
+    @abstractmethod
+    async def limit_results(self, limit: int) -> None:
+        """Let the broker hold at most so many results."""
+
+    @abstractmethod
+    async def make_room_for_results(self) -> None:
+        """Let there be room again."""
+
+    async def wait_until_empty(self) -> None:
+        """An ack is not acknowledged: look until the queue shows it."""
+        while await self.count_tasks():
+            await trio.sleep(0.01)
+
+
+class MemorySwarm(Swarm):
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.broker = MemoryBroker()
+
+    def configure(self, **settings: Any) -> None:
+        self.settings = settings
+        self.broker = MemoryBroker(**settings)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Broker]:
+        yield self.broker
+
+    async def store_result(self, task_id: str, data: bytes) -> None:
+        assert await self.broker._finish(task_id, data)
+
+    async def dead_letters(self) -> dict[str, str]:
+        return {letter.task_id: letter.reason for letter in self.broker.dead_letters}
+
+    async def stored_result(self, task_id: str) -> bytes | None:
+        return self.broker._results.get(task_id)
+
+    async def count_tasks(self) -> int:
+        return self.broker._room.count
+
+    async def limit_tasks(self, limit: int) -> None:
+        self.broker = MemoryBroker(**self.settings, max_tasks=limit)
+
+    async def limit_results(self, limit: int) -> None:
+        self.broker = MemoryBroker(**self.settings, max_results=limit, result_ttl=5)
+
+    async def make_room_for_results(self) -> None:
+        await trio.sleep(5)  # until they expire
+
+
+class NATSSwarm(Swarm):
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.broker = NATSConfig(url)
+
+    def configure(self, **settings: Any) -> None:
+        self.broker = NATSConfig(self.url, **settings)
+
+    def open(self) -> AbstractAsyncContextManager[Broker]:
+        return open_broker(self.broker)
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[Raw]:
+        """A plain client, for what no public function does."""
+        async with (
+            open_connection(NATSConfig(self.url)) as connection,
+            trio.open_nursery() as nursery,
+            open_requests(connection, nursery) as requests,
+        ):
+            yield Raw(connection, requests)
+            nursery.cancel_scope.cancel()
+
+    async def store_result(self, task_id: str, data: bytes) -> None:
+        async with self.raw() as raw:
+            await raw.store(f"done.{task_id}", data)
+
+    async def dead_letters(self) -> dict[str, str]:
+        letters = {}
+        async with self.raw() as raw:
+            for subject in await raw.subjects("TASK_DEAD", "dead.>"):
+                _, reason = await raw.get("TASK_DEAD", subject)
+                letters[subject.split(".", 2)[2]] = reason
+        return letters
+
+    async def stored_result(self, task_id: str) -> bytes | None:
+        async with self.outbox() as outbox:
+            return await outbox.fetch(task_id)
+
+    async def count_tasks(self) -> int:
+        async with self.raw() as raw:
+            return (await raw.api("STREAM.INFO.TASKS"))["state"]["messages"]
+
+    async def limit_tasks(self, limit: int) -> None:
+        async with self.raw() as raw:
+            await raw.api(
+                "STREAM.CREATE.TASKS",
+                name="TASKS",
+                subjects=["work.>"],
+                storage="file",
+                retention="workqueue",
+                discard="new",
+                max_msgs=limit,
+            )
+
+    async def limit_results(self, limit: int) -> None:
+        async with open_broker(self.broker) as broker, broker.open_outbox("any", Deaf()):
+            await self._update_results(max_msgs=limit)
+
+    async def make_room_for_results(self) -> None:
+        await self._update_results(max_msgs=1000)
+
+    async def _update_results(self, **changes: Any) -> None:
+        async with self.raw() as raw:
+            info = await raw.api("STREAM.INFO.TASK_RESULTS")
+            await raw.api("STREAM.UPDATE.TASK_RESULTS", **{**info["config"], **changes})
+
+
+class Raw:
+    """A plain client of a server: the JSON API, publishes and subscriptions."""
+
+    def __init__(self, connection: Connection, requests: Requests) -> None:
+        self.connection = connection
+        self.requests = requests
+
+    async def api(self, request: str, /, **body: Any) -> dict[str, Any]:
+        return await call(self.requests, request, **body)
+
+    async def store(
+        self, subject: str, data: bytes, headers: dict[str, str] | None = None
+    ) -> None:
+        await publish(self.requests, subject, data, headers)
+
+    async def subjects(self, stream: str, pattern: str) -> list[str]:
+        try:
+            info = await self.api(f"STREAM.INFO.{stream}", subjects_filter=pattern)
+        except APIError:
+            return []
+        return sorted(info["state"].get("subjects") or {})
+
+    async def get(self, stream: str, subject: str) -> tuple[bytes, str]:
+        """The last message of a subject: its bytes, and why it is a dead letter."""
+        answer = await self.api(f"STREAM.MSG.GET.{stream}", last_by_subj=subject)
+        message = answer["message"]
+        headers = msgspec.json.decode(f'"{message.get("hdrs", "")}"', type=bytes).decode()
+        reason = [
+            line.removeprefix("Swarm-Reason: ")
+            for line in headers.split("\r\n")
+            if line.startswith("Swarm-Reason: ")
+        ]
+        data = msgspec.json.decode(f'"{message.get("data", "")}"', type=bytes)
+        return data, reason[0] if reason else ""
