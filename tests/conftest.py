@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -11,6 +10,9 @@ from swarm import MemorySwarm, NATSSwarm, Swarm
 from trio.testing import MockClock
 
 from trio_swarmtask.server import Server, open_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

@@ -47,6 +47,25 @@ def within(seconds: float) -> Callable[[AsyncTest], AsyncTest]:
     return decorate
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` holds, of what happens in this Trio run: looked at as it happens."""
+    if condition():
+        return
+    met = trio.Event()
+
+    class Watch(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            if condition():
+                met.set()
+
+    watch = Watch()
+    trio.lowlevel.add_instrument(watch)
+    try:
+        await met.wait()
+    finally:
+        trio.lowlevel.remove_instrument(watch)
+
+
 async def echo(message: Message) -> dict[str, str]:
     """A handler that gives its inputs back."""
     return message.inputs
@@ -119,8 +138,9 @@ class Swarm(ABC):
         """Let there be room again."""
 
     async def wait_until_empty(self) -> None:
-        """An ack is not acknowledged: look until the queue shows it."""
-        while await self.count_tasks():
+        """Wait until every task has ended."""
+        # An ack has no reply, and its effect no event: there is nothing to wait for but the count.
+        while await self.count_tasks():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
@@ -236,9 +256,7 @@ class Raw:
     async def api(self, request: str, /, **body: Any) -> dict[str, Any]:
         return await call(self.requests, request, **body)
 
-    async def store(
-        self, subject: str, data: bytes, headers: dict[str, str] | None = None
-    ) -> None:
+    async def store(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         await publish(self.requests, subject, data, headers)
 
     async def subjects(self, stream: str, pattern: str) -> list[str]:

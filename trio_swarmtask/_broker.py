@@ -41,6 +41,9 @@ class ResultListener(ABC):
 class Outbox(ABC):
     """A dispatcher's side of the broker: store tasks, hear of their results, fetch results."""
 
+    hears_key: bool
+    """Whether results of its own key are heard without `expect`, as they should be."""
+
     @abstractmethod
     async def store(self, capability: str, task_id: str, data: bytes) -> bool:
         """Store one task; return once the broker has confirmed it.
@@ -55,7 +58,7 @@ class Outbox(ABC):
 
     @abstractmethod
     def expect(self, task_id: str) -> None:
-        """Hear of the result of a task whose ID is not of this outbox's own key."""
+        """Hear of the result of one task, whatever its ID."""
 
     @abstractmethod
     def forget(self, task_id: str) -> None:

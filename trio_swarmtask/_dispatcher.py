@@ -115,11 +115,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
         future.holders += 1
         stored = False
         try:
-            if own:
-                if not await self._outbox.store(capability, task_id, data):
-                    await self._look_up(future)
-            else:
-                await self._start_named(capability, future, data)
+            if not (own and self._outbox.hears_key) and not future.expected:
+                future.expected = True
+                self._outbox.expect(task_id)
+            # An ID of the caller's own may be known. In this order nothing slips through: listen,
+            # look up, publish, and look up again if the broker knew it.
+            known = not own and await self._look_up(future)
+            if not known and not await self._outbox.store(capability, task_id, data):
+                await self._look_up(future)
             stored = True
         finally:
             if not stored:
@@ -169,15 +172,6 @@ class Dispatcher(metaclass=NoPublicConstructor):
             submitted_at=now if message.submitted_at is None else message.submitted_at,
             submitted_by=self._name if message.submitted_by == "" else message.submitted_by,
         )
-
-    async def _start_named(self, capability: str, future: Future, data: bytes) -> None:
-        if not future.expected:
-            future.expected = True
-            self._outbox.expect(future.id)
-        if await self._look_up(future):
-            return
-        if not await self._outbox.store(capability, future.id, data):
-            await self._look_up(future)
 
     async def _look_up(self, future: Future) -> bool:
         data = await self._outbox.fetch(future.id)

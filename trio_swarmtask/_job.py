@@ -69,6 +69,7 @@ class JobRunner:
         name: str,
         default_timeout: float,
         max_deliveries: int,
+        stopping: trio.Event,
         pulls_ended: trio.Event,
         stop_because: Callable[[BaseException], None],
     ) -> None:
@@ -76,6 +77,7 @@ class JobRunner:
         self._name = name
         self._default_timeout = default_timeout
         self._max_deliveries = max_deliveries
+        self._stopping = stopping
         self._pulls_ended = pulls_ended
         self._stop_because = stop_because
 
@@ -129,9 +131,8 @@ class JobRunner:
     async def _admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery
-        if self._pulls_ended.is_set() or job.interrupted:
-            job.interrupted = True
-            return None
+        if self._stopping.is_set():
+            return None  # it was under way when the pulls were ended: given back
         if delivery.number > 1:
             if delivery.number > self._max_deliveries and await self._is_poison(delivery):
                 await self._bury(job, f"delivered more than {self._max_deliveries} times")

@@ -147,6 +147,8 @@ class MemoryBroker(Broker):
 
 
 class _MemoryOutbox(Outbox):
+    hears_key = True
+
     def __init__(self, broker: MemoryBroker, listener: ResultListener) -> None:
         self._broker = broker
         self.listener = listener

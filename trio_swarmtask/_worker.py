@@ -48,7 +48,12 @@ class Worker(metaclass=NoPublicConstructor):
         self._finished = trio.Event()
         self._cause: BaseException | None = None
         self._runner = JobRunner(
-            name, default_timeout, max_deliveries, self._pulls_ended, self._interrupt
+            name,
+            default_timeout,
+            max_deliveries,
+            self._stopping,
+            self._pulls_ended,
+            self._interrupt,
         )
         self._background: trio.Nursery  # both set by _host before anyone sees the worker
         self._handlers: trio.Nursery
@@ -85,7 +90,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._check_open()
         check_capability(capability)
         check_handler(handler)
-        if not isinstance(max_in_flight, int) or max_in_flight < 1:
+        if type(max_in_flight) is not int or max_in_flight < 1:
             raise ValueError(f"max_in_flight must be a whole number from 1 up, not {max_in_flight}")
         if capability in self._services:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
+from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._job import NEWER_WORKER_DELAY
@@ -61,13 +61,11 @@ async def test_newer_version_is_left_for_newer_workers(
 ) -> None:
     assert NEWER_WORKER_DELAY >= 5
     monkeypatch.setattr("trio_swarmtask._job.NEWER_WORKER_DELAY", 0.3)
-    deliveries = 7
     async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher:
         await outbox.store("coder", "t1", b'{"version":2,"id":"t1","inputs":["?"]}')
         async with swarm.worker(max_deliveries=2) as worker:
             await worker.handle("coder", echo)
-            while worker.statistics().given_back < deliveries:
-                await trio.sleep(0.1)
+            await until(lambda: worker.statistics().given_back == 7)
             assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
         assert await swarm.count_tasks() == 1
         assert await outbox.fetch("t1") is None

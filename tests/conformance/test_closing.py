@@ -46,11 +46,10 @@ async def test_leaving_the_dispatchers_block_ends_every_wait(swarm: Swarm) -> No
         with pytest.raises(ClosedError, match="before the result came"):
             await future.wait()
 
-    async with trio.open_nursery() as nursery:
-        async with swarm.dispatcher() as dispatcher:
-            future = await dispatcher.start("coder", Message())
-            nursery.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as nursery, swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message())
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
 
 
 @within(20)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -11,6 +11,9 @@ from swarm import Swarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._broker import Delivery, Intake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 ACK_WAIT = 1.0
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import trio
-from swarm import Swarm, within
+from swarm import Swarm, until, within
 
 from trio_swarmtask import Future, Message, Result, Status
 
@@ -71,8 +71,7 @@ async def test_ids_that_fold_to_one_subject_are_told_apart(swarm: Swarm) -> None
             for task_id in release:
                 nursery.start_soon(collect, await dispatcher.start("coder", Message(id=task_id)))
             release["a--b"].set()
-            while not results:
-                await trio.sleep(0.01)
+            await until(lambda: results)
             release["a-b"].set()
     assert results == ["a--b", "a-b"]
 

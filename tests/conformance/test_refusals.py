@@ -6,9 +6,15 @@ import logging
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
+from swarm import Swarm, echo, until, within
 
-from trio_swarmtask import ClosedError, Message, Status
+from trio_swarmtask import ClosedError, Message, Status, Worker
+
+
+def count_storing(worker: Worker) -> int:
+    """Tasks whose handler has ended and whose result is not stored."""
+    service = worker._services["coder"]
+    return 0 if service is None else len(service.jobs) - service.running
 
 
 @within(30)
@@ -48,8 +54,7 @@ async def test_start_that_waits_ends_when_the_dispatcher_closes(swarm: Swarm) ->
     async with trio.open_nursery() as nursery, swarm.dispatcher() as dispatcher:
         await dispatcher.start("coder", Message())
         nursery.start_soon(start)
-        while dispatcher.statistics().outstanding < 2:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: dispatcher.statistics().outstanding == 2)
         await dispatcher.aclose()
         await ended.wait()
 
@@ -66,8 +71,7 @@ async def test_task_is_not_ended_until_its_result_is_stored(
         with caplog.at_level(logging.WARNING):
             futures = [await dispatcher.start("coder", Message()) for _ in range(2)]
             # Both handlers end, though only one place is there: storing takes none.
-            while worker.statistics().in_flight < 2 or worker._services["coder"].running:
-                await trio.sleep(0.01)
+            await until(lambda: count_storing(worker) == 2)
         assert await swarm.count_tasks() == 2
         assert worker.statistics().succeeded == 1
         await swarm.make_room_for_results()
@@ -85,8 +89,7 @@ async def test_leaving_gives_up_a_result_that_cannot_be_stored(swarm: Swarm) -> 
             await worker.handle("coder", echo)
             await dispatcher.run("coder", Message())
             future = await dispatcher.start("coder", Message())
-            while worker.statistics().in_flight < 1 or worker._services["coder"].running:
-                await trio.sleep(0.01)
+            await until(lambda: count_storing(worker) == 1)
             left_at = trio.current_time()
         assert 0.9 < trio.current_time() - left_at < 5  # ack_wait, and a little
         assert worker.statistics().given_back == 1

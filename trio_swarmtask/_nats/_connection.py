@@ -67,6 +67,7 @@ class Connection:
         self._loop: Loop
         self._up = trio.Event()
         self._down = trio.Event()
+        self._was_up = False
         self._closing = trio.Event()
         self._fatal = trio.Event()
         self._last_error: Exception | None = None
@@ -210,12 +211,14 @@ class Connection:
 
     async def _shut(self) -> None:
         # What is buffered goes out first, unless the network is dead: then the transport is
-        # dropped.
-        with trio.move_on_after(_CLOSE_SECONDS):
-            try:
-                await self.call(self.client.close())
-            except BrokerError as exc:
-                logger.debug("closing: %s", exc)
+        # dropped. A client that never connected has nothing to send, and its close() may assume
+        # that it has.
+        if self._was_up:
+            with trio.move_on_after(_CLOSE_SECONDS):
+                try:
+                    await self.call(self.client.close())
+                except BrokerError as exc:
+                    logger.debug("closing: %s", exc)
         self.client.abort()
 
     def close(self) -> None:
@@ -255,6 +258,7 @@ class Connection:
                         )
                     )
                     self._up.set()
+                    self._was_up = True
                 except BrokerError as exc:
                     self._last_error = exc
                 nursery.cancel_scope.cancel()

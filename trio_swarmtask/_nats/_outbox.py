@@ -67,6 +67,7 @@ class NATSOutbox(Outbox):
         self._requests = requests
         self._streams = streams
         self._stream = stream
+        self.hears_key = stream.notifies
         self._key = key
         self._listener = listener
         self._looks: trio.Nursery
