@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -42,12 +43,13 @@ NEWER_WORKER_DELAY: Final = 15.0
 class Job:
     """One delivery in hand, and the scope that its handler runs in."""
 
-    __slots__ = ("delivery", "handling", "interrupted", "lost", "scope", "settled")
+    __slots__ = ("delivery", "handling", "interrupted", "lost", "scope", "settled", "started")
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.scope = trio.CancelScope()
         self.handling = False  # the handler was called
+        self.started = 0.0  # when that was
         self.interrupted = False  # the worker stops: give the task back
         self.lost = False  # the lease lapsed: the task is another worker's
         self.settled = False  # nothing is left to do for it
@@ -94,12 +96,11 @@ class JobRunner:
     async def _run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
         message: Message | None = None
         result: Result | None = None
-        started = trio.current_time()
         try:
             with job.scope:
                 message = await self._admit(job)
                 if message is not None:
-                    started = trio.current_time()
+                    job.started = trio.current_time()
                     result = await self._call(handler, job, message)
         except Exception as exc:
             if message is None:
@@ -109,9 +110,9 @@ class JobRunner:
         finally:
             place_free()
 
-        seconds = trio.current_time() - started
         if message is None or job.settled:
             return
+        seconds = trio.current_time() - job.started
         if result is None and job.lost:
             self.tally.leases_lost += 1
             job.settled = True
@@ -121,7 +122,7 @@ class JobRunner:
                 job.delivery.capability,
             )
         elif result is None and not job.interrupted:
-            error = f"the handler did not end within {job.scope.deadline - started:g} seconds"
+            error = f"the handler did not end within {job.scope.deadline - job.started:g} seconds"
             result = Result(status=Status.TIMEOUT, error=error)
         if result is not None:
             await self._store(job, result, message, seconds)
@@ -195,7 +196,8 @@ class JobRunner:
 
     async def _call(self, handler: Handler, job: Job, message: Message) -> Result | None:
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
-        job.scope.deadline = trio.current_time() + timeout
+        if timeout < math.inf:  # setting one costs, and most have none
+            job.scope.deadline = job.started + timeout
         job.handling = True
         try:
             return value_result(await handler(message))

@@ -106,9 +106,14 @@ class Connection:
         self._check_up()
         self._loop.step(self.client.end_at_server(subscription))
 
+    @property
+    def is_congested(self) -> bool:
+        """Whether so much is to be sent that publishers should wait for room."""
+        return self.client.pending_data_size > _HIGH_WATER
+
     async def wait_room(self) -> None:
-        """Wait until what is to be sent has shrunk, if it is a lot. Otherwise no checkpoint."""
-        while self.client.pending_data_size > _HIGH_WATER:
+        """Wait until less is to be sent."""
+        while self.is_congested:
             try:
                 await self.call(self.client.flush())
             except (BrokerError, NotConnected):

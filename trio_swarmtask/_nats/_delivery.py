@@ -19,6 +19,7 @@ from .._errors import InvalidMessageError
 from ._connection import Connection, NotConnected
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
+    NO_ANSWER_YET,
     STORE_FAILED,
     WRONG_LAST_SEQUENCE,
     APIError,
@@ -105,7 +106,12 @@ class NATSDelivery(Delivery):
     async def complete(self, result: bytes) -> bool:
         settlement = self._settlement
         check_size(settlement.connection, result, _FIRST_BYTES)
-        first = await self._store_result(result)
+        first = True
+        # The way of nearly every result, without the frames that are for the rest.
+        try:
+            await publish(settlement.requests, f"done.{self.task_id}", result, _FIRST)
+        except NO_ANSWER_YET:
+            first = await self._store_result(result)
         self._settle(b"+ACK")
         return first
 

@@ -54,6 +54,10 @@ class NoResponders(Exception):
     """Nobody listens on the subject: no such stream, or it has no leader now."""
 
 
+NO_ANSWER_YET: Final = (NotConnected, NoAnswer, NoResponders, APIError)
+"""What an attempt raises that `persist` may try again."""
+
+
 class _Error(msgspec.Struct):
     code: int = 0
     err_code: int = 0
@@ -80,6 +84,9 @@ async def publish(
     Raises:
       APIError, NoResponders, NoAnswer, NotConnected, and what `Requests.request` raises.
     """
+    connection = requests.connection
+    if connection.is_congested:
+        await connection.wait_room()
     reply = await requests.request(subject, data, headers)
     if not reply.data:
         raise NoResponders(subject)  # an acknowledgement has a body; only a status has none
@@ -106,13 +113,15 @@ async def persist(
     what: str,
     attempt: Callable[[], Awaitable[T]],
     before_retry: Callable[[], Awaitable[T | None]] | None = None,
+    *,
+    tried: bool = False,
 ) -> T:
     """Call ``attempt`` until it has an answer: through outages, and refusals that may pass.
 
     ``before_retry`` is called before each further attempt; what it returns, if not None, is the
-    answer.
+    answer. ``tried``: the caller has made the first one, and it had none.
     """
-    pause = 0.0
+    pause = _FIRST_PAUSE if tried else 0.0
     warned = False
     while True:
         try:

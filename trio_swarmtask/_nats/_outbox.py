@@ -23,6 +23,7 @@ from .._errors import InvalidMessageError
 from .._util import open_flat_nursery
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
+    NO_ANSWER_YET,
     APIError,
     NoResponders,
     as_broker_error,
@@ -100,15 +101,23 @@ class NATSOutbox(Outbox):
             found = await fetch_result(self._requests, await self._streams.results(), task_id)
             return None if found is None else False
 
+        tried = False
+        if capability in self._known_capabilities:
+            # The way of nearly every task, without the frames that are for the rest.
+            try:
+                return not (await publish(self._requests, subject, data, headers)).duplicate
+            except NO_ANSWER_YET:
+                tried = True
+        what = f"store task {task_id}"
         try:
-            return await persist(self._connection, f"store task {task_id}", attempt, already)
+            return await persist(self._connection, what, attempt, already, tried=tried)
         except APIError as exc:
             if exc.err_code in MESSAGE_TOO_LARGE:
                 raise InvalidMessageError(
                     f"an envelope of {len(data)} bytes is larger than the stream of "
                     f"{capability!r} takes: {exc}"
                 ) from exc
-            raise as_broker_error(exc, self._connection, f"store task {task_id}") from exc
+            raise as_broker_error(exc, self._connection, what) from exc
 
     def expect(self, task_id: str) -> None:
         parts = [part for part in task_id.split("-") if part]

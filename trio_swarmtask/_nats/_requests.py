@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import outcome
 import trio
+from trio.lowlevel import current_task
 
 from .._errors import BrokerError, ClosedError
 
@@ -71,40 +72,32 @@ class Requests:
           BrokerError: if the server does not permit it.
           ClosedError: if the role was closed.
         """
-        return (await self._exchange(subject, data, headers, None))[0]
+        return await self._wait(self._send(subject, data, headers, current_task()))
 
     async def collect(self, subject: str, data: bytes) -> list[Msg]:
         """Send and wait for replies, up to one that has a status; that is the last of the list."""
-        return await self._exchange(subject, data, None, [])
+        collected: list[Msg] = []
+        await self._wait(self._send(subject, data, None, current_task(), collected=collected))
+        return collected
 
     def tell(self, subject: str, data: bytes, callback: Callable[[Msg], None]) -> None:
         """Send, and call ``callback`` with the reply, if there is one."""
-        self._send(subject, data, None, None, callback, None)
+        self._send(subject, data, None, None, callback)
 
     async def echo(self) -> None:
         """Wait until the server has served what was sent before.
 
         A PING does not tell: nats-py sends it before what is still buffered.
         """
-        await self._exchange(None, b"", None, None)
+        await self._wait(self._send(None, b"", None, current_task()))
 
-    async def _exchange(
-        self,
-        subject: str | None,
-        data: bytes,
-        headers: dict[str, str] | None,
-        collected: list[Msg] | None,
-    ) -> list[Msg]:
-        await self.connection.wait_room()
-        task = trio.lowlevel.current_task()
-        reply = self._send(subject, data, headers, task, None, collected)
-
+    async def _wait(self, inbox: str) -> Msg:
         def abort(_: object) -> trio.lowlevel.Abort:
-            del self._waiting[reply]
+            del self._waiting[inbox]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        replies: list[Msg] = await trio.lowlevel.wait_task_rescheduled(abort)
-        return replies
+        reply: Msg = await trio.lowlevel.wait_task_rescheduled(abort)
+        return reply
 
     def _send(
         self,
@@ -112,8 +105,8 @@ class Requests:
         data: bytes,
         headers: dict[str, str] | None,
         task: trio.lowlevel.Task | None,
-        callback: Callable[[Msg], None] | None,
-        collected: list[Msg] | None,
+        callback: Callable[[Msg], None] | None = None,
+        collected: list[Msg] | None = None,
     ) -> str:
         if self._closed is not None:
             raise self._closed_error()
@@ -137,8 +130,7 @@ class Requests:
                 return
         del self._waiting[message.subject]
         if waiting.task is not None:
-            replies = [message] if waiting.collected is None else waiting.collected
-            trio.lowlevel.reschedule(waiting.task, outcome.Value(replies))
+            trio.lowlevel.reschedule(waiting.task, outcome.Value(message))
         elif waiting.callback is not None:
             waiting.callback(message)
 
