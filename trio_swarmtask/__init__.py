@@ -1,4 +1,4 @@
-"""Send a unit of work to an agent somewhere and get its result back: NATS JetStream for Trio."""
+"""Send a unit of work to a worker somewhere and get its result back: NATS JetStream for Trio."""
 
 # Layers, highest first. A module imports from lower ones only (tests/test_layers.py holds it to
 # that).

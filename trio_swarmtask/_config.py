@@ -9,13 +9,19 @@ import math
 import os
 import ssl
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+_MOST_REPLICAS: Final = 5  # JetStream's limit
+_NANOSECONDS: Final = 2**63 / 1e9  # JetStream counts in them, in 64 bits
+_SECONDS: Final = (
+    ("connect_timeout", 0.001, math.inf),
+    ("reconnect_timeout", 0.001, math.inf),
+    ("result_ttl", 0.001, _NANOSECONDS),
+    ("ack_wait", 0.001, _NANOSECONDS),
+)
 _SECRET: Final = ("password", "token")
 
 
@@ -69,18 +75,29 @@ class NATSConfig:
     """Seconds without a server after which the connection counts as lost for good."""
 
     def __post_init__(self) -> None:
+        for setting in ("url", "name", "user", "password", "token", "credentials", "nkey_seed"):
+            value = getattr(self, setting)
+            if value is not None and not isinstance(value, str | Path):
+                kind = type(value).__name__  # not the value: it may be a secret
+                raise TypeError(f"{setting} must be a string, not {kind}")
         url = self.url or os.environ.get("NATS_URL") or _DEFAULT_URL
         object.__setattr__(self, "url", url)
         for server in self.servers:
-            _check_server(server)
-        for setting in ("connect_timeout", "result_ttl", "ack_wait", "reconnect_timeout"):
+            _check_server(server, may_show="@" not in url)
+        for setting, least, most in _SECONDS:
             seconds = getattr(self, setting)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):
                 raise TypeError(f"{setting} must be a number of seconds, not {seconds!r}")
-            if not seconds > 0:
-                raise ValueError(f"{setting} must be more than 0 seconds, not {seconds!r}")
-        if isinstance(self.replicas, bool) or self.replicas not in (1, 2, 3, 4, 5):
-            raise ValueError(f"replicas must be a whole number from 1 to 5, not {self.replicas!r}")
+            if not least <= seconds <= most:
+                raise ValueError(
+                    f"{setting} must be from {least:g} to {most:g} seconds, not {seconds!r}"
+                )
+        if type(self.replicas) is not int or not 1 <= self.replicas <= _MOST_REPLICAS:
+            raise ValueError(
+                f"replicas must be a whole number from 1 to {_MOST_REPLICAS}, not {self.replicas!r}"
+            )
+        if not isinstance(self.manage_streams, bool):
+            raise TypeError(f"manage_streams must be True or False, not {self.manage_streams!r}")
         if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
             raise TypeError(f"tls must be an ssl.SSLContext, not {type(self.tls).__name__}")
 
@@ -113,20 +130,24 @@ class NATSConfig:
         return self.tls is not None or any(url.startswith("tls://") for url in self.servers)
 
 
-def _check_server(server: str) -> None:
-    safe = _without_secrets(server)
-    try:
-        parts = urlsplit(server)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-        parts = urlsplit("")
-    if parts.scheme not in ("nats", "tls") or not host or port == 0:
+def _check_server(server: str, *, may_show: bool) -> None:
+    host: str | None = None
+    if server.startswith(("nats://", "tls://")):  # in small letters, or nats-py misreads it
+        try:
+            parts = urlsplit(server)
+            if parts.port != 0 and parts.path in ("", "/") and not parts.query + parts.fragment:
+                host = parts.hostname
+        except ValueError:
+            pass  # no number for a port, say
+    if not host:
+        # Where it breaks off may be in the middle of a password.
+        shown = repr(server) if may_show else "what was given (not shown: it may hold a password)"
         raise ValueError(
-            f"{safe!r} is not the URL of a NATS server; write nats://host:port or tls://host:port"
-        ) from None
+            f"{shown} is not the URL of a NATS server; write nats://host:port or tls://host:port, "
+            "and user and password in their own settings"
+        )
 
 
 def _without_secrets(server: str) -> str:
-    scheme, mark, rest = server.rpartition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+    scheme, _, rest = server.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

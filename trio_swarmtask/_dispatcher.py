@@ -22,7 +22,7 @@ import trio
 from ._broker import Broker, Outbox, ResultListener
 from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from ._future import Future
-from ._names import check_capability, check_task_id, make_key, shorten
+from ._names import check_capability, check_task_id, check_timeout, make_key, shorten
 from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
 from ._wire import Message, Result
@@ -49,6 +49,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
         self._started = 0
         self._resolved = 0
+        self._aborted = 0
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._name!r}, {len(self._outstanding)} outstanding>"
@@ -112,11 +113,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
         future = self._outstanding.get(task_id)
         if future is None:
             future = self._outstanding[task_id] = Future._create(task_id)
-        future.holders += 1
+        future._holders += 1
         stored = False
         try:
-            if not (own and self._outbox.hears_key) and not future.expected:
-                future.expected = True
+            if not (own and self._outbox.hears_key) and not future._expected:
+                future._expected = True
                 self._outbox.expect(task_id)
             # An ID of the caller's own may be known. In this order nothing slips through: listen,
             # look up, publish, and look up again if the broker knew it.
@@ -134,23 +135,29 @@ class Dispatcher(metaclass=NoPublicConstructor):
         """Take no new work, and wait for the outstanding futures.
 
         Args:
-          timeout: Seconds. What is outstanding then is aborted: its waiters get `ClosedError`.
+          timeout: Seconds; below 0 is 0. What is outstanding then is aborted: its waiters get
+            `ClosedError`.
 
         Raises:
           trio.TooSlowError: if something was aborted. Also closed if cancelled.
         """
+        timeout = check_timeout(timeout)
         self._closing = True
+        waiting_for = len(self._outstanding)
         try:
             with trio.move_on_after(timeout):
                 await trio.lowlevel.checkpoint()
                 while self._outstanding:
-                    self._none_outstanding = trio.Event()
+                    if self._none_outstanding.is_set():
+                        self._none_outstanding = trio.Event()
                     await self._none_outstanding.wait()
         finally:
-            left = len(self._outstanding)
             self._end(ClosedError("the dispatcher was closed before the result came"))
-        if left:
-            raise trio.TooSlowError(f"{left} tasks were outstanding after {timeout} seconds")
+        if waiting_for and self._aborted:
+            raise trio.TooSlowError(
+                f"{self._aborted} tasks were outstanding when the dispatcher was closed, after "
+                f"{timeout:g} seconds at most"
+            )
 
     async def aclose(self) -> None:
         """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
@@ -184,16 +191,16 @@ class Dispatcher(metaclass=NoPublicConstructor):
         future = self._drop(task_id)
         if future is not None:
             self._resolved += 1
-            future.resolve(data)
+            future._resolve(data)
 
     def _release(self, future: Future) -> None:
-        future.holders -= 1
-        if future.holders == 0 and self._outstanding.get(future.id) is future:
+        future._holders -= 1
+        if future._holders == 0 and self._outstanding.get(future.id) is future:
             self._drop(future.id)
 
     def _drop(self, task_id: str) -> Future | None:
         future = self._outstanding.pop(task_id, None)
-        if future is not None and future.expected:
+        if future is not None and future._expected:
             self._outbox.forget(task_id)
         if not self._outstanding:
             self._none_outstanding.set()
@@ -204,10 +211,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
             return
         self._ended = error
         self._outbox.close()
+        self._aborted = len(self._outstanding)
         for task_id in list(self._outstanding):
             future = self._drop(task_id)
             assert future is not None
-            future.fail(error)
+            future._fail(error)
 
     def _closed_error(self) -> SwarmTaskError:
         if isinstance(self._ended, BrokerError):

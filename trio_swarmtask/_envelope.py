@@ -68,11 +68,13 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def prepare(self) -> None:
         _check_counts(timeout=self.timeout, max_attempts=self.max_attempts, attempt=self.attempt)
-        self.created_at = _time_for_go(self.created_at)
-        self.submitted_at = _time_for_go(self.submitted_at)
-        for task_id, value in (self.prior or {}).items():
-            if type(value) is msgspec.Raw:  # msgspec writes it as it is, JSON or not
-                read_as(value, object, f"prior[{task_id!r}]")
+        self.created_at = _time_for_go(self.created_at, "created_at")
+        self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
+        for value in (self.prior or {}).values():
+            _check_raw(value, "prior")
+
+    def has_free_json(self) -> bool:
+        return bool(self.prior)
 
 
 class _ReceivedMessage(msgspec.Struct, kw_only=True):
@@ -116,7 +118,11 @@ class ResultEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def prepare(self) -> None:
         _check_counts(attempt=self.attempt, duration=self.duration)
-        self.completed_at = _time_for_go(self.completed_at)
+        self.completed_at = _time_for_go(self.completed_at, "completed_at")
+        _check_raw(self.outputs, "outputs")
+
+    def has_free_json(self) -> bool:
+        return isinstance(self.outputs, dict | list | tuple | msgspec.Struct)
 
 
 class _ReceivedResult(msgspec.Struct, kw_only=True):
@@ -149,6 +155,7 @@ _decode_version: Final = msgspec.json.Decoder(_AnyVersion).decode
 
 def encode(struct: msgspec.Struct, envelope_type: type[MessageEnvelope | ResultEnvelope]) -> bytes:
     """The JSON of a Message or Result; InvalidMessageError names the field and its value."""
+    envelope = None
     try:
         # builtin_types: a time must be a datetime, not a string that looks like one.
         envelope = msgspec.convert(
@@ -157,18 +164,29 @@ def encode(struct: msgspec.Struct, envelope_type: type[MessageEnvelope | ResultE
         if not 1 <= envelope.version <= VERSION:
             raise ValueError(f"a version from 1 to {VERSION} is needed - at `$.version`")
         envelope.prepare()
-        return _encode(envelope)
-    except InvalidMessageError:
-        raise
-    except _UNFIT as exc:
-        name = type(struct).__name__
-        field = _FIELD.search(str(exc))
-        if field is None:
-            problem = f"{name} can't be written as JSON: {exc}"
-        else:
-            value = shorten(getattr(struct, field[1], None))
-            problem = f"{name}.{field[1]} = {value} can't be sent: {exc}"
-        raise InvalidMessageError(problem) from exc
+        data = _encode(envelope)
+        if envelope.has_free_json():
+            _decode_version(data)  # a Raw somewhere in it is written as it is, JSON or not
+        return data
+    except Exception as exc:
+        field = _find_field(exc, envelope)
+        value = shorten(getattr(struct, field, None))
+        raise InvalidMessageError(
+            f"{type(struct).__name__}.{field} = {value} can't be sent: {exc}"
+        ) from exc
+
+
+def _find_field(exc: Exception, envelope: msgspec.Struct | None) -> str:
+    named = _FIELD.search(str(exc))
+    if named is not None:
+        return named[1]
+    assert envelope is not None  # only the conversion to one fails before, and names the field
+    for name in envelope.__struct_fields__:
+        try:
+            msgspec.json.decode(_encode(getattr(envelope, name)))
+        except Exception:  # noqa: BLE001 - whatever it is, this is the field
+            return name
+    return "outputs"  # pragma: no cover - encoding as a whole fails where a part does
 
 
 def decode_message(data: bytes) -> _ReceivedMessage:
@@ -226,12 +244,25 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"a number from 0 up is needed - at `$.{name}`")
 
 
-def _time_for_go(time: datetime | None) -> datetime:
+def _check_raw(value: object, field: str) -> None:
+    if type(value) is msgspec.Raw:
+        try:
+            msgspec.json.decode(value)
+        except _UNFIT as exc:
+            raise ValueError(f"its Raw is not JSON: {exc} - at `$.{field}`") from exc
+
+
+def _time_for_go(time: datetime | None, field: str) -> datetime:
     if time is None:
         return _GO_ZERO_TIME
     if time.tzinfo is not UTC:
-        offset = time.utcoffset()
-        # RFC 3339 has offsets of whole minutes. msgspec cuts the rest off, which moves the instant.
-        if offset is None or offset.total_seconds() % 60:
-            return time.astimezone(UTC)
+        try:
+            # RFC 3339 has offsets of whole minutes. msgspec cuts off the rest: another instant.
+            offset = time.utcoffset()
+            if offset is None:
+                raise ValueError("its time zone gives no offset")
+            if offset.total_seconds() % 60:
+                return time.astimezone(UTC)
+        except Exception as exc:
+            raise ValueError(f"{exc} - at `$.{field}`") from exc
     return time

@@ -47,17 +47,25 @@ class TaskFailedError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``failed``."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(f"task {result.id} failed at {result.agent or 'nobody'}: {result.error}")
+        super().__init__(result)
         self.result = result
         """The result as it was stored."""
+
+    def __str__(self) -> str:
+        return _tell(self.result, "failed")
 
 
 class TaskTimeoutError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``timeout``."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(
-            f"task {result.id} ran out of time at {result.agent or 'nobody'}: {result.error}"
-        )
+        super().__init__(result)
         self.result = result
         """The result as it was stored."""
+
+    def __str__(self) -> str:
+        return _tell(self.result, "ran out of time")
+
+
+def _tell(result: Result, what: str) -> str:
+    return f"task {result.id} {what} at {result.agent or 'nobody'}: {result.error}"

@@ -19,7 +19,16 @@ from ._wire import Result
 class Future(metaclass=NoPublicConstructor):
     """One task's result to come. Made by `Dispatcher.start`."""
 
-    __slots__ = ("__weakref__", "_data", "_done", "_error", "_id", "_result", "expected", "holders")
+    __slots__ = (
+        "__weakref__",
+        "_data",
+        "_done",
+        "_error",
+        "_expected",
+        "_holders",
+        "_id",
+        "_result",
+    )
 
     def __init__(self, task_id: str) -> None:
         self._id = task_id
@@ -27,8 +36,8 @@ class Future(metaclass=NoPublicConstructor):
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
         self._done: trio.Event | None = None
-        self.holders = 0
-        self.expected = False
+        self._holders = 0
+        self._expected = False
 
     def __repr__(self) -> str:
         return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"
@@ -66,13 +75,15 @@ class Future(metaclass=NoPublicConstructor):
         assert self._result is not None
         return self._result
 
-    def resolve(self, data: bytes) -> None:
+    # The dispatcher's half
+
+    def _resolve(self, data: bytes) -> None:
         """Take the bytes of the stored result; only the first resolution counts."""
         if not self._is_resolved():
             self._data = data
             self._wake()
 
-    def fail(self, error: SwarmTaskError) -> None:
+    def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
         if not self._is_resolved():
             self._error = error

@@ -31,7 +31,7 @@ def check_handler(handler: object) -> None:
         inner = inner.func
     if inspect.iscoroutinefunction(inner):
         return
-    if callable(inner) and inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+    if inspect.iscoroutinefunction(getattr(type(inner), "__call__", None)):  # noqa: B004 - not to call it
         return
     if inspect.iscoroutine(inner):
         inner.close()

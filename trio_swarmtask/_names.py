@@ -1,10 +1,12 @@
-# Capabilities and task IDs: what may become a token of a subject.
+# What users pass in, checked: capabilities and task IDs, and durations.
 #
-# Both end up in NATS subjects, where '.', '*', '>' and white space have a meaning, and a server
-# stores a published wildcard literally. So each is checked here, once, before it gets anywhere.
+# The first two end up in NATS subjects, where '.', '*', '>' and white space have a meaning, and a
+# server stores a published wildcard literally. So each is checked here, once, before it gets
+# anywhere.
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from typing import Final
@@ -36,6 +38,19 @@ def check_task_id(text: object) -> None:
         )
 
 
+def check_timeout(seconds: float) -> float:
+    """``seconds`` as a duration: what is left of a deadline that has passed is none.
+
+    Raises:
+      TypeError, ValueError: if it is no number.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"timeout must be a number of seconds, not {shorten(seconds)}")
+    if math.isnan(seconds):
+        raise ValueError("timeout must be a number of seconds, not NaN")
+    return max(0.0, seconds)
+
+
 def is_task_id(text: object) -> bool:
     """Whether ``text`` is 1 to 128 of ``A-Z a-z 0-9 _ -``."""
     return isinstance(text, str) and _TASK_ID.fullmatch(text) is not None
@@ -48,5 +63,8 @@ def make_key() -> str:
 
 def shorten(value: object, limit: int = 160) -> str:
     """The repr of ``value`` for an error message, cut to ``limit`` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as exc:  # noqa: BLE001 - a user's __repr__ may raise anything
+        text = f"<a {type(value).__name__}, whose repr raised {type(exc).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

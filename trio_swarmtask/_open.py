@@ -135,16 +135,21 @@ def _as_config(broker: object) -> NATSConfig:
         return broker
     if isinstance(broker, str):
         return NATSConfig(broker)
+    kind = type(broker).__name__  # not the value: it may hold a password
+    if isinstance(broker, Broker):
+        raise TypeError(f"this {kind} is open already: pass it to open_dispatcher or open_worker")
     raise TypeError(
-        f"{shorten(broker)} can't be a broker: pass a URL, a NATSConfig, an open Broker, or None"
+        f"a {kind} can't be a broker: pass a URL, a NATSConfig or None, or an open Broker to share"
     )
 
 
 def _check_name(name: str | None) -> str:
     if name is None:
         return _default_name()
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name must be a string that is not empty, not {shorten(name)}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {shorten(name)}")
+    if not name or not name.isprintable():
+        raise ValueError(f"name must be of printable characters, at least one, not {name!r}")
     return name
 
 

@@ -23,9 +23,8 @@ class NoPublicConstructor(type):
     """Metaclass of what is made by an `open_*` function alone."""
 
     def __call__(cls, *args: object, **kwargs: object) -> None:
-        raise TypeError(
-            f"{cls.__name__} has no public constructor; see open_{cls.__name__.lower()}"
-        )
+        made_by = (cls.__doc__ or "").partition("\n")[0]
+        raise TypeError(f"{cls.__name__} has no public constructor. {made_by}")
 
     def _create(cls: type[T], *args: Any, **kwargs: Any) -> T:
         return super().__call__(*args, **kwargs)  # type: ignore[misc, no-any-return]  # type.__call__
@@ -50,9 +49,11 @@ async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
     except BaseExceptionGroup as group:
         error = _choose(group, own)
     if error is not None:
+        context = error.__context__
         try:
-            raise error  # outside the handler, or the group would become its context
+            raise error
         finally:
+            error.__context__ = context  # not what the block was cancelled by meanwhile
             del error, own  # the traceback refers to this frame
 
 

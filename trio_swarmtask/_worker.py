@@ -19,7 +19,7 @@ import trio
 from ._errors import ClosedError
 from ._handler import Handler, check_handler
 from ._job import SETTLE_SECONDS, Job, JobRunner
-from ._names import check_capability
+from ._names import check_capability, check_timeout, shorten
 from ._service import Service
 from ._statistics import WorkerStatistics
 from ._util import NoPublicConstructor, open_flat_nursery
@@ -82,7 +82,7 @@ class Worker(metaclass=NoPublicConstructor):
 
         Raises:
           InvalidCapabilityError: if ``capability`` has another form.
-          TypeError: if ``handler`` is not async.
+          TypeError: if ``handler`` is not async, or ``max_in_flight`` no whole number.
           ValueError: if this worker handles ``capability`` already, or ``max_in_flight`` < 1.
           BrokerError: if the server refuses the consumer, or has one that can't be used.
           ClosedError: if this worker is closed.
@@ -90,8 +90,10 @@ class Worker(metaclass=NoPublicConstructor):
         self._check_open()
         check_capability(capability)
         check_handler(handler)
-        if type(max_in_flight) is not int or max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be a whole number from 1 up, not {max_in_flight}")
+        if type(max_in_flight) is not int:
+            raise TypeError(f"max_in_flight must be a whole number, not {shorten(max_in_flight)}")
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be from 1 up, not {max_in_flight}")
         if capability in self._services:
             raise ValueError(
                 f"this worker handles {capability!r} already; open another worker for a second "
@@ -113,13 +115,13 @@ class Worker(metaclass=NoPublicConstructor):
         """Ask for no more tasks, and wait for the running handlers.
 
         Args:
-          timeout: Seconds. Handlers that still run then are cancelled, and their tasks given back
-            to the queue at once. So too if this call is cancelled.
+          timeout: Seconds; below 0 is 0. Handlers that still run then are cancelled, and their
+            tasks given back to the queue at once. So too if this call is cancelled.
 
         Raises:
           trio.TooSlowError: if a handler was cancelled.
         """
-        if await self._close(timeout):
+        if await self._close(check_timeout(timeout)):
             raise trio.TooSlowError(f"handlers were still running after {timeout} seconds")
 
     async def aclose(self) -> None:

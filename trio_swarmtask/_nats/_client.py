@@ -17,7 +17,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, cast
+import ssl
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from nats.aio.client import Client as NATS
 
@@ -28,7 +29,38 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
+    from .._config import NATSConfig
+
 logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+
+# Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
+_PING_INTERVAL: Final = 5
+_RECONNECT_WAIT: Final = 0.25
+
+# A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
+# `Connection.wait_room` keeps to a lower one.
+_OUT_OF_REACH: Final = 1 << 40
+
+
+def connect_options(config: NATSConfig) -> dict[str, Any]:
+    """What nats-py's `connect` is told, beside the servers and the callbacks."""
+    return {
+        "name": config.name,
+        "tls": config.tls or (ssl.create_default_context() if config.wants_tls else None),
+        "user": config.user,
+        "password": config.password,
+        "token": config.token,
+        "user_credentials": str(config.credentials) if config.credentials else None,
+        "nkeys_seed": str(config.nkey_seed) if config.nkey_seed else None,
+        "connect_timeout": config.connect_timeout,
+        "reconnect_time_wait": _RECONNECT_WAIT,
+        "max_reconnect_attempts": -1,
+        "ping_interval": _PING_INTERVAL,
+        "max_outstanding_pings": 2,
+        "pending_size": _OUT_OF_REACH,
+        "flusher_queue_size": 0,  # no limit
+    }
 
 
 class PlaintextError(OSError):

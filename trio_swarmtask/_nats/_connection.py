@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,7 +20,7 @@ import trio
 
 from .._errors import BrokerError
 from .._util import open_flat_nursery
-from ._client import Client, Sink
+from ._client import Client, Sink, connect_options
 from ._errors import connect_error, fatal_error, lost_error
 from ._loop import Loop, open_loop
 
@@ -37,15 +36,10 @@ T = TypeVar("T")
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-# Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
-_PING_INTERVAL: Final = 5
-_RECONNECT_WAIT: Final = 0.25
 _CLOSE_SECONDS: Final = 2.0
 
-# Bytes that may wait to be sent before publishers wait too. nats-py's own limit is set out of
-# reach, for a coroutine that meets it can't be stepped.
+# Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
-_OUT_OF_REACH: Final = 1 << 40
 
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 
@@ -119,9 +113,6 @@ class Connection:
             except (BrokerError, NotConnected):
                 return  # the next publish says why
 
-    def new_inbox(self) -> str:
-        return self.client.new_inbox()
-
     # State
 
     @property
@@ -159,8 +150,10 @@ class Connection:
         self._last_error = exc
         violation = _VIOLATION.search(str(exc))
         if violation is None:
-            if fatal_error(exc, self.config) is not None:
-                self._fatal.set()
+            refusal = fatal_error(exc, self.config)
+            if refusal is not None and not self._fatal.is_set():
+                self._fatal.set()  # ends a first connect; later a server may change its mind
+                logger.error("%s", refusal)
             logger.debug("the client of %s reports: %s", self.config.safe_url, exc)
         else:
             logger.error("%s: %s", self.config.safe_url, exc)
@@ -170,13 +163,15 @@ class Connection:
     async def _on_disconnected(self) -> None:
         if not self._closing.is_set():
             logger.warning("lost the connection to %s", self.config.safe_url)
-        self._up = trio.Event()
+        if self._up.is_set():  # not twice, or whoever waits for it would wait for ever
+            self._up = trio.Event()
         self._down.set()
         for down in list(self.on_down):
             down()
 
     async def _on_reconnected(self) -> None:
         logger.warning("connected again to %s", self.config.safe_url)
+        self._fatal = trio.Event()
         self._down = trio.Event()
         self._up.set()
 
@@ -232,14 +227,6 @@ class Connection:
     async def connect(self) -> None:
         """Connect, within the config's ``connect_timeout``."""
         config = self.config
-        options: dict[str, Any] = {
-            "tls": config.tls or (ssl.create_default_context() if config.wants_tls else None),
-            "user": config.user,
-            "password": config.password,
-            "token": config.token,
-            "user_credentials": str(config.credentials) if config.credentials else None,
-            "nkeys_seed": str(config.nkey_seed) if config.nkey_seed else None,
-        }
         with trio.move_on_after(config.connect_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_if_fatal, nursery.cancel_scope)
@@ -247,19 +234,11 @@ class Connection:
                     await self.call(
                         self.client.connect(
                             config.servers,
-                            name=config.name,
                             error_cb=self._on_error,
                             disconnected_cb=self._on_disconnected,
                             reconnected_cb=self._on_reconnected,
                             closed_cb=self._on_closed,
-                            connect_timeout=config.connect_timeout,  # type: ignore[arg-type]  # any number does
-                            reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]  # any number does
-                            max_reconnect_attempts=-1,
-                            ping_interval=_PING_INTERVAL,
-                            max_outstanding_pings=2,
-                            pending_size=_OUT_OF_REACH,
-                            flusher_queue_size=0,
-                            **options,
+                            **connect_options(config),
                         )
                     )
                     self._up.set()

@@ -38,7 +38,8 @@ def connect_error(exc: Exception | None, config: NATSConfig) -> BrokerError:
     error = fatal_error(exc, config)
     if error is None:
         error = BrokerError(
-            f"no NATS server at {config.safe_url} within {config.connect_timeout:g} seconds: {exc}"
+            f"no NATS server at {config.safe_url} within {config.connect_timeout:g} seconds: "
+            f"{exc}. Start one (nats-server --jetstream), or set the URL"
         )
     error.__cause__ = exc
     return error

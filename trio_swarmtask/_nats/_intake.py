@@ -186,7 +186,7 @@ class NATSIntake(Intake):
 
     def _begin(self) -> None:
         self._asked = 0
-        self._inbox = self._connection.new_inbox()
+        self._inbox = self._connection.client.new_inbox()
         self._subscription = self._connection.subscribe(self._inbox, self._on_message)
         self._top_up()
 

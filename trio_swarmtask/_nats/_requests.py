@@ -53,7 +53,7 @@ class Requests:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._prefix = connection.new_inbox() + "."
+        self._prefix = connection.client.new_inbox() + "."
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
         self._closed: Exception | None = None
