@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import ssl
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -210,12 +211,18 @@ def test_replicas_1_to_5() -> None:
     [
         *(("url", 5), ("url", b"nats://h"), ("name", 5), ("user", 5), ("password", 5)),
         *(("token", b"x"), ("credentials", 5), ("nkey_seed", b"x")),
+        *(("url", Path("h")), ("password", Path("h"))),  # only what names a file may be one
         *(("manage_streams", "no"), ("tls", True)),
     ],
 )
 def test_setting_of_a_wrong_type(setting: str, value: Any) -> None:  # noqa: ANN401 - any wrong one
     with pytest.raises(TypeError, match=f"^{setting} must be "):
         NATSConfig(**{setting: value})
+
+
+def test_path_of_a_file() -> None:
+    config = NATSConfig(credentials=Path("a.creds"), nkey_seed="b.seed")
+    assert (config.credentials, config.nkey_seed) == (Path("a.creds"), "b.seed")
 
 
 @pytest.mark.parametrize("setting", ["password", "token"])

@@ -27,7 +27,7 @@ async def handler(message: Message) -> str:
     return message.id
 
 
-async def generator(message: Message) -> AsyncIterator[str]:
+async def generator(message: Message) -> AsyncIterator[str]:  # noqa: ASYNC900 - to be refused
     yield message.id
 
 
@@ -64,10 +64,13 @@ class Blocking:
         return message.id
 
 
+labelled = functools.partial(handler)
+labelled.label = "a"  # else Python makes one partial of the two
+
 GOOD: Final[dict[str, Any]] = {
     "function": handler,
     "partial": functools.partial(handler),
-    "partial_of_partial": functools.partial(functools.partial(handler)),
+    "partial_of_partial": functools.partial(labelled),
     "instance": Coder(),
     "partial_of_instance": functools.partial(Coder()),
     "method": Coder().method,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
 import pytest
 
 from trio_swarmtask import InvalidCapabilityError, InvalidMessageError
-from trio_swarmtask._names import check_capability, check_task_id, is_task_id, make_key, shorten
+from trio_swarmtask._names import (
+    check_capability,
+    check_task_id,
+    check_timeout,
+    is_task_id,
+    make_key,
+    shorten,
+)
 
 GOOD: Final = ("a", "Z", "0", "-", "_", "a--b", "-a", "a-", "code-review_2", "A" * 64)
 BAD: Final = (
@@ -61,6 +69,26 @@ def test_check_task_id_bad(text: object) -> None:
     ):
         check_task_id(text)
     assert not is_task_id(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, 0), (-5, 0), (-math.inf, 0), (1.5, 1.5), (math.inf, math.inf)]
+)
+def test_check_timeout_good(seconds: float, expected: float) -> None:
+    """A deadline that has passed leaves no time; that is no error."""
+    assert check_timeout(seconds) == expected
+
+
+@pytest.mark.parametrize("seconds", [None, "5", True, [5]])
+def test_check_timeout_of_a_wrong_type(seconds: object) -> None:
+    wrong = f"timeout must be a number of seconds, not {re.escape(repr(seconds))}"
+    with pytest.raises(TypeError, match=wrong):
+        check_timeout(seconds)
+
+
+def test_check_timeout_nan() -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds, not NaN"):
+        check_timeout(math.nan)
 
 
 def test_make_key() -> None:

@@ -184,8 +184,12 @@ async def test_name_of_the_worker(connections: list[NATSConfig]) -> None:
         assert worker.name == connections[-1].name
 
 
-async def test_name_of_the_dispatcher() -> None:
+async def test_name_of_the_dispatcher(connections: list[NATSConfig]) -> None:
     """It is written into a blank `submitted_by`."""
+    async with open_dispatcher("nats://h", name="planner") as dispatcher:
+        assert "planner" in repr(dispatcher)
+        assert connections[0].name == "planner"
+
     senders = []
 
     async def handler(message: Message) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ._envelope import Status
-from ._errors import InvalidMessageError, UnsupportedVersionError
+from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
 from ._handler import Handler, describe, failed_result, fill_result, value_result
 from ._names import check_task_id, is_task_id, shorten
 from ._statistics import Tally
@@ -90,8 +90,10 @@ class JobRunner:
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
         finally:
-            if not job.settled:
-                await self._give_back(job)
+            if not job.settled and not job.lost:  # a lost one is another worker's by now
+                # Shielded, or the task of a cancelled handler stays leased for all of ack_wait.
+                with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                    await self._give_back(job.delivery)
 
     async def _run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
         message: Message | None = None
@@ -203,10 +205,10 @@ class JobRunner:
             return value_result(await handler(message))
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             return self._failure(job, exc)
-        except BaseException as exc:
+        except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
             interrupt = find_interrupt(exc)
             if interrupt is None:
-                raise  # a cancellation, perhaps in a group: the scope sorts it out
+                raise  # cancellations, and perhaps more: the scope sorts it out
             job.interrupted = True
             self._stop_because(interrupt)
             return None
@@ -261,12 +263,11 @@ class JobRunner:
         else:
             self.tally.timed_out += 1
 
-    async def _give_back(self, job: Job) -> None:
-        if job.lost:
-            return  # it is another worker's by now
-        # Shielded, or the task of a cancelled handler stays leased for all of ack_wait. Not before
-        # the pulls have ended, or it comes straight in again.
-        with trio.move_on_after(SETTLE_SECONDS, shield=True):
-            await self._pulls_ended.wait()
-            await job.delivery.give_back()
+    async def _give_back(self, delivery: Delivery) -> None:
+        await self._pulls_ended.wait()  # or it comes straight in again
+        try:
+            await delivery.give_back()
+        except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
+            logger.warning("could not give back task %s: %s", delivery.task_id, exc)
+        else:
             self.tally.given_back += 1

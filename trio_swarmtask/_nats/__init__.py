@@ -1,13 +1,15 @@
 # The NATS broker: all that imports asyncio, nats or trio_asyncio.
 #
-#   _broker             what open_broker gives
-#   _outbox  _intake    a dispatcher's side, a worker's side
-#   _delivery           how a task at a worker is settled
-#   _streams  _lookup   streams and durables; stored results
-#   _jetstream          publish with an acknowledgement, the JSON API, trying again
-#   _requests           requests and replies over one inbox
-#   _connection         one connection; _errors: what its errors mean
-#   _loop               the asyncio loop under it
-#   _client             the one place that touches nats-py's insides
+#   _broker                what open_broker gives
+#   _outbox  _intake       a dispatcher's side, a worker's side
+#   _delivery              how a task at a worker is settled
+#   _streams  _durables    found by what is needed, made where missing
+#   _lookup                stored results, fetched
+#   _jetstream             publish with an acknowledgement, the JSON API, trying again
+#   _requests              requests and replies over one inbox
+#   _connection            one connection; _errors: what its errors mean
+#   _credentials           files to log in with, checked before nats-py reads them
+#   _loop                  the asyncio loop under it
+#   _client                the one place that touches nats-py's insides
 
 from ._broker import open_nats_broker as open_nats_broker

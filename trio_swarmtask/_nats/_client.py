@@ -20,7 +20,7 @@ import logging
 import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from nats.aio.client import Client as NATS
+from nats.aio.client import Client as NATS, Srv
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,6 +81,10 @@ class Client(NATS):
         if self.wants_tls and not self.is_encrypted():
             raise PlaintextError("TLS was asked for, and the server does not offer it")
         return super()._connect_command()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        self.abort()  # of an attempt that failed half way, whose socket would be leaked
+        await super()._connect_to_server(s)
 
     async def _attempt_reconnect(self) -> None:
         self.abort()

@@ -21,6 +21,7 @@ import trio
 from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._client import Client, Sink, connect_options
+from ._credentials import check_credentials
 from ._errors import connect_error, fatal_error, lost_error
 from ._loop import Loop, open_loop
 
@@ -107,7 +108,7 @@ class Connection:
 
     async def wait_room(self) -> None:
         """Wait until less is to be sent."""
-        while self.is_congested:
+        while self.is_up and self.is_congested:
             try:
                 await self.call(self.client.flush())
             except (BrokerError, NotConnected):
@@ -194,7 +195,7 @@ class Connection:
         """Await a coroutine of the client in the loop; its errors come out as ours."""
         try:
             return await self._loop.run(coroutine)
-        except asyncio.CancelledError as exc:  # the loop or the client is going away
+        except asyncio.CancelledError as exc:  # noqa: ASYNC104 - not Trio's: the loop is going away
             raise BrokerError(f"the connection to {self.config.safe_url} was closed") from exc
         except (nats.errors.Error, OSError, RuntimeError) as exc:
             text = str(exc) or type(exc).__name__
@@ -227,6 +228,7 @@ class Connection:
     async def connect(self) -> None:
         """Connect, within the config's ``connect_timeout``."""
         config = self.config
+        check_credentials(config)
         with trio.move_on_after(config.connect_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_if_fatal, nursery.cancel_scope)

@@ -20,22 +20,22 @@ from ._connection import Connection, NotConnected
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
-    STORE_FAILED,
+    NO_STREAM,
     WRONG_LAST_SEQUENCE,
     APIError,
     NoResponders,
-    as_broker_error,
+    RefusedError,
     call,
     check_size,
     persist,
     publish,
 )
 from ._lookup import fetch_result
-from ._requests import NoAnswer, Requests
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._requests import Requests
     from ._streams import Streams
 
 T = TypeVar("T")
@@ -144,7 +144,14 @@ class NATSDelivery(Delivery):
             stream = await settlement.streams.dead()
             if stream is None:
                 return 0
-            info = await call(settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=subject)
+            try:
+                info = await call(
+                    settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=subject
+                )
+            except APIError as exc:
+                if exc.err_code == NO_STREAM:
+                    raise NoResponders(f"stream {stream}, which was there before") from exc
+                raise
             subjects: dict[str, int] = info["state"].get("subjects") or {}
             return subjects.get(subject, 0)
 
@@ -161,29 +168,25 @@ class NATSDelivery(Delivery):
         subject = f"done.{self.task_id}"
 
         async def store() -> bool:
+            await settlement.streams.results()  # made again, if it went and is ours to make
             try:
                 await publish(settlement.requests, subject, result, _FIRST)
             except APIError as exc:
                 if exc.err_code in WRONG_LAST_SEQUENCE:
                     return False
-                if exc.err_code == STORE_FAILED and "per subject" in exc.description:
-                    return False
-                raise
-            except NoResponders:
-                await settlement.streams.results()  # made again, if it is ours to make
                 raise
             return True
 
         what = f"store the result of task {self.task_id}"
         try:
             return await settlement.persist(what, store)
-        except APIError as exc:
+        except RefusedError as exc:
             if exc.err_code in MESSAGE_TOO_LARGE:
                 raise InvalidMessageError(
                     f"an envelope of {len(result)} bytes is larger than the stream of results "
                     f"takes: {exc}"
                 ) from exc
-            raise as_broker_error(exc, settlement.connection, what) from exc
+            raise
 
     async def _keep_dead_letter(self, reason: str) -> None:
         settlement = self._settlement
@@ -201,8 +204,9 @@ class NATSDelivery(Delivery):
         what = f"keep the dead letter of task {self.task_id}"
         try:
             await settlement.persist(what, keep)
-        except APIError as exc:
-            raise as_broker_error(exc, settlement.connection, what) from exc
+        except RefusedError as exc:
+            # What is left is the failed result. To stop here would stop every worker in turn.
+            logger.error("a dead letter is lost: %s", exc)
 
     def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
         # The bytes as they were come before what we say of them.
@@ -217,7 +221,8 @@ class NATSDelivery(Delivery):
         try:
             if await settlement.streams.dead() is not None:
                 await publish(settlement.requests, subject, b"", headers)
-        except (NotConnected, NoAnswer, NoResponders, APIError) as exc:
+        except NO_ANSWER_YET as exc:
+            settlement.streams.forget()
             # Not noted, it counts as a failed delivery. The task is given back all the same.
             logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
 

@@ -24,8 +24,9 @@ from .._broker import Delivery, Intake
 from .._util import open_flat_nursery
 from ._connection import Connection, NotConnected
 from ._delivery import NATSDelivery, Settlement
+from ._durables import find_durable
 from ._jetstream import in_time
-from ._requests import NoAnswer, Requests, open_requests, status_of
+from ._requests import NoAnswer, Requests, open_requests, refused_error, status_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
-    from ._streams import Durable, Streams
+    from ._durables import Durable
+    from ._streams import Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -74,6 +76,7 @@ class NATSIntake(Intake):
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
+        self._refused: str | None = None
         self._stopped = False
 
     def ask(self, places: int) -> None:
@@ -133,7 +136,7 @@ class NATSIntake(Intake):
             )
 
     def _on_task(self, message: Msg) -> None:
-        number = delivery_number(message.reply)
+        number = delivery_number(message.reply, self._durable)
         if number is None:
             logger.error(
                 "dropped a message that JetStream did not send: subject %r, reply %r",
@@ -175,6 +178,8 @@ class NATSIntake(Intake):
             await self._watch()
             if self._stopped:
                 return
+            if self._refused is not None:
+                raise refused_error(self._connection, f"publish to {self._refused}")
             self.end_pull()
             # Trouble at once and again must not spin; trouble after a while is met at once.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
@@ -182,7 +187,9 @@ class NATSIntake(Intake):
             await trio.sleep(pause)
             await self._connection.wait_up()
             self._streams.forget()
-            self._durable = await self._streams.durable(self._capability)
+            self._durable = await find_durable(
+                self._connection, self._requests, self._streams, self._capability
+            )
 
     def _begin(self) -> None:
         self._asked = 0
@@ -208,14 +215,24 @@ class NATSIntake(Intake):
     def on_down(self) -> None:
         self._trouble.set()
 
+    def on_refused(self, action: str, subject: str) -> None:
+        # Neither pulls nor acks have an answer of their own. nats-py has made the text lower case.
+        durable = f"{self._durable.stream}.{self._durable.name}"
+        pull, ack = f"$JS.API.CONSUMER.MSG.NEXT.{durable}", f"$JS.ACK.{durable}."
+        if action == "publish" and (subject == pull.lower() or subject.startswith(ack.lower())):
+            self._refused = pull if subject == pull.lower() else f"{ack}>"
+            self._trouble.set()
 
-def delivery_number(reply: str) -> int | None:
-    """How often the task was delivered, from the ack subject; None if JetStream did not make it."""
+
+def delivery_number(reply: str, durable: Durable) -> int | None:
+    """How often the task was delivered, from the ack subject; None if it is not our durable's."""
     # $JS.ACK.<stream>.<consumer>.<number>.…, or with a domain and an account before the stream.
     tokens = reply.split(".")
-    if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
+    if len(tokens) in (11, 12):
+        del tokens[2:4]
+    if len(tokens) < 9 or tokens[:4] != ["$JS", "ACK", durable.stream, durable.name]:
         return None
-    number = tokens[4] if len(tokens) == 9 else tokens[6]
+    number = tokens[4]
     return int(number) if number.isascii() and number.isdigit() and number != "0" else None
 
 
@@ -229,18 +246,22 @@ async def open_nats_intake(
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         await in_time(connection, "name the stream of results", streams.results)
         durable = await in_time(
-            connection, f"give the durable of {capability}", lambda: streams.durable(capability)
+            connection,
+            f"give the durable of {capability}",
+            lambda: find_durable(connection, requests, streams, capability),
         )
-        await streams.dead()
+        await in_time(connection, "name the stream of dead letters", streams.dead)
         settlement = Settlement(connection, requests, streams, durable.ack_wait)
         intake = NATSIntake(
             connection, requests, streams, durable, settlement, capability, on_delivery
         )
         connection.on_down.append(intake.on_down)
+        connection.on_refused.append(intake.on_refused)
         nursery.start_soon(intake.stand)
         try:
             yield intake
         finally:
             connection.on_down.remove(intake.on_down)
+            connection.on_refused.remove(intake.on_refused)
             intake.end_pull()
             nursery.cancel_scope.cancel()

@@ -26,9 +26,10 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 NO_RESPONDERS: Final = "503"
 
 # Error codes of the server's API (its errors.json).
-NOT_FOUND: Final = (10014, 10037, 10059)  # consumer, message, stream
+NO_CONSUMER: Final = 10014
+NO_MESSAGE: Final = 10037
+NO_STREAM: Final = 10059
 WRONG_LAST_SEQUENCE: Final = (10071, 10164)
-STORE_FAILED: Final = 10077  # a limit was reached; the text says which
 MESSAGE_TOO_LARGE: Final = (10054, 10097)
 NAME_IN_USE: Final = 10058
 SUBJECTS_OVERLAP: Final = 10065
@@ -52,6 +53,12 @@ class APIError(Exception):
 
 class NoResponders(Exception):
     """Nobody listens on the subject: no such stream, or it has no leader now."""
+
+
+class RefusedError(BrokerError):
+    """A refusal that no waiting will change."""
+
+    err_code = 0
 
 
 NO_ANSWER_YET: Final = (NotConnected, NoAnswer, NoResponders, APIError)
@@ -120,6 +127,9 @@ async def persist(
 
     ``before_retry`` is called before each further attempt; what it returns, if not None, is the
     answer. ``tried``: the caller has made the first one, and it had none.
+
+    Raises:
+      RefusedError: if the server says no for good.
     """
     pause = _FIRST_PAUSE if tried else 0.0
     warned = False
@@ -140,7 +150,10 @@ async def persist(
             problem = f"nobody answers on {exc}: no stream, or no leader now"
         except APIError as exc:
             if not exc.may_pass:
-                raise
+                url = connection.config.safe_url
+                error = RefusedError(f"{url} refuses to {what}: {exc}")
+                error.err_code = exc.err_code
+                raise error from exc
             problem = str(exc)
         if connection.is_up and not warned:
             warned = True
@@ -165,10 +178,3 @@ def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:
             f"an envelope of {len(data)} bytes is larger than the {limit} that the server takes; "
             "keep large data elsewhere and send a reference"
         )
-
-
-def as_broker_error(exc: APIError, connection: Connection, what: str) -> BrokerError:
-    """A refusal that will not pass, for the user."""
-    error = BrokerError(f"{connection.config.safe_url} refuses to {what}: {exc}")
-    error.__cause__ = exc
-    return error

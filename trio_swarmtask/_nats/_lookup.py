@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ._jetstream import NOT_FOUND, APIError, NoResponders, call
+from ._jetstream import NO_MESSAGE, NO_STREAM, APIError, NoResponders, call
 from ._requests import Requests, status_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
     try:
         answer = await call(requests, f"STREAM.MSG.GET.{stream.name}", **body)
     except APIError as exc:
-        if exc.err_code in NOT_FOUND:
+        if exc.err_code == NO_MESSAGE:
             return None
+        if exc.err_code == NO_STREAM:
+            raise NoResponders(f"the stream {stream.name}") from exc
         raise
     return base64.b64decode(answer["message"].get("data", ""))
 

@@ -24,9 +24,8 @@ from .._util import open_flat_nursery
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
-    APIError,
     NoResponders,
-    as_broker_error,
+    RefusedError,
     check_size,
     in_time,
     persist,
@@ -75,6 +74,7 @@ class NATSOutbox(Outbox):
         self._closed = False
         self._watched: dict[str, Subscription] = {}
         self._known_capabilities: set[str] = set()
+        self._unheard: dict[str, str] = {}  # by task: the subject that may not be subscribed to
         self._own: Subscription | None = None
         self._missed = trio.Event()
 
@@ -101,6 +101,8 @@ class NATSOutbox(Outbox):
             found = await fetch_result(self._requests, await self._streams.results(), task_id)
             return None if found is None else False
 
+        if task_id in self._unheard:
+            raise refused_error(self._connection, f"subscribe to {self._unheard[task_id]}")
         tried = False
         if capability in self._known_capabilities:
             # The way of nearly every task, without the frames that are for the rest.
@@ -111,13 +113,13 @@ class NATSOutbox(Outbox):
         what = f"store task {task_id}"
         try:
             return await persist(self._connection, what, attempt, already, tried=tried)
-        except APIError as exc:
+        except RefusedError as exc:
             if exc.err_code in MESSAGE_TOO_LARGE:
                 raise InvalidMessageError(
                     f"an envelope of {len(data)} bytes is larger than the stream of "
                     f"{capability!r} takes: {exc}"
                 ) from exc
-            raise as_broker_error(exc, self._connection, what) from exc
+            raise
 
     def expect(self, task_id: str) -> None:
         parts = [part for part in task_id.split("-") if part]
@@ -127,7 +129,14 @@ class NATSOutbox(Outbox):
             subject, callback = f"done.{task_id}", partial(self._on_hint, task_id)
         self._watched[task_id] = self._connection.subscribe(subject, callback)
 
+    def on_refused(self, action: str, subject: str) -> None:
+        # The refusal comes before the answer to whatever is asked next: `store` finds it in time.
+        for task_id, subscription in self._watched.items():
+            if action == "subscription" and subscription.subject.lower() == subject:
+                self._unheard[task_id] = subscription.subject
+
     def forget(self, task_id: str) -> None:
+        self._unheard.pop(task_id, None)
         subscription = self._watched.pop(task_id, None)
         if subscription is not None:
             self._connection.unsubscribe(subscription)
@@ -237,10 +246,12 @@ async def open_nats_outbox(
         outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
         await nursery.start(outbox.find_missed)
         connection.on_down.append(outbox.on_down)
+        connection.on_refused.append(outbox.on_refused)
         try:
             await in_time(connection, "subscribe to results", outbox.begin)
             yield outbox
         finally:
             connection.on_down.remove(outbox.on_down)
+            connection.on_refused.remove(outbox.on_refused)
             outbox.end()
             nursery.cancel_scope.cancel()

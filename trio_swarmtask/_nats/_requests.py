@@ -131,7 +131,8 @@ class Requests:
         del self._waiting[message.subject]
         if waiting.task is not None:
             trio.lowlevel.reschedule(waiting.task, outcome.Value(message))
-        elif waiting.callback is not None:
+        else:
+            assert waiting.callback is not None
             waiting.callback(message)
 
     def _on_down(self) -> None:
@@ -194,7 +195,8 @@ def refused_error(connection: Connection, action: str) -> BrokerError:
 def status_of(message: Msg) -> str | None:
     """The status line of a reply that carries one (``"503"``: nobody listens), else None."""
     headers = message.headers
-    return headers.get(STATUS) if headers else None
+    # A status has no body. A stored message may have a header of that name.
+    return headers.get(STATUS) if headers and not message.data else None
 
 
 @asynccontextmanager

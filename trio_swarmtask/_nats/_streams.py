@@ -1,10 +1,8 @@
-# Streams and durables: found by the subject that is needed, made where missing, never changed.
+# Streams: found by the subject that is needed, made where missing, never changed.
 #
 # Looking up by subject, not by name, lets an operator give a busy capability a stream of its own,
 # or use one that is there already. Whoever made it, it is used as it is; what it can't do is done
-# without (see ResultStream). A durable is shared by all the workers of a capability, so it is
-# created with `"action": "create"`: without it the server would silently change the one that is
-# there, for everyone.
+# without (see ResultStream).
 
 from __future__ import annotations
 
@@ -14,14 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import BrokerError
 from ._jetstream import (
-    CONSUMER_EXISTS,
     NAME_IN_USE,
     NO_JETSTREAM,
-    NOT_FOUND,
+    NO_STREAM,
     SUBJECTS_OVERLAP,
     APIError,
     NoResponders,
-    as_broker_error,
     call,
     persist,
 )
@@ -55,15 +51,6 @@ class ResultStream:
     """A direct get may be stale."""
 
 
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """The consumer that the workers of one capability share."""
-
-    stream: str
-    name: str
-    ack_wait: float
-
-
 class Streams:
     """What is on the server, as far as it was needed."""
 
@@ -78,19 +65,22 @@ class Streams:
 
     async def check_jetstream(self) -> None:
         """Raise BrokerError if the server or the account has no JetStream."""
-        try:
-            await call(self._requests, "INFO")
-        except NoResponders:
-            raise BrokerError(
-                f"{self._config.safe_url} has no JetStream; start nats-server with -js, or enable "
-                "JetStream for this account"
-            ) from None
-        except APIError as exc:
-            if exc.err_code in NO_JETSTREAM:
+        url = self._config.safe_url
+
+        async def look() -> None:
+            try:
+                await call(self._requests, "INFO")
+            except NoResponders:
                 raise BrokerError(
-                    f"{self._config.safe_url} has no JetStream for this account: {exc}"
-                ) from exc
-            raise as_broker_error(exc, self._connection, "say what JetStream may use") from exc
+                    f"{url} has no JetStream; start nats-server with --jetstream, or enable it for "
+                    "this account"
+                ) from None
+            except APIError as exc:
+                if exc.err_code in NO_JETSTREAM:
+                    raise BrokerError(f"{url} has no JetStream for this account: {exc}") from exc
+                raise
+
+        await persist(self._connection, "say what JetStream may use", look)
 
     def forget(self) -> None:
         """Look everything up again when it is needed next: something was not there."""
@@ -139,7 +129,7 @@ class Streams:
             self._results = ResultStream(
                 name=config["name"],
                 notifies=(
-                    covers(republish.get("src", ""), "done.*")
+                    republish.get("src") == "done.*"
                     and republish.get("dest") == _NOTIFY
                     and not republish.get("headers_only")
                 ),
@@ -173,60 +163,6 @@ class Streams:
                 logger.warning("dead letters are not kept, only logged and answered: %s", exc)
         return self._dead
 
-    async def durable(self, capability: str) -> Durable:
-        """The durable of ``capability``, made if it is missing."""
-        stream = await self.tasks(capability)
-        name = f"work-{capability}"
-        wanted = {
-            "name": name,
-            "durable_name": name,
-            "filter_subject": f"work.{capability}.*",
-            "ack_policy": "explicit",
-            "ack_wait": round(self._config.ack_wait * _NANOSECONDS),
-            "max_deliver": -1,
-            "max_ack_pending": 1_000_000,
-            "deliver_policy": "all",
-            "replay_policy": "instant",
-        }
-
-        async def find() -> dict[str, Any]:
-            try:
-                return await call(self._requests, f"CONSUMER.INFO.{stream}.{name}")
-            except APIError as exc:
-                if exc.err_code not in NOT_FOUND or not self._config.manage_streams:
-                    raise
-            try:
-                return await call(
-                    self._requests,
-                    f"CONSUMER.CREATE.{stream}.{name}",
-                    stream_name=stream,
-                    config=wanted,
-                    action="create",
-                )
-            except APIError as exc:
-                if exc.err_code not in CONSUMER_EXISTS:
-                    raise
-            return await call(self._requests, f"CONSUMER.INFO.{stream}.{name}")
-
-        try:
-            info = await persist(self._connection, f"find the durable {name}", find)
-        except APIError as exc:
-            what = f"give the durable {name} of stream {stream}"
-            if exc.err_code in NOT_FOUND:
-                self.forget()
-                if not self._config.manage_streams:
-                    what += " (manage_streams is False, so it is not made)"
-            raise as_broker_error(exc, self._connection, what) from exc
-        config = info["config"]
-        for setting in ("filter_subject", "ack_policy"):
-            if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
-                raise BrokerError(
-                    f"the durable {name} of stream {stream} is not one that workers can share: it "
-                    f"must be a pull consumer with {setting} {wanted[setting]!r}, and has "
-                    f"{config.get(setting)!r}; delete it to have it made anew"
-                )
-        return Durable(stream, name, config["ack_wait"] / _NANOSECONDS)
-
     async def _find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
         async def find() -> dict[str, Any]:
             found = await self._find(subject)
@@ -234,16 +170,17 @@ class Streams:
                 found = await self._make(subject, config)
             return found
 
-        try:
-            return await persist(self._connection, f"find a stream for {subject}", find)
-        except APIError as exc:
-            what = f"give a stream that holds {subject}"
-            raise as_broker_error(exc, self._connection, what) from exc
+        return await persist(self._connection, f"give a stream that holds {subject}", find)
 
     async def _find(self, subject: str) -> dict[str, Any] | None:
         answer = await call(self._requests, "STREAM.NAMES", subject=subject)
         for name in answer.get("streams") or ():
-            info = await call(self._requests, f"STREAM.INFO.{name}")
+            try:
+                info = await call(self._requests, f"STREAM.INFO.{name}")
+            except APIError as exc:
+                if exc.err_code == NO_STREAM:
+                    continue  # deleted meanwhile
+                raise
             config: dict[str, Any] = info["config"]
             if any(covers(held, subject) for held in config.get("subjects") or ()):
                 return config
@@ -262,17 +199,19 @@ class Streams:
         except APIError as exc:
             if exc.err_code not in (NAME_IN_USE, SUBJECTS_OVERLAP):
                 raise
-            found = await self._find(subject)
-            if found is not None:
-                return found  # another process was quicker
-            raise BrokerError(
-                f"a stream that holds {subject} is needed, and {name} can't be made: {exc}. A "
-                f"stream of that name without {config['subjects'][0]}, or one with a part of it, "
-                f"is there: add {config['subjects'][0]} to a stream of any name, or remove that one"
-            ) from exc
-        logger.info("made the stream %s", name)
-        made_config: dict[str, Any] = made["config"]
-        return made_config
+            refusal = exc
+        else:
+            logger.info("made the stream %s", name)
+            made_config: dict[str, Any] = made["config"]
+            return made_config
+        found = await self._find(subject)
+        if found is not None:
+            return found  # another process was quicker
+        raise BrokerError(
+            f"a stream that holds {subject} is needed, and {name} can't be made: {refusal}. A "
+            f"stream of that name without {config['subjects'][0]}, or one with a part of it, is "
+            f"there: add {config['subjects'][0]} to a stream of any name, or remove that one"
+        ) from refusal
 
     def _has_schedules(self) -> bool:
         version = self._connection.client.connected_server_version

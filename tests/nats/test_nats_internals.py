@@ -1,0 +1,201 @@
+"""What a server that is well hardly ever shows: the parts of `_nats`, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from nats_servers import kill, until
+from swarm import NATSSwarm, Raw, within
+from test_nats_streams import make
+
+from trio_swarmtask import BrokerError, ClosedError, NATSConfig
+from trio_swarmtask._nats import _connection, _requests
+from trio_swarmtask._nats._connection import NotConnected, open_connection
+from trio_swarmtask._nats._durables import Durable
+from trio_swarmtask._nats._intake import delivery_number
+from trio_swarmtask._nats._jetstream import in_time
+from trio_swarmtask._nats._loop import open_loop
+from trio_swarmtask._nats._requests import NoAnswer
+from trio_swarmtask._nats._streams import covers
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from trio_swarmtask.server import Server
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "expected"),
+    [
+        ("work.>", "work.coder.*", True),
+        (">", "done.*", True),
+        ("done.*", "done.*", True),
+        ("*.*", "done.*", True),
+        ("dead.>", "dead.>", True),
+        ("dead.*", "dead.>", False),
+        ("dead.a", "dead.>", False),
+        ("done.a", "done.*", False),
+        ("done", "done.*", False),
+        ("done.*.*", "done.*", False),
+        ("done.>", "done", False),
+        ("", "done.*", False),
+        ("work.busy.>", "work.coder.*", False),
+    ],
+)
+def test_covers(pattern: str, subject: str, expected: bool) -> None:
+    assert covers(pattern, subject) is expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("$JS.ACK.TASKS.work-coder.3.7.9.1795303715647859664.0", 3),
+        ("$JS.ACK.hub.ACCHASH.TASKS.work-coder.4.7.9.1795303715647859664.0", 4),
+        ("$JS.ACK.hub.ACCHASH.TASKS.work-coder.5.7.9.1795303715647859664.0.token", 5),
+        ("$JS.ACK.TASKS.work-coder.0.7.9.1.0", None),
+        ("$JS.ACK.TASKS.work-coder.-1.7.9.1.0", None),
+        ("$JS.ACK.TASKS.work-coder.².7.9.1.0", None),
+        ("$JS.ACK.TASKS.work-coder.3.7.9.1", None),
+        ("$JS.API.TASKS.work-coder.3.7.9.1.0", None),
+        ("$JS.ACK.OTHER.work-coder.3.7.9.1.0", None),
+        ("$JS.ACK.TASKS.spy.3.7.9.1.0", None),
+        ("", None),
+    ],
+)
+def test_delivery_number(reply: str, number: int | None) -> None:
+    assert delivery_number(reply, Durable("TASKS", "work-coder", 30)) == number
+
+
+@within(20)
+async def test_step_of_a_coroutine_that_suspends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_loop() as loop:
+
+        async def suspend() -> None:
+            await asyncio.Event().wait()
+
+        with pytest.raises(BrokerError, match="suspended where it never does"):
+            loop.step(suspend())
+        loop._on_error(None, {"message": "a socket is bad"})
+    assert "asyncio reports: a socket is bad" in caplog.text
+
+
+@within(20)
+async def test_callback_that_raises_ends_nothing(
+    nats_swarm: NATSSwarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(message: Msg) -> None:
+        raise LookupError("mine")
+
+    async with nats_swarm.raw() as raw:
+        raw.connection.subscribe("x", fail)
+        raw.connection.publish("x")
+        await raw.requests.echo()
+        await raw.requests.echo()
+    assert "a message on 'x' could not be handled" in caplog.text
+
+
+@within(20)
+async def test_publishers_wait_when_much_is_to_be_sent(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "_HIGH_WATER", 1000)
+    async with nats_swarm.raw() as raw, nats_swarm.dispatcher() as dispatcher:
+        await make(raw, "X", "x")
+        raw.connection.publish("y", b"y" * 5000)
+        assert raw.connection.is_congested
+        await raw.store("x", b"")
+        assert not raw.connection.is_congested
+        assert dispatcher.statistics().outstanding == 0
+
+
+@within(5)
+async def test_room_that_never_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection went: the publish that follows says so."""
+    monkeypatch.setattr(_connection, "_HIGH_WATER", 1000)
+    async with open_connection(NATSConfig(server.url)) as connection:
+        kill(server)
+        await until(lambda: not connection.is_up)
+        await connection.call(connection.client.publish("y", b"y" * 5000))
+        await connection.wait_room()
+        with pytest.raises(NotConnected):
+            connection.publish("x")
+        with pytest.raises(NotConnected):
+            connection.end_at_server(None)  # type: ignore[arg-type]
+
+
+@within(20)
+async def test_reply_that_never_comes(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_requests, "REQUEST_SECONDS", 0.2)
+    async with nats_swarm.raw() as raw:
+        raw.connection.subscribe("silent", lambda message: None)
+        raw.requests.tell("silent", b"", pytest.fail)
+        with pytest.raises(NoAnswer, match=r"no reply within 0\.2 seconds"):
+            await raw.requests.request("silent")
+        with pytest.raises(BrokerError, match=r"did not dance within 0\.1 seconds"):
+            await in_time(raw_with_timeout(raw), "dance", trio.sleep_forever)
+
+
+def raw_with_timeout(raw: Raw) -> _connection.Connection:
+    object.__setattr__(raw.connection.config, "connect_timeout", 0.1)
+    return raw.connection
+
+
+@within(20)
+async def test_requests_that_end_otherwise(nats_swarm: NATSSwarm) -> None:
+    """A reply that is too late, one that a server has thrown away, and a role that was closed."""
+    async with nats_swarm.raw() as raw:
+        raw.connection.subscribe("silent", lambda message: None)
+        with trio.move_on_after(0.05):
+            await raw.requests.request("silent")
+        raw.connection.publish(raw.requests._prefix + "1")
+        await raw.requests.echo()
+        raw.requests._on_refused("subscription", "elsewhere")
+        raw.requests.tell("silent", b"", pytest.fail)
+        raw.requests._on_refused("publish", "elsewhere")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closed, raw.requests)
+            await until(lambda: len(raw.requests._waiting) == 2)
+            raw.requests.close()
+        await closed(raw.requests)
+
+
+async def closed(requests: _requests.Requests) -> None:
+    with pytest.raises(ClosedError, match="closed meanwhile"):
+        await requests.request("silent")
+
+
+@within(20)
+async def test_server_throws_us_out(server: Server) -> None:
+    """What the protocol calls an error, and nats-py does not come back from."""
+    with pytest.raises(BrokerError, match=r"for good: the server closed the connection: "):
+        async with open_connection(NATSConfig(server.url)) as connection:
+            subscription = connection.subscribe("x", lambda message: None)
+            await connection.call(connection.client._send_command(b"NONSENSE\r\n"))
+            connection.publish("x")
+            await until(lambda: connection.client.is_closed)
+            await trio.sleep_forever()
+    connection.unsubscribe(subscription)
+    connection._lose("a second time")
+    with pytest.raises(BrokerError, match="for good"):
+        connection.subscribe("x", lambda message: None)
+    with pytest.raises(BrokerError, match="for good"):
+        connection.publish("x")
+    with pytest.raises(BrokerError, match="for good"):
+        await connection.wait_up()
+
+
+@within(20)
+async def test_call_that_the_loop_cancels(nats_swarm: NATSSwarm) -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async with nats_swarm.raw() as raw:
+        with pytest.raises(BrokerError, match=r"the connection to nats://.* was closed"):
+            await raw.connection.call(cancelled())

@@ -1,0 +1,133 @@
+"""The standing pull and the outbox: statuses, silence, and closing at odd moments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from nats_servers import kill, until
+from swarm import Deaf, NATSSwarm, echo, within
+from test_nats_streams import make
+
+from trio_swarmtask import ClosedError, Message, Status
+from trio_swarmtask._nats import _intake, _requests
+from trio_swarmtask._nats._connection import NotConnected
+from trio_swarmtask._nats._intake import NATSIntake
+from trio_swarmtask._nats._outbox import NATSOutbox
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask.server import Server
+
+
+@within(30)
+async def test_missed_heartbeats(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pull that the server has forgotten, with the connection up: it is begun anew."""
+    monkeypatch.setattr(_intake, "_SILENCE", 0.3)
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await until(lambda: "no heartbeat of the pull of coder" in caplog.text)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+
+
+@within(30)
+async def test_pull_that_expires_is_asked_anew(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """408 after `expires`; 400 for a heartbeat that is too slow."""
+    monkeypatch.setattr(_intake, "_EXPIRES", 1)
+    monkeypatch.setattr(_intake, "_HEARTBEAT", 0)
+    statuses: list[str] = []
+    on_status = NATSIntake._on_status
+
+    def note(self: NATSIntake, message: Msg, status: str) -> None:
+        statuses.append(status)
+        on_status(self, message, status)
+
+    monkeypatch.setattr(NATSIntake, "_on_status", note)
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await until(lambda: statuses.count("408") > 1)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        monkeypatch.setattr(_intake, "_HEARTBEAT", 1)  # more than half of the other
+        await until(lambda: "400" in statuses)
+        monkeypatch.setattr(_intake, "_HEARTBEAT", 0)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+
+
+@within(20)
+async def test_intake_that_is_stopped_twice_or_while_away(server: Server) -> None:
+    got: list[Delivery] = []
+    swarm = NATSSwarm(server.url)
+    async with swarm.open() as broker, broker.open_intake("coder", got.append) as intake:
+        intake.ask(1)
+        await intake.stop()
+        await intake.stop()
+        intake.ask(1)  # nothing stands
+    async with swarm.open() as broker, broker.open_intake("coder", got.append) as intake:
+        assert isinstance(intake, NATSIntake)
+        kill(server)
+        await until(lambda: not intake._connection.is_up)
+        intake.ask(1)
+        await intake.stop()
+    assert got == []
+
+
+@within(20)
+async def test_connection_goes_while_a_pull_is_topped_up(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pull begins anew, and asks for all of its free places."""
+    arrived = trio.Event()
+
+    def refuse(*_: object) -> None:
+        raise NotConnected
+
+    async with (
+        nats_swarm.open() as broker,
+        broker.open_intake("coder", lambda _: arrived.set()) as intake,
+    ):
+        assert isinstance(intake, NATSIntake)
+        with monkeypatch.context() as patch:
+            patch.setattr(intake._connection, "publish", refuse)
+            intake.ask(1)
+        async with nats_swarm.outbox() as outbox:
+            await outbox.store("coder", "t", b"{}")
+            await arrived.wait()
+
+
+@within(20)
+async def test_refusal_of_something_else_while_subscribing(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_echo = _requests.Requests.echo
+
+    async def echo_after_a_refusal(self: _requests.Requests) -> None:
+        for refused in list(self.connection.on_refused):
+            refused("publish", "elsewhere")
+        await real_echo(self)
+
+    monkeypatch.setattr(_requests.Requests, "echo", echo_after_a_refusal)
+    async with nats_swarm.dispatcher() as dispatcher:
+        await dispatcher.start("coder", Message())
+
+
+@within(20)
+async def test_outbox_that_is_closed_twice(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        await make(raw, "ANSWERS", "done.>")
+        async with nats_swarm.open() as broker, broker.open_outbox("k", Deaf()) as outbox:
+            assert isinstance(outbox, NATSOutbox)
+            outbox.expect("a-b")
+            outbox.close()
+            outbox.close()
+            outbox.forget("gone")
+            await raw.store("done.a-b", b"")
+            await raw.requests.echo()
+            with pytest.raises(ClosedError, match="closed meanwhile"):
+                await outbox.fetch("a-b")

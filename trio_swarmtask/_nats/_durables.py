@@ -1,0 +1,112 @@
+# The durable of a capability: the consumer that all its workers share.
+#
+# It is created with `"action": "create"`: without it the server would silently change the one that
+# is there, for everyone. One that is there is used as it is, if workers can share it at all.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from .._errors import BrokerError
+from ._jetstream import (
+    CONSUMER_EXISTS,
+    NO_CONSUMER,
+    NO_STREAM,
+    APIError,
+    NoResponders,
+    call,
+    persist,
+)
+
+if TYPE_CHECKING:
+    from ._connection import Connection
+    from ._requests import Requests
+    from ._streams import Streams
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The consumer that the workers of one capability share."""
+
+    stream: str
+    name: str
+    ack_wait: float
+
+
+async def find_durable(
+    connection: Connection, requests: Requests, streams: Streams, capability: str
+) -> Durable:
+    """The durable of ``capability``, made if it is missing.
+
+    Raises:
+      BrokerError: if it may not be made, or the one that is there can't be used.
+    """
+    name = f"work-{capability}"
+    wanted = {
+        "name": name,
+        "durable_name": name,
+        "filter_subject": f"work.{capability}.*",
+        "ack_policy": "explicit",
+        "ack_wait": round(connection.config.ack_wait * _NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": 1_000_000,
+        "max_waiting": 65_536,  # pulls; the default of 512 is one for each of so many workers
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+    }
+
+    async def look(stream: str) -> dict[str, Any] | None:
+        try:
+            return await call(requests, f"CONSUMER.INFO.{stream}.{name}")
+        except APIError as exc:
+            if exc.err_code == NO_CONSUMER:
+                return None
+            raise
+
+    async def make(stream: str) -> None:
+        if not connection.config.manage_streams:
+            raise BrokerError(
+                f"stream {stream} has no durable {name}, and manage_streams is False: make one, or "
+                "let it be made"
+            )
+        try:
+            await call(
+                requests,
+                f"CONSUMER.CREATE.{stream}.{name}",
+                stream_name=stream,
+                config=wanted,
+                action="create",
+            )
+        except APIError as exc:
+            if exc.err_code not in CONSUMER_EXISTS:  # then another worker was quicker
+                raise
+
+    async def find() -> dict[str, Any]:
+        stream = await streams.tasks(capability)
+        try:
+            info = await look(stream)
+            if info is None:
+                await make(stream)
+                info = await look(stream)
+        except APIError as exc:
+            if exc.err_code != NO_STREAM:
+                raise
+            info = None
+        if info is None:
+            streams.forget()
+            raise NoResponders(f"stream {stream}, which was there before")
+        return info
+
+    info = await persist(connection, f"give the durable {name}", find)
+    config = info["config"]
+    for setting in ("filter_subject", "ack_policy"):
+        if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
+            raise BrokerError(
+                f"the durable {name} of stream {info['stream_name']} is not one that workers can "
+                f"share: it must be a pull consumer with {setting} {wanted[setting]!r}, and has "
+                f"{config.get(setting)!r}; delete it to have it made anew"
+            )
+    return Durable(info["stream_name"], name, config["ack_wait"] / _NANOSECONDS)
