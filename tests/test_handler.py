@@ -16,7 +16,6 @@ from trio_swarmtask._handler import (
     describe,
     failed_result,
     fill_result,
-    value_result,
 )
 
 if TYPE_CHECKING:
@@ -120,16 +119,6 @@ def test_check_handler_coroutine() -> None:
 def test_check_handler_shows_a_short_value() -> None:
     with pytest.raises(TypeError, match=r"not 'x{100,160}… \(10002 characters\)"):
         check_handler("x" * 10_000)
-
-
-@pytest.mark.parametrize("value", [None, 5, "", {"a": 1}, Status.FAILED])
-def test_value_result(value: object) -> None:
-    assert value_result(value) == Result(status=Status.SUCCESS, outputs=value)
-
-
-def test_value_result_of_a_result() -> None:
-    result = Result(status=Status.FAILED, error="disk full")
-    assert value_result(result) is result
 
 
 # Failures

@@ -25,12 +25,12 @@ LAYERS: Final = (
     ("_dispatcher", "_worker", "_future", "_handler", "_job", "_service", "_statistics"),
     BROKERS,
     ("_broker",),
-    ("_wire", "_envelope", "_names", "_errors", "_config", "_util"),
+    ("_wire", "_codec", "_envelope", "_names", "_errors", "_config", "_util"),
 )
 
 ASYNCIO: Final = {"asyncio", "nats", "trio_asyncio"}
 # They do no I/O. `_errors` does import trio, for its errors are trio's too.
-WITHOUT_TRIO: Final = {"_wire", "_envelope", "_names"}
+WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names"}
 
 
 def layer(module: str) -> int:

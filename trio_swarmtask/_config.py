@@ -22,6 +22,7 @@ _SECONDS: Final = (
     ("result_ttl", 0.001, _NANOSECONDS),
     ("ack_wait", 0.001, _NANOSECONDS),
 )
+_PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")
 
 
@@ -77,7 +78,8 @@ class NATSConfig:
     def __post_init__(self) -> None:
         for setting in ("url", "name", "user", "password", "token", "credentials", "nkey_seed"):
             value = getattr(self, setting)
-            if value is not None and not isinstance(value, str | Path):
+            allowed = str | Path if setting in _PATHS else str
+            if value is not None and not isinstance(value, allowed):
                 kind = type(value).__name__  # not the value: it may be a secret
                 raise TypeError(f"{setting} must be a string, not {kind}")
         url = self.url or os.environ.get("NATS_URL") or _DEFAULT_URL

@@ -14,12 +14,14 @@ from __future__ import annotations
 import itertools
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, final
 
-import msgspec
 import trio
 
 from ._broker import Broker, Outbox, ResultListener
+from ._codec import encode
+from ._envelope import MessageEnvelope
 from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from ._future import Future
 from ._names import check_capability, check_task_id, check_timeout, make_key, shorten
@@ -108,7 +110,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         else:
             task_id, own = message.id, False
             check_task_id(task_id)
-        data = self._fill(message, task_id).encode()
+        data = encode(message, MessageEnvelope, partial(self._fill, task_id))
 
         future = self._outstanding.get(task_id)
         if future is None:
@@ -170,15 +172,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
             outstanding=len(self._outstanding), started=self._started, resolved=self._resolved
         )
 
-    def _fill(self, message: Message, task_id: str) -> Message:
-        now = datetime.now(UTC)
-        return msgspec.structs.replace(
-            message,
-            id=task_id,
-            created_at=now if message.created_at is None else message.created_at,
-            submitted_at=now if message.submitted_at is None else message.submitted_at,
-            submitted_by=self._name if message.submitted_by == "" else message.submitted_by,
-        )
+    def _fill(self, task_id: str, envelope: MessageEnvelope) -> None:
+        envelope.id = task_id
+        if envelope.created_at is None or envelope.submitted_at is None:
+            now = datetime.now(UTC)
+            envelope.created_at = envelope.created_at or now
+            envelope.submitted_at = envelope.submitted_at or now
+        if envelope.submitted_by == "":
+            envelope.submitted_by = self._name
 
     async def _look_up(self, future: Future) -> bool:
         data = await self._outbox.fetch(future.id)

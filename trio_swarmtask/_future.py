@@ -22,12 +22,12 @@ class Future(metaclass=NoPublicConstructor):
     __slots__ = (
         "__weakref__",
         "_data",
-        "_done",
         "_error",
         "_expected",
         "_holders",
         "_id",
         "_result",
+        "_waiting",
     )
 
     def __init__(self, task_id: str) -> None:
@@ -35,7 +35,7 @@ class Future(metaclass=NoPublicConstructor):
         self._data: bytes | None = None
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
-        self._done: trio.Event | None = None
+        self._waiting: list[trio.lowlevel.Task] = []
         self._holders = 0
         self._expected = False
 
@@ -64,9 +64,7 @@ class Future(metaclass=NoPublicConstructor):
         if self._is_resolved():
             await trio.lowlevel.checkpoint()
         else:
-            if self._done is None:
-                self._done = trio.Event()
-            await self._done.wait()
+            await self._park()
         if self._result is None and self._error is None:
             self._decode()
         if self._error is not None:
@@ -92,9 +90,21 @@ class Future(metaclass=NoPublicConstructor):
     def _is_resolved(self) -> bool:
         return self._data is not None or self._result is not None or self._error is not None
 
+    async def _park(self) -> None:
+        # As trio.Event does it, without one for each of the many futures that one task waits for.
+        task = trio.lowlevel.current_task()
+        self._waiting.append(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._waiting.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
     def _wake(self) -> None:
-        if self._done is not None:
-            self._done.set()
+        for task in self._waiting:
+            trio.lowlevel.reschedule(task)
+        self._waiting.clear()
 
     def _decode(self) -> None:
         assert self._data is not None

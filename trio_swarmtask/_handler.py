@@ -45,11 +45,13 @@ def check_handler(handler: object) -> None:
     )
 
 
-def value_result(value: object) -> Result:
-    """What a handler returned, as a Result whose blanks are not filled yet."""
-    if isinstance(value, Result):
-        return value
-    return Result(status=Status.SUCCESS, outputs=value)
+class Value:
+    """What a handler returned, where that is no `Result`: the outputs of a success."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
 
 
 def failed_result(error: str) -> Result:

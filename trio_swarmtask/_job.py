@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ._codec import encode_success
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
-from ._handler import Handler, describe, failed_result, fill_result, value_result
+from ._handler import Handler, Value, describe, failed_result, fill_result
 from ._names import check_task_id, is_task_id, shorten
 from ._statistics import Tally
 from ._util import find_interrupt
@@ -97,7 +98,7 @@ class JobRunner:
 
     async def _run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
         message: Message | None = None
-        result: Result | None = None
+        result: Result | Value | None = None
         try:
             with job.scope:
                 message = await self._admit(job)
@@ -196,13 +197,14 @@ class JobRunner:
 
     # The handler
 
-    async def _call(self, handler: Handler, job: Job, message: Message) -> Result | None:
+    async def _call(self, handler: Handler, job: Job, message: Message) -> Result | Value | None:
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
         if timeout < math.inf:  # setting one costs, and most have none
             job.scope.deadline = job.started + timeout
         job.handling = True
         try:
-            return value_result(await handler(message))
+            value = await handler(message)
+            return value if isinstance(value, Result) else Value(value)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             return self._failure(job, exc)
         except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
@@ -226,11 +228,12 @@ class JobRunner:
 
     # After the handler
 
-    async def _store(self, job: Job, result: Result, message: Message, seconds: float) -> None:
+    async def _store(
+        self, job: Job, result: Result | Value, message: Message, seconds: float
+    ) -> None:
         delivery = job.delivery
         try:
-            result = self._fill(result, delivery, message, seconds)
-            first = await delivery.complete(result.encode())
+            first = await delivery.complete(self._encode(result, delivery, message, seconds))
         except InvalidMessageError as exc:
             logger.error(
                 "the result of task %s of %s can't be stored: %s",
@@ -238,20 +241,32 @@ class JobRunner:
                 delivery.capability,
                 exc,
             )
-            result = self._fill(failed_result(str(exc)), delivery, message, seconds)
-            first = await delivery.complete(result.encode())
+            result = failed_result(str(exc))
+            first = await delivery.complete(self._encode(result, delivery, message, seconds))
         job.settled = True
-        self._count(result.status, first=first)
+        self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
 
-    def _fill(self, result: Result, delivery: Delivery, message: Message, seconds: float) -> Result:
+    def _encode(
+        self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
+    ) -> bytes:
+        attempt = max(1, message.attempt) + delivery.number - 1
+        if isinstance(result, Value):
+            return encode_success(
+                task_id=delivery.task_id,
+                correlation_id=message.correlation_id,
+                outputs=result.value,
+                agent=self._name,
+                attempt=attempt,
+                duration=round(seconds * 1000),
+            )
         return fill_result(
             result,
             task_id=delivery.task_id,
             correlation_id=message.correlation_id,
             agent=self._name,
-            attempt=max(1, message.attempt) + delivery.number - 1,
+            attempt=attempt,
             seconds=seconds,
-        )
+        ).encode()
 
     def _count(self, status: Status, *, first: bool) -> None:
         if not first:

@@ -66,7 +66,7 @@ def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None)
     errors = [exc for exc in group.exceptions if not _is_cancellation(exc)]
     if len(errors) > 1:
         return group
-    return errors[0] if errors else own or group.exceptions[0]
+    return errors[0] if errors else next(leaves(group))  # a cancellation is one, not a group
 
 
 def _is_cancellation(exc: BaseException) -> bool:

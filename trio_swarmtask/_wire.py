@@ -1,8 +1,8 @@
 # The two structs that users hold: Message and Result.
 #
 # Go programs read and write the same bytes. What the bytes look like, and how a struct becomes
-# bytes and comes back, is `_envelope.py`'s; here are the fields, what they mean, and what a user
-# can do.
+# bytes and comes back, is the affair of `_envelope.py` and `_codec.py`; here are the fields, what
+# they mean, and what a user can do.
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from ._envelope import (
-    VERSION,
-    MessageEnvelope,
-    ResultEnvelope,
-    Status,
-    decode_message,
-    decode_result,
-    encode,
-    read_as,
-)
+from ._codec import decode_message, decode_result, encode, read_as
+from ._envelope import VERSION, MessageEnvelope, ResultEnvelope, Status
 from ._errors import InvalidMessageError, TaskFailedError, TaskTimeoutError
 from ._names import check_task_id, shorten
 

@@ -102,6 +102,17 @@ class Client(NATS):
             _sid=sid,
         )
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # nats-py 2.16 looks at every character of every name in a generator expression, and a
+        # republished result has six headers: 8% of a dispatcher's time.
+        headers: dict[str, str] = {}
+        for line in raw.decode(errors="replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name] = value.strip()
+        return headers
+
     async def end_at_server(self, subscription: Subscription) -> None:
         """Let the server send nothing more; what is under way still arrives."""
         await self._send_unsubscribe(subscription._id)
