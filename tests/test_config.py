@@ -47,6 +47,8 @@ BROKEN_URLS_WITH_SECRETS: Final = (
     "nats://USER:123/SECRET@h",
     "nats://USER:SEC?SECRET@h",
     "nats://USER:SEC#SECRET@h",
+    "nats://USER:123?SECRET@h",
+    "nats://USER#SECRET@h",
     "nats://USER:://SECRET@h",
     "nats://USER:SECRET://SECRET@h",
     "nats://USER:SECRET@a,,nats://USER:SECRET@b",

@@ -63,7 +63,7 @@ class Blocking:
         return message.id
 
 
-labelled = functools.partial(handler)
+labelled = functools.partial(Coder())
 labelled.label = "a"  # else Python makes one partial of the two
 
 GOOD: Final[dict[str, Any]] = {

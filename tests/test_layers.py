@@ -22,7 +22,7 @@ BROKERS: Final = ("_memory*", "_nats")  # neither knows of the other
 LAYERS: Final = (
     ("__main__", "_cli", "_demo*", "server", "_process"),
     ("__init__", "_open"),
-    ("_dispatcher", "_worker", "_future", "_handler", "_job", "_service", "_statistics"),
+    ("_dispatcher", "_worker", "_future", "_handler", "_job", "_lane", "_service", "_statistics"),
     BROKERS,
     ("_broker",),
     ("_wire", "_codec", "_envelope", "_names", "_errors", "_config", "_util"),

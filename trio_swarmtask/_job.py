@@ -42,26 +42,42 @@ NEWER_WORKER_DELAY: Final = 15.0
 
 
 class Job:
-    """One delivery in hand, and the scope that its handler runs in."""
+    """One delivery in hand, and what it came to."""
 
-    __slots__ = ("delivery", "handling", "interrupted", "lost", "scope", "settled", "started")
+    __slots__ = (
+        "delivery",
+        "handling",
+        "interrupted",
+        "lost",
+        "message",
+        "result",
+        "scope",
+        "settled",
+        "started",
+        "timeout",
+    )
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope | None = None  # while its handler runs
+        self.message: Message | None = None
+        self.result: Result | Value | None = None
         self.handling = False  # the handler was called
         self.started = 0.0  # when that was
+        self.timeout = math.inf
         self.interrupted = False  # the worker stops: give the task back
         self.lost = False  # the lease lapsed: the task is another worker's
         self.settled = False  # nothing is left to do for it
 
     def interrupt(self) -> None:
         self.interrupted = True
-        self.scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
     def lose_lease(self) -> None:
         self.lost = True
-        self.scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
 
 class JobRunner:
@@ -84,35 +100,27 @@ class JobRunner:
         self._pulls_ended = pulls_ended
         self._stop_because = stop_because
 
-    async def run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
-        """Run ``handler`` for one delivery, and settle it; calls ``place_free`` in between."""
+    async def handle(self, handler: Handler, job: Job) -> None:
+        """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
         try:
-            await self._run(handler, job, place_free)
+            job.message = await self._admit(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
-        finally:
-            if not job.settled and not job.lost:  # a lost one is another worker's by now
-                # Shielded, or the task of a cancelled handler stays leased for all of ack_wait.
-                with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                    await self._give_back(job.delivery)
+        if job.message is not None:
+            job.result = await self._call(handler, job, job.message)
 
-    async def _run(self, handler: Handler, job: Job, place_free: Callable[[], None]) -> None:
-        message: Message | None = None
-        result: Result | Value | None = None
+    async def settle(self, job: Job) -> None:
+        """Store the job's result, or do what there is to do where it has none."""
         try:
-            with job.scope:
-                message = await self._admit(job)
-                if message is not None:
-                    job.started = trio.current_time()
-                    result = await self._call(handler, job, message)
-        except Exception as exc:
-            if message is None:
-                raise
-            # A group that also held a cancellation, until the scope took that out.
-            result = self._failure(job, exc)
-        finally:
-            place_free()
+            await self._settle(job)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._stop_because(exc)
+        if not job.settled:
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await self.give_back(job)
 
+    async def _settle(self, job: Job) -> None:
+        message, result = job.message, job.result
         if message is None or job.settled:
             return
         seconds = trio.current_time() - job.started
@@ -125,7 +133,7 @@ class JobRunner:
                 job.delivery.capability,
             )
         elif result is None and not job.interrupted:
-            error = f"the handler did not end within {job.scope.deadline - job.started:g} seconds"
+            error = f"the handler did not end within {job.timeout:g} seconds"
             result = Result(status=Status.TIMEOUT, error=error)
         if result is not None:
             await self._store(job, result, message, seconds)
@@ -135,7 +143,7 @@ class JobRunner:
     async def _admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery
-        if self._stopping.is_set():
+        if self._stopping.is_set() or job.interrupted or job.lost:
             return None  # it was under way when the pulls were ended: given back
         if delivery.number > 1:
             if delivery.number > self._max_deliveries and await self._is_poison(delivery):
@@ -153,12 +161,8 @@ class JobRunner:
                     f"{shorten(delivery.task_id)}"
                 )
         except UnsupportedVersionError as exc:
-            logger.warning(
-                "left task %s of %s for newer workers: %s",
-                delivery.task_id,
-                delivery.capability,
-                exc,
-            )
+            told = (delivery.task_id, delivery.capability, exc)
+            logger.warning("left task %s of %s for newer workers: %s", *told)
             await delivery.give_back(NEWER_WORKER_DELAY)
             self.tally.given_back += 1
             job.settled = True
@@ -175,12 +179,8 @@ class JobRunner:
 
     async def _bury(self, job: Job, reason: str) -> None:
         delivery = job.delivery
-        logger.error(
-            "task %s of %s is a dead letter: %s",
-            shorten(delivery.task_id),
-            delivery.capability,
-            reason,
-        )
+        told = (shorten(delivery.task_id), delivery.capability, reason)
+        logger.error("task %s of %s is a dead letter: %s", *told)
         result: bytes | None = None
         if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
             result = fill_result(
@@ -199,14 +199,17 @@ class JobRunner:
 
     async def _call(self, handler: Handler, job: Job, message: Message) -> Result | Value | None:
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
+        job.started = trio.current_time()
         if timeout < math.inf:  # setting one costs, and most have none
+            assert job.scope is not None
+            job.timeout = timeout
             job.scope.deadline = job.started + timeout
         job.handling = True
         try:
             value = await handler(message)
             return value if isinstance(value, Result) else Value(value)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-            return self._failure(job, exc)
+            return self.failure(job, exc)
         except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
             interrupt = find_interrupt(exc)
             if interrupt is None:
@@ -215,7 +218,8 @@ class JobRunner:
             self._stop_because(interrupt)
             return None
 
-    def _failure(self, job: Job, exc: Exception) -> Result | None:
+    def failure(self, job: Job, exc: Exception) -> Result | None:
+        """What an exception of the handler comes to; None if the cancellation was ours."""
         if job.interrupted or job.lost:
             return None  # its clean-up stumbled over the cancellation: not the task's failure
         logger.error(
@@ -278,11 +282,15 @@ class JobRunner:
         else:
             self.tally.timed_out += 1
 
-    async def _give_back(self, delivery: Delivery) -> None:
+    async def give_back(self, job: Job) -> None:
+        """Give the task to others, if that is what is left to do; never raises."""
+        if job.settled or job.lost:
+            return  # a lost one is another worker's by now
+        job.settled = True
         await self._pulls_ended.wait()  # or it comes straight in again
         try:
-            await delivery.give_back()
+            await job.delivery.give_back()
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
-            logger.warning("could not give back task %s: %s", delivery.task_id, exc)
+            logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
         else:
             self.tally.given_back += 1

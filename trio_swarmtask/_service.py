@@ -18,6 +18,7 @@ import trio
 if TYPE_CHECKING:
     from ._broker import Intake
     from ._job import Job
+    from ._lane import Lanes
 
 
 class Service:
@@ -26,6 +27,7 @@ class Service:
     def __init__(self, intake: Intake) -> None:
         self.intake = intake
         self.jobs: set[Job] = set()
+        self.lanes: Lanes  # set before the first job
         self.running = 0  # handlers that have not ended
 
     async def keep_leases(self) -> None:

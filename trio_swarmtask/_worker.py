@@ -19,6 +19,7 @@ import trio
 from ._errors import ClosedError
 from ._handler import Handler, check_handler
 from ._job import SETTLE_SECONDS, Job, JobRunner
+from ._lane import Lanes
 from ._names import check_capability, check_timeout, shorten
 from ._service import Service
 from ._statistics import WorkerStatistics
@@ -153,8 +154,6 @@ class Worker(metaclass=NoPublicConstructor):
     def _standing(self) -> list[Service]:
         return [service for service in self._services.values() if service is not None]
 
-    # Taking tasks
-
     async def _serve(
         self,
         capability: str,
@@ -165,12 +164,20 @@ class Worker(metaclass=NoPublicConstructor):
         task_status: trio.TaskStatus[Exception | None],
     ) -> None:
         service: Service
+        lanes: Lanes
 
         def receive(delivery: Delivery) -> None:
             job = Job(delivery)
             service.jobs.add(job)
             service.running += 1
-            context.run(self._handlers.start_soon, self._run, service, handler, job)
+            lanes.start(job)
+
+        def on_handler_end() -> None:
+            service.running -= 1
+            if not self._stopping.is_set():
+                service.intake.ask(1)
+            else:
+                self._check_handlers_ended()
 
         entering = trio.CancelScope()
         self._entering.add(entering)
@@ -179,6 +186,15 @@ class Worker(metaclass=NoPublicConstructor):
                 async with self._broker.open_intake(capability, receive) as intake:
                     self._check_open()
                     self._services[capability] = service = Service(intake)
+                    lanes = service.lanes = Lanes(
+                        self._runner,
+                        handler,
+                        self._handlers,
+                        context,
+                        max_in_flight,
+                        on_handler_end,
+                        service.jobs.discard,
+                    )
                     self._entering.discard(entering)
                     task_status.started(None)
                     intake.ask(max_in_flight)
@@ -192,21 +208,6 @@ class Worker(metaclass=NoPublicConstructor):
         finally:
             self._entering.discard(entering)
 
-    async def _run(self, service: Service, handler: Handler, job: Job) -> None:
-        def place_free() -> None:
-            service.running -= 1
-            if not self._stopping.is_set():
-                service.intake.ask(1)
-            else:
-                self._check_handlers_ended()
-
-        try:
-            await self._runner.run(handler, job, place_free)
-        finally:
-            service.jobs.discard(job)
-
-    # Stopping
-
     async def _host(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             # The shield ends when `_stopping` is set, which leaving the worker's block does.
@@ -219,7 +220,8 @@ class Worker(metaclass=NoPublicConstructor):
                         await self._end_pulls()
                         await self._handlers_ended.wait()
                         # What is left are results that are being stored.
-                        self._give_up_after(self._longest_ack_wait())
+                        waits = [service.intake.ack_wait for service in self._standing()]
+                        self._give_up_after(max(waits, default=0))
                     self._background.cancel_scope.cancel()
         finally:
             self._finished.set()
@@ -236,6 +238,7 @@ class Worker(metaclass=NoPublicConstructor):
             for job in service.jobs:
                 if not job.handling:
                     job.interrupt()
+            service.lanes.close()
         self._pulls_ended.set()
         self._check_handlers_ended()
 
@@ -254,9 +257,6 @@ class Worker(metaclass=NoPublicConstructor):
     def _check_handlers_ended(self) -> None:
         if self._pulls_ended.is_set() and not any(s.running for s in self._standing()):
             self._handlers_ended.set()
-
-    def _longest_ack_wait(self) -> float:
-        return max((service.intake.ack_wait for service in self._standing()), default=0)
 
     def _interrupt(self, cause: BaseException | None = None) -> None:
         # Stop now: cancel the handlers and give their tasks back. `cause` then leaves the block.

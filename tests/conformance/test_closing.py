@@ -172,7 +172,7 @@ async def test_worker_that_is_cut_short_gives_back_at_once(swarm: Swarm, way: st
 @within(30)
 async def test_exceptions_leave_both_blocks_as_they_were(swarm: Swarm) -> None:
     group = ExceptionGroup("mine", [ValueError("one"), KeyError("two")])
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.RaisesGroup(ValueError, KeyError) as raised:
         async with swarm.dispatcher(), swarm.worker() as worker:
             await worker.handle("coder", echo)
             raise group

@@ -193,6 +193,31 @@ async def test_handler_that_ends_well_at_its_deadline_is_a_success(swarm: Swarm)
     assert (result.status, result.outputs) == (Status.SUCCESS, "made it")
 
 
+@within(20)
+async def test_one_place_serves_one_handler_after_another(swarm: Swarm) -> None:
+    """What ended one, its deadline above all, does not reach the next."""
+
+    async def as_told(message: Message) -> str:
+        if message.inputs["do"] == "overrun":
+            await trio.sleep_forever()
+        if message.inputs["do"] == "fail":
+            raise ValueError("as told")
+        await trio.sleep(0.01)
+        return "done"
+
+    orders = ["end", "overrun", "end", "fail", "overrun", "overrun", "end"]
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", as_told, max_in_flight=1)
+        ended = [
+            (await dispatcher.run("coder", Message(inputs={"do": do}, timeout=1))).status
+            for do in orders
+        ]
+        untimed = await dispatcher.run("coder", Message(inputs={"do": "end"}))
+    kinds = {"end": Status.SUCCESS, "overrun": Status.TIMEOUT, "fail": Status.FAILED}
+    assert ended == [kinds[do] for do in orders]
+    assert untimed.status == Status.SUCCESS
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("in_group", [False, True])
 @within(20)

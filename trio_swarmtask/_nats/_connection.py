@@ -195,7 +195,7 @@ class Connection:
         """Await a coroutine of the client in the loop; its errors come out as ours."""
         try:
             return await self._loop.run(coroutine)
-        except asyncio.CancelledError as exc:  # noqa: ASYNC104 - not Trio's: the loop is going away
+        except asyncio.CancelledError as exc:  # noqa: ASYNC104 - asyncio's: the loop goes away
             raise BrokerError(f"the connection to {self.config.safe_url} was closed") from exc
         except (nats.errors.Error, OSError, RuntimeError) as exc:
             text = str(exc) or type(exc).__name__
