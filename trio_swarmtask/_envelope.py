@@ -137,9 +137,8 @@ class ReceivedResult(msgspec.Struct, kw_only=True):
 
 
 def _refuse_negative(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 0:
-            raise ValueError(f"a number from 0 up is needed - at `$.{name}`")
+    name = next(name for name, count in counts.items() if count < 0)
+    raise ValueError(f"a number from 0 up is needed - at `$.{name}`")
 
 
 def check_raw(value: object, field: str) -> None:

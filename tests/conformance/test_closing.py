@@ -29,6 +29,33 @@ async def test_dispatcher_shutdown_waits_for_what_is_outstanding(swarm: Swarm) -
 
 
 @within(20)
+async def test_every_shutdown_of_a_dispatcher_ends_with_the_last_result(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())
+        future = await dispatcher.start("later", Message())
+        async with trio.open_nursery() as nursery:
+            for patience in (10, 15, math.inf):
+                nursery.start_soon(dispatcher.shutdown, patience)
+            await trio.testing.wait_all_tasks_blocked()
+            await worker.handle("later", echo)
+        assert (await future.wait()).status == Status.SUCCESS
+
+
+@within(20)
+async def test_aclose_ends_a_shutdown(swarm: Swarm) -> None:
+    async def shut_down() -> None:
+        with pytest.raises(trio.TooSlowError, match="1 tasks were outstanding"):
+            await dispatcher.shutdown(math.inf)
+
+    async with swarm.dispatcher() as dispatcher, trio.open_nursery() as nursery:
+        await dispatcher.start("coder", Message())
+        nursery.start_soon(shut_down)
+        await trio.testing.wait_all_tasks_blocked()
+        await dispatcher.aclose()
+
+
+@within(20)
 async def test_dispatcher_shutdown_aborts_what_is_left(swarm: Swarm) -> None:
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", Message())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 import trio
 from swarm import Swarm, echo, within
@@ -42,12 +44,16 @@ async def test_start_fills_blanks_and_keeps_what_is_given(swarm: Swarm) -> None:
     async with swarm.dispatcher(name="planner") as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", remember)
         result = await dispatcher.run("coder", Message())
-        await dispatcher.run("coder", Message(id="mine", submitted_by="somebody", tags=["a"]))
+        then = datetime(2026, 4, 19, tzinfo=UTC)
+        message = Message(
+            id="mine", submitted_by="somebody", tags=["a"], created_at=then, submitted_at=then
+        )
+        await dispatcher.run("coder", message)
     blank, given = seen
     assert blank.id == result.id
     assert blank.submitted_by == "planner"
     assert blank.created_at == blank.submitted_at is not None
-    assert (given.id, given.submitted_by, given.tags) == ("mine", "somebody", ["a"])
+    assert given == message
     assert result.outputs is None
 
 

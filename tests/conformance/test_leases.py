@@ -117,6 +117,22 @@ async def test_task_that_is_done_is_not_run_again(swarm: Swarm) -> None:
 
 
 @within(30)
+async def test_late_result_ends_a_task_that_waits_again(swarm: Swarm) -> None:
+    """There is no fencing: whoever ends a task ends it for everyone."""
+    swarm.configure(ack_wait=ACK_WAIT)
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        await outbox.store("coder", "t1", b"data")
+        intake.ask(1)
+        late = await deliveries.receive()
+        await trio.sleep(1.5 * ACK_WAIT)  # its lease lapses, and nobody asks for it
+        assert await late.complete(Result(id="t1", status=Status.SUCCESS).encode())
+        await swarm.wait_until_empty()
+        await outbox.store("coder", "t2", b"data")
+        intake.ask(1)
+        assert (await deliveries.receive()).task_id == "t2"
+
+
+@within(30)
 async def test_given_back_with_delay_comes_later(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
         assert await outbox.store("coder", "t1", b"data")

@@ -89,6 +89,17 @@ async def test_credentials_without_a_token(tmp_path: Path) -> None:
     assert str(file) in str(error)
 
 
+@within(20)
+async def test_credentials_that_nobody_asks_for(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "user.creds"
+    seed = make_seed().decode()
+    file.write_text(
+        "-----BEGIN NATS USER JWT-----\nheader.claims.signature\n------END NATS USER JWT------\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+    await use(NATSConfig(server.url, credentials=file))
+
+
 @pytest.mark.parametrize("setting", ["nkey_seed", "credentials"])
 @within(20)
 async def test_without_nkeys_the_error_names_the_extra(
