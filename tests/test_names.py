@@ -72,7 +72,11 @@ def test_check_task_id_bad(text: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0, 0), (-5, 0), (-math.inf, 0), (1.5, 1.5), (math.inf, math.inf)]
+    ("seconds", "expected"),
+    [
+        *((0, 0), (-5, 0), (-math.inf, 0), (1.5, 1.5), (math.inf, math.inf)),
+        *((10**400, math.inf), (-(10**400), 0)),  # no float is as large
+    ],
 )
 def test_check_timeout_good(seconds: float, expected: float) -> None:
     """A deadline that has passed leaves no time; that is no error."""

@@ -23,6 +23,7 @@ from trio_swarmtask import (
     TaskTimeoutError,
     UnsupportedVersionError,
 )
+from trio_swarmtask._codec import encode_success
 
 WIRE: Final = Path(__file__).parent / "wire"
 INDIA: Final = timezone(timedelta(hours=5, minutes=30))
@@ -240,6 +241,32 @@ def test_encode_vector(name: str) -> None:
     struct = EXPECTED[name]
     assert type(struct).decode(struct.encode()) == struct
     struct.validate()
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [None, 0, "", "☃", False, 1.5, [], {}, [1, {"a": None}], 2**70, Status.FAILED, b"x", (1, 2)],
+)
+def test_encode_success(outputs: object) -> None:
+    """The short way for what a handler returned gives what the long one gives."""
+    before = datetime.now(UTC)
+    data = encode_success(
+        task_id="t-1", correlation_id="c", outputs=outputs, agent="a", attempt=2, duration=3
+    )
+    completed_at = Result.decode(data).completed_at
+    assert completed_at is not None
+    assert before <= completed_at <= datetime.now(UTC)
+    result = Result(
+        id="t-1",
+        correlation_id="c",
+        status=Status.SUCCESS,
+        outputs=outputs,
+        agent="a",
+        attempt=2,
+        duration=3,
+        completed_at=completed_at,
+    )
+    assert data == result.encode()
 
 
 def test_structs_are_frozen() -> None:

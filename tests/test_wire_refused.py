@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from trio_swarmtask import VERSION, InvalidMessageError, Message, Result, Status
+from trio_swarmtask._codec import encode_success
 
 # What a field may not hold. Every field is one of these kinds.
 NOT_TEXT: Final = (None, 1, 1.5, True, b"x", ["x"], {"x": "y"})
@@ -136,6 +137,12 @@ def test_encode_what_json_cannot_carry(value: object) -> None:
         Message(prior={"t-1": value}).encode()
     with pytest.raises(InvalidMessageError, match="outputs"):
         Result(status=Status.SUCCESS, outputs=value).encode()
+    with pytest.raises(
+        InvalidMessageError, match=r"^the handler returned .*, which can't be sent: "
+    ):
+        encode_success(
+            task_id="t-1", correlation_id="", outputs=value, agent="a", attempt=1, duration=0
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 _MOST_REPLICAS: Final = 5  # JetStream's limit
-_NANOSECONDS: Final = 2**63 / 1e9  # JetStream counts in them, in 64 bits
+_LONGEST: Final = 9.2e9  # JetStream counts nanoseconds in 64 bits
 _SECONDS: Final = (
     ("connect_timeout", 0.001, math.inf),
     ("reconnect_timeout", 0.001, math.inf),
-    ("result_ttl", 0.001, _NANOSECONDS),
-    ("ack_wait", 0.001, _NANOSECONDS),
+    ("result_ttl", 0.001, _LONGEST),
+    ("ack_wait", 0.001, _LONGEST),
 )
 _PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")
@@ -146,7 +146,8 @@ def _check_server(server: str, *, may_show: bool) -> None:
         shown = repr(server) if may_show else "what was given (not shown: it may hold a password)"
         raise ValueError(
             f"{shown} is not the URL of a NATS server; write nats://host:port or tls://host:port, "
-            "and user and password in their own settings"
+            "and user and password in their own settings. Without a url it is the environment's "
+            "NATS_URL"
         )
 
 

@@ -47,13 +47,13 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     timeout: _Int64 = 0
     max_attempts: _Int64 = 0
     attempt: _Int64 = 0
-    inputs: dict[str, str] | None
-    prior: dict[str, Any] | None = {}
+    inputs: dict[str, str]
+    prior: dict[str, Any] = {}
     created_at: _Time | None
     submitted_at: _Time | None
     submitted_by: str = ""
-    tags: list[str] | None = []
-    metadata: dict[str, str] | None = {}
+    tags: list[str] = []
+    metadata: dict[str, str] = {}
 
     def prepare(self) -> None:
         if self.timeout < 0 or self.max_attempts < 0 or self.attempt < 0:
@@ -62,7 +62,7 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
             )
         self.created_at = _time_for_go(self.created_at, "created_at")
         self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
-        for value in (self.prior or {}).values():
+        for value in self.prior.values():
             check_raw(value, "prior")
 
     def has_free_json(self) -> bool:
@@ -70,7 +70,8 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ReceivedMessage(msgspec.Struct, kw_only=True):
-    # Go reads a field that is missing or null as its zero value; so do we, but for the version.
+    # What is missing is its zero value, as in Go, but for the version. Go writes null for a nil
+    # map.
     version: _Int64
     id: str = ""
     idempotency: str = ""
@@ -106,7 +107,7 @@ class ResultEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: _Int64
     duration: _Int64
     completed_at: _Time | None
-    metadata: dict[str, str] | None = {}
+    metadata: dict[str, str] = {}
 
     def prepare(self) -> None:
         if self.attempt < 0 or self.duration < 0:

@@ -41,6 +41,9 @@ SETTLE_SECONDS: Final = 1.0
 NEWER_WORKER_DELAY: Final = 15.0
 
 
+_LARGEST: Final = 2**63 - 1
+
+
 class Job:
     """One delivery in hand, and what it came to."""
 
@@ -253,7 +256,8 @@ class JobRunner:
     def _encode(
         self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
     ) -> bytes:
-        attempt = max(1, message.attempt) + delivery.number - 1
+        # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
+        attempt = min(max(1, message.attempt) + delivery.number - 1, _LARGEST)
         if isinstance(result, Value):
             return encode_success(
                 task_id=delivery.task_id,

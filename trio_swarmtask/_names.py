@@ -46,9 +46,13 @@ def check_timeout(seconds: float) -> float:
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"timeout must be a number of seconds, not {shorten(seconds)}")
-    if math.isnan(seconds):
+    try:
+        duration = float(seconds)
+    except OverflowError:  # an int may be larger than any float
+        duration = math.inf if seconds > 0 else 0.0
+    if math.isnan(duration):
         raise ValueError("timeout must be a number of seconds, not NaN")
-    return max(0.0, seconds)
+    return max(0.0, duration)
 
 
 def is_task_id(text: object) -> bool:

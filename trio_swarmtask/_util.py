@@ -59,7 +59,7 @@ async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
 
 def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None) -> BaseException:
     interrupt = find_interrupt(group)
-    if interrupt is not None:
+    if interrupt is not None and (own is None or interrupt not in leaves(own)):
         return interrupt
     if own is not None and not any(isinstance(leaf, trio.Cancelled) for leaf in leaves(own)):
         return own  # what is in the group may be a copy of it: Trio takes groups apart

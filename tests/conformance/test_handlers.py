@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 import trio
-from swarm import Swarm, echo, within
+from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Handler, Message, Result, Status
 
@@ -80,6 +80,25 @@ async def test_result_of_another_task_is_a_failure(swarm: Swarm) -> None:
     result = await ask(swarm, give, Message())
     assert result.status == Status.FAILED
     assert "returned a Result of task 'another'" in result.error
+
+
+@within(20)
+async def test_attempt_of_any_size_is_bounded(swarm: Swarm) -> None:
+    """A redelivery counts up from it, and Go's integers end."""
+
+    async def stick(message: Message) -> None:
+        await trio.sleep_forever()
+
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message(attempt=2**63 - 1))
+        async with swarm.worker() as worker:
+            await worker.handle("coder", stick)
+            await until(lambda: worker.statistics().in_flight)
+            with pytest.raises(trio.TooSlowError):
+                await worker.shutdown(0)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            assert (await future.wait()).attempt == 2**63 - 1
 
 
 class Unwritable:

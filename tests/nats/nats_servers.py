@@ -63,9 +63,3 @@ async def free_port() -> int:
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Look until it holds, where nothing tells."""
-    while not condition():  # noqa: ASYNC110 - there is no event
-        await trio.sleep(0.01)

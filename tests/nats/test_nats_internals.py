@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill, until
-from swarm import NATSSwarm, Raw, within
+from nats_servers import kill
+from swarm import NATSSwarm, Raw, until, within
 from test_nats_streams import make
 
 from trio_swarmtask import BrokerError, ClosedError, NATSConfig

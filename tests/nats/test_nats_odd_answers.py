@@ -11,7 +11,7 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_connect import refusal
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
-from trio_swarmtask._nats import _delivery, _lookup, _streams
+from trio_swarmtask._nats import _delivery, _durables, _lookup, _streams
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
 from trio_swarmtask._nats._jetstream import NO_STREAM, APIError, RefusedError, call
@@ -74,6 +74,17 @@ async def test_odd_refusal_of_a_streams_info_is_an_error(
     with pytest.raises(BrokerError, match=r"refuses to give a stream that holds done\.\*: an odd"):
         async with swarm.dispatcher():
             pass
+
+
+@within(10)
+async def test_durable_that_another_worker_makes_at_the_same_moment(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = NATSSwarm(server.url)
+    answer(monkeypatch, _durables, "CONSUMER.CREATE", APIError(400, 10148, "consumer exists"))
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
 
 
 @within(10)

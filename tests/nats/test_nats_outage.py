@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from nats_servers import kill, restarted, until
+from nats_servers import kill, restarted
 from proxy import open_proxy
-from swarm import NATSSwarm, echo, within
+from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import (
     BrokerError,

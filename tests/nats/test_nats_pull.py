@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill, until
-from swarm import Deaf, NATSSwarm, echo, within
+from nats_servers import kill
+from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_streams import make
 
 from trio_swarmtask import ClosedError, Message, Status

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured, until
+from nats_servers import configured
 from proxy import open_proxy
-from swarm import Deaf, NATSSwarm, echo, within
+from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_results import ONE_EACH, result_bytes
 from test_nats_streams import make
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import until
 from proxy import open_proxy
-from swarm import NATSSwarm, Raw, echo, within
+from swarm import NATSSwarm, Raw, echo, until, within
 from test_nats_streams import REPUBLISH, make
 
 from trio_swarmtask import Dispatcher, Message, NATSConfig, Status, open_dispatcher, open_worker
