@@ -195,8 +195,10 @@ class Connection:
         """Await a coroutine of the client in the loop; its errors come out as ours."""
         try:
             return await self._loop.run(coroutine)
-        except asyncio.CancelledError as exc:  # noqa: ASYNC104 - asyncio's: the loop goes away
-            raise BrokerError(f"the connection to {self.config.safe_url} was closed") from exc
+        except asyncio.CancelledError as exc:
+            # asyncio's own, not Trio's: the loop or the client is going away.
+            error = BrokerError(f"the connection to {self.config.safe_url} was closed")
+            raise error from exc  # noqa: ASYNC104
         except (nats.errors.Error, OSError, RuntimeError) as exc:
             text = str(exc) or type(exc).__name__
             raise BrokerError(f"{self.config.safe_url}: {text}") from exc
@@ -218,8 +220,8 @@ class Connection:
             with trio.move_on_after(_CLOSE_SECONDS):
                 try:
                     await self.call(self.client.close())
-                except BrokerError as exc:
-                    logger.debug("closing: %s", exc)
+                except Exception as exc:  # noqa: BLE001 - a TypeError of asyncio's, in an outage
+                    logger.debug("closing: %r", exc)
         self.client.abort()
 
     def close(self) -> None:
