@@ -131,7 +131,10 @@ class Intake(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Allow no more. What was under way has been handed over when this returns."""
+        """Allow no more. What was under way has been handed over when this returns.
+
+        Raises nothing of the broker's: without one, nothing more will come.
+        """
 
 
 class Broker(ABC):

@@ -148,13 +148,6 @@ class JobRunner:
         delivery = job.delivery
         if self._stopping.is_set() or job.interrupted or job.lost:
             return None  # it was under way when the pulls were ended: given back
-        if delivery.number > 1:
-            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
-                await self._bury(job, f"delivered more than {self._max_deliveries} times")
-                return None
-            if await delivery.is_done():
-                job.settled = True
-                return None
         try:
             check_task_id(delivery.task_id)
             message = Message.decode(delivery.data)
@@ -173,6 +166,13 @@ class JobRunner:
         except InvalidMessageError as exc:
             await self._bury(job, str(exc))
             return None
+        if delivery.number > 1:
+            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+                await self._bury(job, f"delivered more than {self._max_deliveries} times")
+                return None
+            if await delivery.is_done():
+                job.settled = True
+                return None
         return message
 
     async def _is_poison(self, delivery: Delivery) -> bool:

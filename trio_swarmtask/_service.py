@@ -32,8 +32,7 @@ class Service:
 
     async def keep_leases(self) -> None:
         """Renew what is held, and cancel what could not be renewed, for ever."""
-        pause = self.intake.ack_wait / 3
-        next_round = trio.current_time() + pause
+        next_round = trio.current_time() + self.intake.ack_wait / 3
         while True:
             held = [job.delivery.lease_until for job in self.jobs if not job.lost]
             await trio.sleep_until(min([next_round, *held]))
@@ -46,4 +45,4 @@ class Service:
                 elif now >= next_round:
                     job.delivery.renew()
             if now >= next_round:
-                next_round = now + pause
+                next_round = now + self.intake.ack_wait / 3

@@ -48,6 +48,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._handlers_ended = trio.Event()
         self._finished = trio.Event()
         self._cause: BaseException | None = None
+        self._cut = 0  # jobs that were cut short
         self._runner = JobRunner(
             name,
             default_timeout,
@@ -122,7 +123,10 @@ class Worker(metaclass=NoPublicConstructor):
         Raises:
           trio.TooSlowError: if a handler was cancelled.
         """
-        if await self._close(check_timeout(timeout)):
+        timeout = check_timeout(timeout)
+        if self._finished.is_set():
+            await trio.lowlevel.checkpoint()
+        elif await self._close(timeout):
             raise trio.TooSlowError(f"handlers were still running after {timeout} seconds")
 
     async def aclose(self) -> None:
@@ -233,7 +237,7 @@ class Worker(metaclass=NoPublicConstructor):
             scope.cancel()
         async with trio.open_nursery() as nursery:
             for service in self._standing():
-                nursery.start_soon(service.intake.stop)
+                nursery.start_soon(service.intake.stop)  # never raises
         for service in self._standing():
             for job in service.jobs:
                 if not job.handling:
@@ -245,6 +249,7 @@ class Worker(metaclass=NoPublicConstructor):
     async def _cut_short(self) -> None:
         await self._interrupting.wait()
         await self._pulls_ended.wait()
+        self._cut = sum(len(service.jobs) for service in self._standing())
         for service in self._standing():
             for job in service.jobs:
                 job.interrupt()
@@ -266,19 +271,17 @@ class Worker(metaclass=NoPublicConstructor):
         self._interrupting.set()
 
     async def _close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is the deadline's name
-        # Whether the handlers had to be cut short, by this call.
         self._stopping.set()
-        in_time = False
         try:
             with trio.move_on_after(timeout):
                 await self._finished.wait()
-                in_time = True
+                return False
         finally:
-            if not in_time:
+            if not self._finished.is_set():
                 self._interrupt()
                 with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
                     await self._finished.wait()
-        return not in_time
+        return self._cut > 0
 
 
 @asynccontextmanager

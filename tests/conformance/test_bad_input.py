@@ -7,6 +7,7 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._broker import Delivery
 from trio_swarmtask._job import NEWER_WORKER_DELAY
 
 
@@ -53,6 +54,26 @@ async def test_id_that_cannot_be_one_is_a_dead_letter(swarm: Swarm) -> None:
         await worker.handle("coder", echo)
         await swarm.wait_until_empty()
         assert worker.statistics().dead_letters == 1
+
+
+@within(20)
+async def test_wildcard_for_an_id_is_a_dead_letter_also_when_it_comes_again(swarm: Swarm) -> None:
+    """It must not be taken for a task whose result is there, because some result is."""
+    send, receive = trio.open_memory_channel[Delivery](1)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("other", echo)
+        await dispatcher.run("other", Message())
+        async with swarm.outbox() as outbox, swarm.open() as broker:
+            await outbox.store("coder", "*", b"data")
+            async with broker.open_intake("coder", send.send_nowait) as intake:
+                intake.ask(1)
+                delivery = await receive.receive()
+                await intake.stop()
+                await delivery.give_back()
+        await worker.handle("coder", echo)
+        await swarm.wait_until_empty()
+        assert worker.statistics().dead_letters == 1
+    assert len(await swarm.dead_letters()) == 1
 
 
 @within(90)

@@ -104,8 +104,19 @@ async def test_idle_worker_closes_at_once_and_again(swarm: Swarm) -> None:
             nursery.start_soon(worker.aclose)
         await worker.shutdown(5)
         await worker.aclose()
+        await worker.shutdown(0)
         with pytest.raises(ClosedError, match="worker is closed"):
             await worker.handle("other", echo)
+
+
+@within(20)
+async def test_shutdown_at_once_of_an_idle_worker_cuts_nothing_short(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())
+        await swarm.wait_until_empty()
+        await worker.shutdown(0)
+        await worker.shutdown(-1)
 
 
 @within(20)

@@ -11,7 +11,7 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_streams import make
 
 from trio_swarmtask import ClosedError, Message, Status
-from trio_swarmtask._nats import _intake, _requests
+from trio_swarmtask._nats import _durables, _intake, _requests
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._outbox import NATSOutbox
@@ -40,7 +40,7 @@ async def test_pull_that_expires_is_asked_anew(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """408 after `expires`; 400 for a heartbeat that is too slow."""
-    monkeypatch.setattr(_intake, "_EXPIRES", 1)
+    monkeypatch.setattr(_durables, "_EXPIRES", 1)
     monkeypatch.setattr(_intake, "_HEARTBEAT", 0)
     statuses: list[str] = []
     on_status = NATSIntake._on_status

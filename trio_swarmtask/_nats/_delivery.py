@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 
 from .._broker import Delivery
-from .._errors import InvalidMessageError
+from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
 from ._connection import Connection, NotConnected
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
@@ -31,9 +31,12 @@ from ._jetstream import (
     publish,
 )
 from ._lookup import fetch_result
+from ._requests import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from nats.aio.msg import Msg
 
     from ._requests import Requests
     from ._streams import Streams
@@ -95,8 +98,9 @@ class NATSDelivery(Delivery):
         settlement = self._settlement
         asked_at = trio.current_time()
 
-        def renewed(_: object) -> None:
-            self.lease_until = asked_at + settlement.ack_wait
+        def renewed(reply: Msg) -> None:
+            if status_of(reply) is None:  # a 503 says that nobody has heard it
+                self.lease_until = asked_at + settlement.ack_wait
 
         try:
             settlement.requests.tell(self._reply, b"+WPI", renewed)
@@ -204,7 +208,9 @@ class NATSDelivery(Delivery):
         what = f"keep the dead letter of task {self.task_id}"
         try:
             await settlement.persist(what, keep)
-        except RefusedError as exc:
+        except BrokerError as exc:
+            if settlement.connection.lost is not None:
+                raise
             # What is left is the failed result. To stop here would stop every worker in turn.
             logger.error("a dead letter is lost: %s", exc)
 
@@ -221,15 +227,16 @@ class NATSDelivery(Delivery):
         try:
             if await settlement.streams.dead() is not None:
                 await publish(settlement.requests, subject, b"", headers)
-        except NO_ANSWER_YET as exc:
-            settlement.streams.forget()
+        except (*NO_ANSWER_YET, SwarmTaskError) as exc:
+            if isinstance(exc, NO_ANSWER_YET):
+                settlement.streams.forget()
             # Not noted, it counts as a failed delivery. The task is given back all the same.
             logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
 
     def _settle(self, answer: bytes) -> None:
         try:
             self._settlement.connection.publish(self._reply, answer)
-        except NotConnected:
+        except (NotConnected, BrokerError):
             # The lease lapses, and whoever gets the task then finds its result.
             logger.debug("can't settle task %s now", self.task_id)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ._streams import Streams
 
 _NANOSECONDS: Final = 1_000_000_000
+_NO_LIMIT: Final = 1_000_000
+_EXPIRES: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,10 @@ class Durable:
     stream: str
     name: str
     ack_wait: float
+    max_batch: int = _NO_LIMIT
+    """The largest batch that one pull may ask for."""
+    expires: float = _EXPIRES
+    """Seconds after which the server ends a pull."""
 
 
 async def find_durable(
@@ -109,4 +116,16 @@ async def find_durable(
                 f"share: it must be a pull consumer with {setting} {wanted[setting]!r}, and has "
                 f"{config.get(setting)!r}; delete it to have it made anew"
             )
-    return Durable(info["stream_name"], name, config["ack_wait"] / _NANOSECONDS)
+    if config.get("max_deliver", -1) > 0:
+        raise BrokerError(
+            f"the durable {name} of stream {info['stream_name']} delivers a task "
+            f"{config['max_deliver']} times at most: one that needs more would stay in the queue, "
+            "unseen, for ever; delete it to have it made anew, without that limit"
+        )
+    return Durable(
+        stream=info["stream_name"],
+        name=name,
+        ack_wait=config["ack_wait"] / _NANOSECONDS,
+        max_batch=config.get("max_batch") or _NO_LIMIT,
+        expires=min(_EXPIRES, (config.get("max_expires") or math.inf) / _NANOSECONDS),
+    )

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
 from .._broker import Delivery, Intake
+from .._errors import BrokerError, SwarmTaskError
 from .._util import open_flat_nursery
 from ._connection import Connection, NotConnected
 from ._delivery import NATSDelivery, Settlement
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _NANOSECONDS: Final = 1_000_000_000
-_EXPIRES: Final = 30
 _HEARTBEAT: Final = 5
 _SILENCE: Final = 2.5 * _HEARTBEAT
 _ECHO_SECONDS: Final = 1.0
@@ -96,30 +97,30 @@ class NATSIntake(Intake):
             try:
                 self._connection.end_at_server(subscription)
                 await self._requests.echo()
-            except (NotConnected, NoAnswer):
-                logger.debug("the connection is away: the pull of %s is gone", self._capability)
+            except (NotConnected, NoAnswer, SwarmTaskError) as exc:
+                logger.debug("the pull of %s ended without an echo: %r", self._capability, exc)
         self._connection.unsubscribe(subscription)
 
     # Asking
 
     def _top_up(self) -> None:
-        if self._subscription is None or self._asked * 2 > self._free or self._free == 0:
-            return
-        batch = self._free - self._asked
-        request = {
-            "batch": batch,
-            "expires": _EXPIRES * _NANOSECONDS,
-            "idle_heartbeat": _HEARTBEAT * _NANOSECONDS,
-        }
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._durable.stream}.{self._durable.name}"
-        try:
-            self._connection.publish(subject, msgspec.json.encode(request), self._inbox)
-        except NotConnected:
-            self._trouble.set()
-            return
-        if self._asked == 0:
-            self._heard_at = trio.current_time()
-        self._asked = self._free
+        while self._subscription is not None and self._asked * 2 <= self._free > self._asked:
+            batch = min(self._free - self._asked, self._durable.max_batch)
+            request = {
+                "batch": batch,
+                "expires": round(self._durable.expires * _NANOSECONDS),
+                # More than half of `expires` would be refused.
+                "idle_heartbeat": round(min(_HEARTBEAT, self._durable.expires / 2) * _NANOSECONDS),
+            }
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._durable.stream}.{self._durable.name}"
+            try:
+                self._connection.publish(subject, msgspec.json.encode(request), self._inbox)
+            except (NotConnected, BrokerError):
+                self._trouble.set()
+                return
+            if self._asked == 0:
+                self._heard_at = trio.current_time()
+            self._asked += batch
 
     def _on_message(self, message: Msg) -> None:
         self._heard_at = trio.current_time()
@@ -190,6 +191,8 @@ class NATSIntake(Intake):
             self._durable = await find_durable(
                 self._connection, self._requests, self._streams, self._capability
             )
+            self.ack_wait = self._durable.ack_wait
+            self._settlement = replace(self._settlement, ack_wait=self.ack_wait)
 
     def _begin(self) -> None:
         self._asked = 0

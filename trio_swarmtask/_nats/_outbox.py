@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._broker import Outbox, ResultListener
-from .._errors import InvalidMessageError
+from .._errors import BrokerError, InvalidMessageError
 from .._util import open_flat_nursery
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
     from ._streams import ResultStream, Streams
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 SWEEP_SECONDS: Final = 30.0
 _FIRST_LOOK: Final = 0.01
@@ -80,6 +83,23 @@ class NATSOutbox(Outbox):
 
     async def store(self, capability: str, task_id: str, data: bytes) -> bool:
         check_size(self._connection, data, _HEADER_BYTES + len(task_id))
+        if task_id in self._unheard:
+            raise refused_error(self._connection, f"subscribe to {self._unheard[task_id]}")
+        tried = False
+        if capability in self._known_capabilities:
+            # The way of nearly every task, without the frames that are for the rest.
+            headers = {"Nats-Msg-Id": task_id}
+            try:
+                ack = await publish(self._requests, f"work.{capability}.{task_id}", data, headers)
+            except NO_ANSWER_YET:
+                tried = True
+            else:
+                return not ack.duplicate
+        return await self._store_in_the_end(capability, task_id, data, tried=tried)
+
+    async def _store_in_the_end(
+        self, capability: str, task_id: str, data: bytes, *, tried: bool
+    ) -> bool:
         subject = f"work.{capability}.{task_id}"
         headers = {"Nats-Msg-Id": task_id}
 
@@ -101,15 +121,6 @@ class NATSOutbox(Outbox):
             found = await fetch_result(self._requests, await self._streams.results(), task_id)
             return None if found is None else False
 
-        if task_id in self._unheard:
-            raise refused_error(self._connection, f"subscribe to {self._unheard[task_id]}")
-        tried = False
-        if capability in self._known_capabilities:
-            # The way of nearly every task, without the frames that are for the rest.
-            try:
-                return not (await publish(self._requests, subject, data, headers)).duplicate
-            except NO_ANSWER_YET:
-                tried = True
         what = f"store task {task_id}"
         try:
             return await persist(self._connection, what, attempt, already, tried=tried)
@@ -183,36 +194,46 @@ class NATSOutbox(Outbox):
 
     async def begin(self) -> None:
         """Subscribe; returns when the server listens for us."""
-        if self._stream.notifies:
-            subject = f"notify.{self._key}.>"
-            refused: list[str] = []
+        refused: list[str] = []
+        # Where nothing is republished, `expect` subscribes to one task's result after the other:
+        # this one stands for all of them.
+        subject = f"notify.{self._key}.>" if self._stream.notifies else f"done.{self._key}-0"
 
-            def on_refused(action: str, name: str) -> None:
-                if action == "subscription" and name == subject.lower():
-                    refused.append(name)
+        def on_refused(action: str, name: str) -> None:
+            if action == "subscription" and name == subject.lower():
+                refused.append(name)
 
-            self._connection.on_refused.append(on_refused)
-            try:
-                self._own = self._connection.subscribe(subject, self._on_notify)
-                await persist(self._connection, f"subscribe to {subject}", self._requests.echo)
-            finally:
-                self._connection.on_refused.remove(on_refused)
-            if refused:
-                raise refused_error(self._connection, f"subscribe to {subject}")
+        self._connection.on_refused.append(on_refused)
+        try:
+            self._own = self._connection.subscribe(subject, self._on_notify)
+            await persist(self._connection, f"subscribe to {subject}", self._requests.echo)
+        finally:
+            self._connection.on_refused.remove(on_refused)
+        if refused:
+            raise refused_error(self._connection, f"subscribe to {subject}")
 
     async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what is outstanding, after each reconnect and now and then, until closed."""
-        async with trio.open_nursery() as self._looks:
+        async with open_flat_nursery() as self._looks:
             task_status.started()
             while True:
                 with trio.move_on_after(SWEEP_SECONDS):
                     await self._missed.wait()
                 self._missed = trio.Event()
                 await self._connection.wait_up()
-                task_ids = iter(list(self._listener.outstanding()))
-                while batch := list(itertools.islice(task_ids, BATCH)):
-                    for task_id, data in (await self._fetch_many(batch)).items():
-                        self._listener.result_stored(task_id, data)
+                try:
+                    await self._sweep()
+                except BrokerError as exc:
+                    if self._connection.lost is not None:
+                        raise
+                    # What is published reaches us all the same, unless there is an outage.
+                    logger.warning("results that were missed can't be looked up: %s", exc)
+
+    async def _sweep(self) -> None:
+        task_ids = iter(list(self._listener.outstanding()))
+        while batch := list(itertools.islice(task_ids, BATCH)):
+            for task_id, data in (await self._fetch_many(batch)).items():
+                self._listener.result_stored(task_id, data)
 
     async def _fetch_many(self, task_ids: list[str]) -> dict[str, bytes]:
         async def attempt() -> dict[str, bytes]:

@@ -168,6 +168,8 @@ class Requests:
             self._fail_all(self._closed_error)
 
     def _closed_error(self) -> Exception:
+        if self.connection.lost is not None:
+            return self.connection.lost_error()
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
 
