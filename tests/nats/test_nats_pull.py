@@ -39,7 +39,7 @@ async def test_missed_heartbeats(
 async def test_pull_that_expires_is_asked_anew(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """408 after `expires`; 400 for a heartbeat that is too slow."""
+    """408 after `expires`."""
     monkeypatch.setattr(_durables, "_EXPIRES", 1)
     monkeypatch.setattr(_intake, "_HEARTBEAT", 0)
     statuses: list[str] = []
@@ -53,10 +53,6 @@ async def test_pull_that_expires_is_asked_anew(
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
         await worker.handle("coder", echo)
         await until(lambda: statuses.count("408") > 1)
-        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
-        monkeypatch.setattr(_intake, "_HEARTBEAT", 1)  # more than half of the other
-        await until(lambda: "400" in statuses)
-        monkeypatch.setattr(_intake, "_HEARTBEAT", 0)
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
 
 
