@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -139,3 +139,52 @@ async def test_durable_that_limits_deliveries_is_refused(nats_swarm: NATSSwarm) 
     async with nats_swarm.worker() as worker:
         with pytest.raises(BrokerError, match="delivers a task 3 times at most"):
             await worker.handle("coder", echo)
+
+
+# Lost for good in the middle of it: that is the end, and nothing to be told and passed over
+
+
+LOST = BrokerError("lost for good")
+
+
+async def lose(*_: object) -> NoReturn:
+    raise LOST
+
+
+@within(20)
+async def test_dead_letter_when_the_connection_is_lost(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nats_swarm.raw() as raw, nats_swarm.open() as broker:
+        settlement = Settlement(raw.connection, raw.requests, broker._streams, 30)  # type: ignore[attr-defined]
+        delivery = NATSDelivery(settlement, "coder", "t1", b"", "$JS.ACK.T.D.1.1.1.1.0", 1)
+        monkeypatch.setattr(Settlement, "persist", lose)
+        monkeypatch.setattr(raw.connection, "lost", LOST)
+        with pytest.raises(BrokerError, match="lost for good"):
+            await delivery.bury("no reason", None)
+        monkeypatch.undo()
+
+
+@within(20)
+async def test_sweep_when_the_connection_is_lost(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose_in_the_middle(outbox: _outbox.NATSOutbox) -> NoReturn:
+        monkeypatch.setattr(outbox._connection, "lost", LOST)
+        raise LOST
+
+    monkeypatch.setattr(_outbox, "SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr(_outbox.NATSOutbox, "_sweep", lose_in_the_middle)
+    with pytest.raises(BrokerError, match="lost for good"):
+        async with nats_swarm.dispatcher():
+            await trio.sleep_forever()
+
+
+@within(20)
+async def test_opening_that_ends_before_it_has_begun(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_outbox.NATSOutbox, "begin", lose)
+    with pytest.raises(BrokerError, match="lost for good"):
+        async with nats_swarm.dispatcher():
+            pass
