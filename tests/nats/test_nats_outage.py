@@ -65,6 +65,24 @@ async def test_start_waits_through_an_outage(server: Server) -> None:
                 await done.wait()
 
 
+@within(20)
+@pytest.mark.parametrize("task_id", ["", "of-the-caller"])
+async def test_closing_a_dispatcher_ends_starts_that_wait(server: Server, task_id: str) -> None:
+    """Also with a connection that is shared and so stays, waiting for the server."""
+
+    async def start() -> None:
+        with pytest.raises(ClosedError):
+            await dispatcher.start("coder", Message(id=task_id))
+
+    async with open_broker(server.url) as broker, open_dispatcher(broker) as dispatcher:
+        kill(server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            await until(lambda: dispatcher.statistics().outstanding)
+            await trio.testing.wait_all_tasks_blocked()
+            await dispatcher.aclose()
+
+
 @within(30)
 async def test_outstanding_future_gets_its_result(server: Server) -> None:
     """The worker stored it while the dispatcher was away, or after both came back."""

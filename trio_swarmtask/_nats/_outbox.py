@@ -123,7 +123,9 @@ class NATSOutbox(Outbox):
 
         what = f"store task {task_id}"
         try:
-            return await persist(self._connection, what, attempt, already, tried=tried)
+            return await self._requests.unless_closed(
+                partial(persist, self._connection, what, attempt, already, tried=tried)
+            )
         except RefusedError as exc:
             if exc.err_code in MESSAGE_TOO_LARGE:
                 raise InvalidMessageError(
@@ -161,7 +163,9 @@ class NATSOutbox(Outbox):
                 self._streams.forget()
                 raise
 
-        return await persist(self._connection, f"look up task {task_id}", attempt)
+        return await self._requests.unless_closed(
+            partial(persist, self._connection, f"look up task {task_id}", attempt)
+        )
 
     def close(self) -> None:
         if not self._closed:

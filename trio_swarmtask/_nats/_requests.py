@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import outcome
 import trio
@@ -23,7 +23,7 @@ from trio.lowlevel import current_task
 from .._errors import BrokerError, ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from nats.aio.msg import Msg
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 5.0
 
 STATUS: Final = "Status"
+
+T = TypeVar("T")
 
 
 class NoAnswer(Exception):
@@ -57,6 +59,7 @@ class Requests:
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
         self._closed: Exception | None = None
+        self._scopes: set[trio.CancelScope] = set()
         self._subject = self._prefix + "*"
         self._subscription = connection.subscribe(self._subject, self._on_reply)
         connection.on_down.append(self._on_down)
@@ -90,6 +93,18 @@ class Requests:
         A PING does not tell: nats-py sends it before what is still buffered.
         """
         await self._wait(self._send(None, b"", None, current_task()))
+
+    async def unless_closed(self, act: Callable[[], Awaitable[T]]) -> T:
+        """What ``act`` gives. Closing ends it, also where it waits for a connection."""
+        if self._closed is not None:
+            raise self._closed_error()
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                return await act()
+            finally:
+                self._scopes.discard(scope)
+        raise self._closed_error()
 
     async def _wait(self, inbox: str) -> Msg:
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -166,6 +181,8 @@ class Requests:
         if self._closed is None:
             self._closed = error or ClosedError("closed meanwhile")
             self._fail_all(self._closed_error)
+            for scope in self._scopes:
+                scope.cancel()
 
     def _closed_error(self) -> Exception:
         if self.connection.lost is not None:
