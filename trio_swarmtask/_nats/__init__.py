@@ -6,6 +6,7 @@
 #   _streams  _durables    found by what is needed, made where missing
 #   _lookup                stored results, fetched
 #   _jetstream             publish with an acknowledgement, the JSON API, trying again
+#   _subscribe             a subscription that the server has confirmed
 #   _requests              requests and replies over one inbox
 #   _connection            one connection; _errors: what its errors mean
 #   _credentials           files to log in with, checked before nats-py reads them

@@ -84,11 +84,16 @@ class Connection:
         self._check_up()
         self._loop.step(self.client.publish(subject, data, reply, headers))
 
-    def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
-        """Call ``callback`` for every message; also after a reconnect."""
+    def subscribe(
+        self, subject: str, callback: Callable[[Msg], None], queue: str = ""
+    ) -> Subscription:
+        """Call ``callback`` for every message, or those of ``queue`` that come here; also after a
+        reconnect.
+        """
         if self.lost is not None:
             raise self.lost_error()
-        return self._loop.step(self.client.subscribe(subject, future=Sink(callback).as_future()))
+        sink = Sink(callback).as_future()
+        return self._loop.step(self.client.subscribe(subject, queue, future=sink))
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Drop both ends; what is under way is lost."""

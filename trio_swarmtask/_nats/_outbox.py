@@ -34,6 +34,7 @@ from ._jetstream import (
 )
 from ._lookup import BATCH, fetch_result, fetch_results, result_id
 from ._requests import Requests, open_requests, refused_error
+from ._subscribe import subscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -198,23 +199,10 @@ class NATSOutbox(Outbox):
 
     async def begin(self) -> None:
         """Subscribe; returns when the server listens for us."""
-        refused: list[str] = []
         # Where nothing is republished, `expect` subscribes to one task's result after the other:
         # this one stands for all of them.
         subject = f"notify.{self._key}.>" if self._stream.notifies else f"done.{self._key}-0"
-
-        def on_refused(action: str, name: str) -> None:
-            if action == "subscription" and name == subject.lower():
-                refused.append(name)
-
-        self._connection.on_refused.append(on_refused)
-        try:
-            self._own = self._connection.subscribe(subject, self._on_notify)
-            await persist(self._connection, f"subscribe to {subject}", self._requests.echo)
-        finally:
-            self._connection.on_refused.remove(on_refused)
-        if refused:
-            raise refused_error(self._connection, f"subscribe to {subject}")
+        self._own = await subscribe(self._requests, subject, self._on_notify)
 
     async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what is outstanding, after each reconnect and now and then, until closed."""
