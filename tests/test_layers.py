@@ -21,16 +21,17 @@ MODULES: Final = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.p
 BROKERS: Final = ("_memory*", "_nats")  # neither knows of the other
 LAYERS: Final = (
     ("__main__", "_cli", "_demo*", "server", "_process"),
+    ("bus",),
     ("__init__", "_open"),
     ("_dispatcher", "_worker", "_future", "_handler", "_job", "_lane", "_service", "_statistics"),
     BROKERS,
-    ("_broker",),
-    ("_wire", "_codec", "_envelope", "_names", "_errors", "_config", "_util"),
+    ("_broker", "_bus", "_buffer"),
+    ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
 )
 
 ASYNCIO: Final = {"asyncio", "nats", "trio_asyncio"}
 # They do no I/O. `_errors` does import trio, for its errors are trio's too.
-WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names"}
+WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names", "_subjects"}
 
 
 def layer(module: str) -> int:

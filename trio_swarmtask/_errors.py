@@ -43,6 +43,25 @@ class AuthenticationError(BrokerError):
     """The server refused the credentials."""
 
 
+class BusClosedError(SwarmTaskError, trio.ClosedResourceError):
+    """The message bus is closed, or was closed while a request waited for its reply."""
+
+
+class NoRespondersError(SwarmTaskError):
+    """A request on a subject that nobody listens to."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"nobody listens on {self.subject!r}; subscribe there first, or try again later"
+
+
+class InvalidSubjectError(SwarmTaskError, ValueError):
+    """A subject, or a queue's name, that can't be: empty tokens, white space, a stray wildcard."""
+
+
 class TaskFailedError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``failed``."""
 

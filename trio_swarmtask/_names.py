@@ -38,6 +38,14 @@ def check_task_id(text: object) -> None:
         )
 
 
+def check_count(name: str, count: object) -> None:
+    """Raise TypeError or ValueError unless ``count``, a setting, is a whole number from 1 up."""
+    if type(count) is not int:
+        raise TypeError(f"{name} must be a whole number, not {shorten(count)}")
+    if count < 1:
+        raise ValueError(f"{name} must be from 1 up, not {count}")
+
+
 def check_timeout(seconds: float) -> float:
     """``seconds`` as a duration: what is left of a deadline that has passed is none.
 

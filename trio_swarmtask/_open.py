@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ._broker import Broker
 from ._config import NATSConfig
 from ._dispatcher import Dispatcher, host_dispatcher
-from ._names import shorten
+from ._names import check_count, shorten
 from ._worker import Worker, host_worker
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[B
         given.
       AuthenticationError: if the server refuses the credentials.
     """
-    async with _connect(_as_config(broker), _default_name()) as opened:
+    async with _connect(as_config(broker), default_name()) as opened:
         yield opened
 
 
@@ -66,7 +66,7 @@ async def open_dispatcher(
             yield dispatcher
     else:
         async with (
-            _connect(_as_config(broker), name) as opened,
+            _connect(as_config(broker), name) as opened,
             host_dispatcher(opened, name) as dispatcher,
         ):
             yield dispatcher
@@ -103,16 +103,13 @@ async def open_worker(
         raise TypeError(f"default_timeout must be a number of seconds, not {default_timeout!r}")
     if not default_timeout > 0:
         raise ValueError(f"default_timeout must be more than 0 seconds, not {default_timeout!r}")
-    if isinstance(max_deliveries, bool) or not isinstance(max_deliveries, int):
-        raise TypeError(f"max_deliveries must be a whole number, not {max_deliveries!r}")
-    if max_deliveries < 1:
-        raise ValueError(f"max_deliveries must be from 1 up, not {max_deliveries}")
+    check_count("max_deliveries", max_deliveries)
     if isinstance(broker, Broker):
         async with host_worker(broker, name, default_timeout, max_deliveries) as worker:
             yield worker
     else:
         async with (
-            _connect(_as_config(broker), name) as opened,
+            _connect(as_config(broker), name) as opened,
             host_worker(opened, name, default_timeout, max_deliveries) as worker,
         ):
             yield worker
@@ -122,13 +119,17 @@ async def open_worker(
 async def _connect(config: NATSConfig, name: str) -> AsyncIterator[Broker]:
     from ._nats import open_nats_broker
 
-    if config.name is None:
-        config = replace(config, name=name)
-    async with open_nats_broker(config) as opened:
+    async with open_nats_broker(named(config, name)) as opened:
         yield opened
 
 
-def _as_config(broker: object) -> NATSConfig:
+def named(config: NATSConfig, name: str) -> NATSConfig:
+    """``config``, with a name for the server's monitoring."""
+    return replace(config, name=name) if config.name is None else config
+
+
+def as_config(broker: object) -> NATSConfig:
+    """What the user gave to say which server; TypeError if it can't be."""
     if broker is None:
         return NATSConfig()
     if isinstance(broker, NATSConfig):
@@ -145,7 +146,7 @@ def _as_config(broker: object) -> NATSConfig:
 
 def _check_name(name: str | None) -> str:
     if name is None:
-        return _default_name()
+        return default_name()
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, not {shorten(name)}")
     if not name or not name.isprintable():
@@ -153,5 +154,6 @@ def _check_name(name: str | None) -> str:
     return name
 
 
-def _default_name() -> str:
+def default_name() -> str:
+    """Host, process, a few random characters."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

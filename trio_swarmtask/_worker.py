@@ -20,7 +20,7 @@ from ._errors import ClosedError
 from ._handler import Handler, check_handler
 from ._job import SETTLE_SECONDS, Job, JobRunner
 from ._lane import Lanes
-from ._names import check_capability, check_timeout, shorten
+from ._names import check_capability, check_count, check_timeout
 from ._service import Service
 from ._statistics import WorkerStatistics
 from ._util import NoPublicConstructor, open_flat_nursery
@@ -92,10 +92,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._check_open()
         check_capability(capability)
         check_handler(handler)
-        if type(max_in_flight) is not int:
-            raise TypeError(f"max_in_flight must be a whole number, not {shorten(max_in_flight)}")
-        if max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be from 1 up, not {max_in_flight}")
+        check_count("max_in_flight", max_in_flight)
         if capability in self._services:
             raise ValueError(
                 f"this worker handles {capability!r} already; open another worker for a second "

@@ -1,6 +1,7 @@
 # The NATS broker: all that imports asyncio, nats or trio_asyncio.
 #
 #   _broker                what open_broker gives
+#   _bus                   the message bus
 #   _outbox  _intake       a dispatcher's side, a worker's side
 #   _delivery              how a task at a worker is settled
 #   _streams  _durables    found by what is needed, made where missing
@@ -13,4 +14,5 @@
 #   _loop                  the asyncio loop under it
 #   _client                the one place that touches nats-py's insides
 
-from ._broker import open_nats_broker as open_nats_broker
+from ._broker import NATSBroker as NATSBroker, open_nats_broker as open_nats_broker
+from ._bus import open_bus_on as open_bus_on, open_nats_bus as open_nats_bus

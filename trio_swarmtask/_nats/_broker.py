@@ -24,21 +24,21 @@ class NATSBroker(Broker):
     """Made by `open_nats_broker`."""
 
     def __init__(self, connection: Connection, streams: Streams) -> None:
-        self._connection = connection
+        self.connection = connection
         self._streams = streams
 
     def __repr__(self) -> str:
-        return f"<Broker at {self._connection.config.safe_url}>"
+        return f"<Broker at {self.connection.config.safe_url}>"
 
     def open_outbox(
         self, key: str, listener: ResultListener
     ) -> AbstractAsyncContextManager[Outbox]:
-        return open_nats_outbox(self._connection, self._streams, key, listener)
+        return open_nats_outbox(self.connection, self._streams, key, listener)
 
     def open_intake(
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AbstractAsyncContextManager[Intake]:
-        return open_nats_intake(self._connection, self._streams, capability, on_delivery)
+        return open_nats_intake(self.connection, self._streams, capability, on_delivery)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -44,7 +45,7 @@ class NoAnswer(Exception):
 @dataclass(slots=True)
 class _Waiting:
     subject: str
-    sent_at: float
+    sent_at: float  # inf: never given up
     task: trio.lowlevel.Task | None
     callback: Callable[[Msg], None] | None
     collected: list[Msg] | None
@@ -76,6 +77,15 @@ class Requests:
           ClosedError: if the role was closed.
         """
         return await self._wait(self._send(subject, data, headers, current_task()))
+
+    async def ask(self, subject: str, data: bytes) -> Msg:
+        """As `request`, for somebody who may take long: the deadline is the caller's.
+
+        An outage does not end it, for the answer may come when the server is back.
+        """
+        inbox = self._send(subject, data, None, current_task())
+        self._waiting[inbox].sent_at = math.inf
+        return await self._wait(inbox)
 
     async def collect(self, subject: str, data: bytes) -> list[Msg]:
         """Send and wait for replies, up to one that has a status; that is the last of the list."""
@@ -151,11 +161,12 @@ class Requests:
             waiting.callback(message)
 
     def _on_down(self) -> None:
-        lost = self.connection.lost
-        if lost is not None:
+        if self.connection.lost is not None:
             self._fail_all(self.connection.lost_error)
-        else:
-            self._fail_all(lambda: NoAnswer("the connection was lost"))
+            return
+        for inbox, waiting in list(self._waiting.items()):
+            if waiting.sent_at < math.inf:
+                self._fail(inbox, NoAnswer("the connection was lost"))
 
     def _on_refused(self, action: str, subject: str) -> None:
         # nats-py has made the text lower case.

@@ -1,0 +1,256 @@
+# The message bus: publish and subscribe by subject, at most once.
+#
+# What a bus must do itself is little: publish, request, and call back for what arrives (`_attach`,
+# `_detach`). The rest is the same for all and stands here: what a subject may be, buffers that
+# drop, closing.
+#
+# Invariant: a listener is attached from the entering of its block to the leaving, or until the
+# bus is closed or lost; then `on_close` is called, once.
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from ._buffer import LossyBuffer
+from ._errors import BusClosedError, InvalidMessageError
+from ._names import check_count, shorten
+from ._subjects import check_pattern, check_queue, check_subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+logger: Final = logging.getLogger("trio_swarmtask.bus")
+
+
+class BusMessage(msgspec.Struct, frozen=True):
+    """What arrives on a subject."""
+
+    subject: str
+    """The one it was published on, without wildcards."""
+
+    data: bytes
+
+    reply: str = ""
+    """The subject to publish an answer on, if it is a request; else empty."""
+
+
+class MessageBus(trio.abc.AsyncResource):
+    """Publish and subscribe by subject. A `MemoryBus`, or opened by `open_nats_bus`.
+
+    A message reaches whoever is subscribed when it is published, once, and is gone: at most once.
+    Messages of one publisher arrive in their order. Safe to use from any number of tasks of one
+    Trio run. Closing ends all subscriptions; what they have buffered can still be read.
+    """
+
+    def __init__(self, buffer_size: int) -> None:
+        check_count("buffer_size", buffer_size)
+        self._buffer_size = buffer_size
+        self._listeners: dict[Listener, None] = {}  # in the order of their coming
+        self._closed = False
+
+    @property
+    def max_payload(self) -> int | None:
+        """Bytes that a message may hold; None: no limit."""
+        return None
+
+    @abstractmethod
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Send ``data`` to whoever listens. Waits through an outage.
+
+        Raises:
+          InvalidSubjectError: if ``subject`` has an empty token, white space or a wildcard.
+          TypeError: if ``data`` is not bytes.
+          InvalidMessageError: if it is larger than `max_payload`.
+          BusClosedError: if the bus is closed, or is closed while this waits.
+          BrokerError: if the server is lost for good.
+        """
+
+    @abstractmethod
+    async def request(self, subject: str, data: bytes) -> BusMessage:
+        """Send ``data`` and wait for one reply. The caller's cancel scope is the deadline.
+
+        Whoever answers publishes on the message's ``reply``. The first answer counts.
+
+        Raises:
+          NoRespondersError: if nobody listens on ``subject``.
+          What `publish` raises.
+        """
+
+    def subscribe(self, subject: str) -> BusSubscription:
+        """Messages on ``subject``: ``async with`` it, then ``async for`` each `BusMessage`.
+
+        In the block, whatever is published from now on arrives. A full buffer drops its oldest
+        message and counts it in `BusSubscription.dropped`.
+
+        Args:
+          subject: Tokens with dots between them. ``*`` stands for one, a last ``>`` for the rest.
+
+        Raises:
+          InvalidSubjectError: if ``subject`` has another form.
+          BusClosedError: if the bus is closed.
+          BrokerError: on entering, if the server does not permit it.
+        """
+        return BusSubscription(self, subject, "", self._buffer_size)
+
+    def queue_subscribe(self, subject: str, queue: str) -> BusSubscription:
+        """As `subscribe`, but each message goes to one member of ``queue``.
+
+        One name is one queue, also over different subjects.
+        """
+        check_queue(queue)
+        return BusSubscription(self, subject, queue, self._buffer_size)
+
+    def listen(
+        self,
+        subject: str,
+        callback: Callable[[BusMessage], None],
+        *,
+        on_close: Callable[[Exception | None], None] | None = None,
+    ) -> AbstractAsyncContextManager[None]:
+        """Call ``callback`` for every message on ``subject``, in order, for the length of a block.
+
+        Nothing is buffered and nothing dropped, so the callback must be short and must not block.
+        What it raises is logged. ``on_close`` is called if the bus is closed (with None) or its
+        server is lost for good (with the `BrokerError`). Raises what `subscribe` raises.
+        """
+        return Listener(self, subject, "", callback, on_close)
+
+    @abstractmethod
+    async def _attach(self, listener: Listener) -> None:
+        """Let ``listener`` get what is published from when this returns."""
+
+    @abstractmethod
+    def _detach(self, listener: Listener) -> None:
+        """Undo `_attach`."""
+
+    async def aclose(self) -> None:
+        """End all subscriptions and requests. Twice is fine."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self, error: Exception | None = None) -> None:
+        self._closed = True
+        for listener in list(self._listeners):
+            listener.leave(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusClosedError("the bus is closed; open another one")
+
+    def _check_message(self, subject: object, data: object) -> None:
+        self._check_open()
+        check_subject(subject)
+        if not isinstance(data, bytes):
+            raise TypeError(f"data must be bytes, not {shorten(data)}")
+        if self.max_payload is not None and len(data) > self.max_payload:
+            raise InvalidMessageError(
+                f"{len(data)} bytes are more than the {self.max_payload} that the server takes; "
+                "keep large data elsewhere and send a reference"
+            )
+
+
+class Listener(AbstractAsyncContextManager[None]):
+    """A callback on a subject, from the entering of its block to the leaving."""
+
+    def __init__(
+        self,
+        bus: MessageBus,
+        subject: str,
+        queue: str,
+        callback: Callable[[BusMessage], None],
+        on_close: Callable[[Exception | None], None] | None,
+    ) -> None:
+        bus._check_open()
+        check_pattern(subject)
+        self.subject = subject
+        self.queue = queue
+        self._bus = bus
+        self._callback = callback
+        self._on_close = on_close
+        self._entered = False
+
+    async def __aenter__(self) -> None:
+        if self._entered:
+            raise RuntimeError(f"the block of {self.subject!r} was entered before: subscribe again")
+        self._entered = True
+        self._bus._check_open()
+        await self._bus._attach(self)
+        self._bus._listeners[self] = None
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self in self._bus._listeners:
+            del self._bus._listeners[self]
+            self._bus._detach(self)
+
+    def hear(self, message: BusMessage) -> None:
+        """Call back. Never raises: it is called where all messages pass."""
+        try:
+            self._callback(message)
+        except Exception:  # a listener's mistake must not end the others
+            logger.exception("the listener of %r failed on %r", self.subject, message.subject)
+
+    def leave(self, error: Exception | None) -> None:
+        """The bus is closed, or lost by ``error``."""
+        del self._bus._listeners[self]
+        self._bus._detach(self)
+        if self._on_close is not None:
+            self._on_close(error)
+
+    def check_entered(self) -> None:
+        if not self._entered:
+            raise RuntimeError(
+                f"the subscription to {self.subject!r} was not entered: write 'async with "
+                "bus.subscribe(…) as messages', then 'async for message in messages'"
+            )
+
+
+@final
+class BusSubscription:
+    """Messages on a subject, buffered. Made by `MessageBus.subscribe` and `queue_subscribe`.
+
+    ``async with`` it, then ``async for``; several tasks may, and each message goes to one of them.
+    The iteration ends when the bus is closed and what is buffered was read, or by `BrokerError`
+    when its server is lost for good.
+    """
+
+    def __init__(self, bus: MessageBus, subject: str, queue: str, buffer_size: int) -> None:
+        self._buffer: LossyBuffer[BusMessage] = LossyBuffer(buffer_size)
+        self._listener = Listener(bus, subject, queue, self._buffer.put, self._buffer.end)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that a full buffer lost, so far."""
+        return self._buffer.dropped
+
+    async def __aenter__(self) -> Self:
+        await self._listener.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._listener.__aexit__(kind, exc, traceback)
+        self._buffer.end()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> BusMessage:
+        self._listener.check_entered()
+        return await self._buffer.get()

@@ -1,0 +1,118 @@
+# The bus on a NATS server: core NATS, no JetStream.
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from .._bus import BusMessage, Listener, MessageBus
+from .._errors import BusClosedError, NoRespondersError
+from .._util import open_flat_nursery
+from ._connection import NotConnected, open_connection
+from ._jetstream import NO_RESPONDERS
+from ._requests import Requests, open_requests, status_of
+from ._subscribe import subscribe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from .._config import NATSConfig
+    from ._connection import Connection
+
+
+@final
+class NATSBus(MessageBus):
+    """Made by `open_bus_on`."""
+
+    def __init__(self, requests: Requests, buffer_size: int) -> None:
+        super().__init__(buffer_size)
+        self._requests = requests
+        self._connection = requests.connection
+        self._subscriptions: dict[Listener, Subscription] = {}
+
+    def __repr__(self) -> str:
+        return f"<MessageBus at {self._connection.config.safe_url}>"
+
+    @property
+    def max_payload(self) -> int | None:
+        return self._connection.client.max_payload
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        self._check_message(subject, data)
+        if self._connection.is_congested:
+            await self._requests.unless_closed(self._connection.wait_room)
+        await trio.lowlevel.checkpoint()
+        while True:
+            self._check_open()
+            try:
+                self._connection.publish(subject, data)
+            except NotConnected:
+                await self._requests.unless_closed(self._connection.wait_up)
+            else:
+                return
+
+    async def request(self, subject: str, data: bytes) -> BusMessage:
+        self._check_message(subject, data)
+        while True:
+            try:
+                reply = await self._requests.ask(subject, data)
+            except NotConnected:
+                await self._requests.unless_closed(self._connection.wait_up)
+                continue
+            if status_of(reply) == NO_RESPONDERS:
+                raise NoRespondersError(subject)
+            return _as_message(reply)
+
+    async def _attach(self, listener: Listener) -> None:
+        def on_message(message: Msg) -> None:
+            listener.hear(_as_message(message))
+
+        self._subscriptions[listener] = await subscribe(
+            self._requests, listener.subject, on_message, listener.queue
+        )
+
+    def _detach(self, listener: Listener) -> None:
+        self._connection.unsubscribe(self._subscriptions.pop(listener))
+
+    def _close(self, error: Exception | None = None) -> None:
+        super()._close(error)
+        self._requests.close(BusClosedError("the bus was closed meanwhile"))
+
+    def _check_open(self) -> None:
+        if self._connection.lost is not None:
+            raise self._connection.lost_error()
+        super()._check_open()
+
+    def on_down(self) -> None:
+        if self._connection.lost is not None:
+            self._close(self._connection.lost_error())
+
+
+def _as_message(message: Msg) -> BusMessage:
+    return BusMessage(message.subject, message.data, message.reply)
+
+
+@asynccontextmanager
+async def open_bus_on(connection: Connection, buffer_size: int) -> AsyncIterator[MessageBus]:
+    """A bus on a connection that others use too."""
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        bus = NATSBus(requests, buffer_size)
+        connection.on_down.append(bus.on_down)
+        try:
+            yield bus
+        finally:
+            connection.on_down.remove(bus.on_down)
+            bus._close()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_nats_bus(config: NATSConfig, buffer_size: int) -> AsyncIterator[MessageBus]:
+    """A bus with a connection of its own."""
+    async with open_connection(config) as connection, open_bus_on(connection, buffer_size) as bus:
+        yield bus
