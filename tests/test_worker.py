@@ -116,6 +116,9 @@ class SlowBroker(Broker):
         await trio.sleep_forever()
         yield  # type: ignore[misc]
 
+    def open_bucket(self, name: str, ttl: float) -> NoReturn:
+        raise NotImplementedError
+
 
 @within(5)
 async def test_handle_that_waits_ends_when_the_worker_closes() -> None:

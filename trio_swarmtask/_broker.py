@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractAsyncContextManager
 
+    from ._bucket import Bucket
     from ._errors import BrokerError
 
 
@@ -151,3 +152,7 @@ class Broker(ABC):
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AbstractAsyncContextManager[Intake]:
         """A worker's side; entered once tasks of ``capability`` would reach it, if asked for."""
+
+    @abstractmethod
+    def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
+        """Keys and values; an entry expires ``ttl`` seconds after it was stored."""

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, final
 
@@ -21,11 +21,14 @@ import trio
 
 from ._broker import Broker, Delivery, Intake, Outbox, ResultListener
 from ._errors import ClosedError, InvalidMessageError
+from ._memory_bucket import Shelf, open_memory_bucket
 from ._memory_queue import Expiring, MemoryIntake, Queue, Room, Store, Task
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from ._bucket import Bucket
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -73,6 +76,7 @@ class MemoryBroker(Broker):
         self._results: Expiring[bytes] = Expiring(result_ttl, max_results)
         self._outboxes: dict[str, _MemoryOutbox] = {}
         self._queues: dict[str, Queue] = {}
+        self._shelves: dict[str, Shelf] = {}
         self._store = Store(ack_wait, self._room, self._finish, self._results.get, self._set_aside)
 
     def __repr__(self) -> str:
@@ -102,6 +106,10 @@ class MemoryBroker(Broker):
             finally:
                 intake.close()
                 nursery.cancel_scope.cancel()
+
+    def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
+        shelf = self._shelves.setdefault(name, Shelf())
+        return open_memory_bucket(shelf, ttl, self._max_payload)
 
     def _queue(self, capability: str) -> Queue:
         queue = self._queues.get(capability)

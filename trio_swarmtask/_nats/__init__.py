@@ -2,6 +2,8 @@
 #
 #   _broker                what open_broker gives
 #   _bus                   the message bus
+#   _bucket  _watch        a key-value bucket, and following its keys
+#   _bucket_stream         the stream of one
 #   _outbox  _intake       a dispatcher's side, a worker's side
 #   _delivery              how a task at a worker is settled
 #   _streams  _durables    found by what is needed, made where missing

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._broker import Broker, Delivery, Intake, Outbox, ResultListener
 from .._util import open_flat_nursery
+from ._bucket import open_nats_bucket
 from ._connection import Connection, open_connection
 from ._intake import open_nats_intake
 from ._jetstream import in_time
@@ -17,6 +18,7 @@ from ._streams import Streams
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from .._bucket import Bucket
     from .._config import NATSConfig
 
 
@@ -39,6 +41,9 @@ class NATSBroker(Broker):
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AbstractAsyncContextManager[Intake]:
         return open_nats_intake(self.connection, self._streams, capability, on_delivery)
+
+    def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
+        return open_nats_bucket(self.connection, name, ttl)
 
 
 @asynccontextmanager

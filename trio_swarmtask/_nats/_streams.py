@@ -92,7 +92,7 @@ class Streams:
         """The name of the stream that holds the tasks of ``capability``."""
         name = self._tasks.get(capability)
         if name is None:
-            config = await self._find_or_make(
+            config = await self.find_or_make(
                 f"work.{capability}.*",
                 {
                     "name": "TASKS",
@@ -108,7 +108,7 @@ class Streams:
     async def results(self) -> ResultStream:
         """The stream that holds the results."""
         if self._results is None:
-            config = await self._find_or_make(
+            config = await self.find_or_make(
                 "done.*",
                 {
                     "name": "TASK_RESULTS",
@@ -147,7 +147,7 @@ class Streams:
         """The stream of dead letters and notes; None, with one warning, if there can't be one."""
         if self._dead is None and not self._warned_dead:
             try:
-                config = await self._find_or_make(
+                config = await self.find_or_make(
                     "dead.>",
                     {
                         "name": "TASK_DEAD",
@@ -163,7 +163,13 @@ class Streams:
                 logger.warning("dead letters are not kept, only logged and answered: %s", exc)
         return self._dead
 
-    async def _find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
+    async def find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
+        """The config of the stream that holds ``subject``, made with ``config`` if there is none.
+
+        Raises:
+          BrokerError: if there is none, and none can or may be made.
+        """
+
         async def find() -> dict[str, Any]:
             found = await self._find(subject)
             if found is None:

@@ -1,0 +1,82 @@
+# What a bucket is: keys and values that any process can read, each change with a revision.
+#
+# The interface speaks of entries, not of streams and subjects. A key that was deleted, or has
+# expired, may leave an entry without data behind for a while.
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+
+class Entry(NamedTuple):
+    """What a bucket has for a key."""
+
+    key: str
+    revision: int
+    """Grows with each change of any key."""
+    data: bytes | None
+    """None: deleted, or expired."""
+
+
+class Page(NamedTuple):
+    """A part of a listing."""
+
+    entries: Sequence[Entry]
+    """In the order of their revisions."""
+    last: int
+    """The revision to go on after."""
+    more: bool
+
+
+class Bucket(ABC):
+    """Keys and values. Opened by `Broker.open_bucket`."""
+
+    one_each: bool
+    """Listing gives a key once, but for keys that change meanwhile."""
+
+    @property
+    @abstractmethod
+    def max_size(self) -> int | None:
+        """Bytes that a value may have; None: no limit."""
+
+    @abstractmethod
+    async def get(self, key: str) -> Entry | None:
+        """The newest entry of a key, or None."""
+
+    @abstractmethod
+    async def put(self, key: str, data: bytes, revision: int) -> int | None:
+        """Store ``data`` if ``revision`` is still the newest of ``key`` (0: it has none).
+
+        Returns:
+          The new revision; None if it was not stored, or if it was, by an attempt whose answer
+          was lost.
+        """
+
+    @abstractmethod
+    async def remove(self, key: str, revision: int) -> bool:
+        """Delete ``key`` if ``revision`` is still its newest; whether this call did, for all it
+        knows.
+        """
+
+    @abstractmethod
+    async def page(self, after: int) -> Page:
+        """The entries past a revision, as many as are good to hold at once."""
+
+    @abstractmethod
+    def watch(
+        self, key: str, on_entry: Callable[[Entry], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Call ``on_entry`` with the entry there is, if any, and then with each change.
+
+        In the block, the first has been called. Through outages: what was missed is looked up, and
+        of several changes the newest is told. ``on_entry`` never blocks or raises.
+        """
+
+    @abstractmethod
+    def close(self, error: Exception) -> None:
+        """End every call that waits, and refuse further ones, with ``error``."""

@@ -1,0 +1,143 @@
+# Buckets in memory, on Trio's clock: shared by all that open the name on one broker.
+#
+# Entries expire on time while somebody has the bucket open, for without one nobody could tell.
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._bucket import Bucket, Entry, Page
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+
+class Shelf:
+    """What a bucket holds, whoever has it open."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}  # in the order of their revisions
+        self.watchers: dict[str, list[Callable[[Entry], None]]] = {}
+        self._revisions = itertools.count(1)
+        self._deadlines: list[tuple[float, int, str]] = []
+        self._earlier = trio.Event()
+
+    def put(self, key: str, data: bytes, ttl: float) -> int:
+        self.entries.pop(key, None)
+        entry = self.entries[key] = Entry(key, next(self._revisions), data)
+        if ttl < math.inf:
+            deadline = trio.current_time() + ttl
+            heapq.heappush(self._deadlines, (deadline, entry.revision, key))
+            if self._deadlines[0][1] == entry.revision:
+                self._earlier.set()
+        self._tell(entry)
+        return entry.revision
+
+    def remove(self, key: str) -> None:
+        del self.entries[key]
+        self._tell(Entry(key, next(self._revisions), None))
+
+    def drop_expired(self) -> None:
+        now = trio.current_time()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, revision, key = heapq.heappop(self._deadlines)
+            if key in self.entries and self.entries[key].revision == revision:
+                self.remove(key)
+
+    async def keep_time(self) -> None:
+        """Let entries expire, for ever."""
+        while True:
+            if self._earlier.is_set():
+                self._earlier = trio.Event()
+            with trio.move_on_at(self._deadlines[0][0] if self._deadlines else math.inf):
+                await self._earlier.wait()
+            self.drop_expired()
+
+    def _tell(self, entry: Entry) -> None:
+        for watcher in list(self.watchers.get(entry.key, ())):
+            watcher(entry)
+
+
+class MemoryBucket(Bucket):
+    """Made by `open_memory_bucket`."""
+
+    one_each = True
+
+    def __init__(self, shelf: Shelf, ttl: float, max_size: int) -> None:
+        self._shelf = shelf
+        self._ttl = ttl
+        self._max_size = max_size
+        self._closed: Exception | None = None
+
+    @property
+    def max_size(self) -> int | None:
+        return self._max_size
+
+    async def get(self, key: str) -> Entry | None:
+        await self._checkpoint()
+        return self._shelf.entries.get(key)
+
+    async def put(self, key: str, data: bytes, revision: int) -> int | None:
+        await self._checkpoint()
+        return self._shelf.put(key, data, self._ttl) if self._is_newest(key, revision) else None
+
+    async def remove(self, key: str, revision: int) -> bool:
+        await self._checkpoint()
+        newest = self._is_newest(key, revision)
+        if newest:
+            self._shelf.remove(key)
+        return newest
+
+    async def page(self, after: int) -> Page:
+        await self._checkpoint()
+        entries = [entry for entry in self._shelf.entries.values() if entry.revision > after]
+        return Page(entries, entries[-1].revision if entries else after, more=False)
+
+    def watch(
+        self, key: str, on_entry: Callable[[Entry], None]
+    ) -> AbstractAsyncContextManager[None]:
+        return self._watch(key, on_entry)
+
+    @asynccontextmanager
+    async def _watch(self, key: str, on_entry: Callable[[Entry], None]) -> AsyncIterator[None]:
+        await self._checkpoint()
+        entry = self._shelf.entries.get(key)
+        if entry is not None:
+            on_entry(entry)
+        watchers = self._shelf.watchers.setdefault(key, [])
+        watchers.append(on_entry)
+        try:
+            yield
+        finally:
+            watchers.remove(on_entry)
+            if not watchers:
+                del self._shelf.watchers[key]
+
+    def close(self, error: Exception) -> None:
+        self._closed = error
+
+    async def _checkpoint(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed is not None:
+            raise type(self._closed)(*self._closed.args)
+
+    def _is_newest(self, key: str, revision: int) -> bool:
+        entry = self._shelf.entries.get(key)
+        return revision == (0 if entry is None else entry.revision)
+
+
+@asynccontextmanager
+async def open_memory_bucket(shelf: Shelf, ttl: float, max_size: int) -> AsyncIterator[Bucket]:
+    """One more that has ``shelf`` open."""
+    shelf.drop_expired()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shelf.keep_time)
+        yield MemoryBucket(shelf, ttl, max_size)
+        nursery.cancel_scope.cancel()
