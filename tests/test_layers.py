@@ -21,11 +21,11 @@ MODULES: Final = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.p
 BROKERS: Final = ("_memory*", "_nats")  # neither knows of the other
 LAYERS: Final = (
     ("__main__", "_cli", "_demo*", "server", "_process"),
-    ("bus",),
+    ("results", "bus"),
     ("__init__", "_open"),
     ("_dispatcher", "_worker", "_future", "_handler", "_job", "_lane", "_service", "_statistics"),
     BROKERS,
-    ("_broker", "_bus", "_buffer"),
+    ("_broker", "_bucket", "_bus", "_buffer"),
     ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
 )
 

@@ -17,7 +17,7 @@ import msgspec
 VERSION: int = 1
 """The version of the envelopes that this library writes, and the newest that it reads."""
 
-_GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
 
 # What encoding or decoding raises for a value or bytes that JSON or an envelope can't hold.
@@ -90,9 +90,9 @@ class ReceivedMessage(msgspec.Struct, kw_only=True):
     metadata: dict[str, str] | None = None
 
     def finish(self) -> None:
-        if self.created_at == _GO_ZERO_TIME:
+        if self.created_at == GO_ZERO_TIME:
             self.created_at = None
-        if self.submitted_at == _GO_ZERO_TIME:
+        if self.submitted_at == GO_ZERO_TIME:
             self.submitted_at = None
 
 
@@ -133,7 +133,7 @@ class ReceivedResult(msgspec.Struct, kw_only=True):
     metadata: dict[str, str] | None = None
 
     def finish(self) -> None:
-        if self.completed_at == _GO_ZERO_TIME:
+        if self.completed_at == GO_ZERO_TIME:
             self.completed_at = None
 
 
@@ -152,7 +152,7 @@ def check_raw(value: object, field: str) -> None:
 
 def _time_for_go(time: datetime | None, field: str) -> datetime:
     if time is None:
-        return _GO_ZERO_TIME
+        return GO_ZERO_TIME
     if time.tzinfo is not UTC:
         try:
             # RFC 3339 has offsets of whole minutes. msgspec cuts off the rest: another instant.

@@ -1,0 +1,29 @@
+"""Publish results of tasks by their IDs; get, list and follow them, from other processes too."""
+
+# Highest first:
+#
+#   _open                         open_kv_publisher
+#   _in_bucket  _on_bus  _local   three publishers
+#   _publisher                    the interface; subscriptions
+#   _select  _merge  _wire        listing, updating, bytes
+#   _types  _errors  _locks       what the rest stands on
+
+from ._errors import (
+    InvalidResultError as InvalidResultError,
+    InvalidStatusError as InvalidStatusError,
+    InvalidTaskIDError as InvalidTaskIDError,
+    PublisherClosedError as PublisherClosedError,
+    ResultExistsError as ResultExistsError,
+    ResultNotFoundError as ResultNotFoundError,
+)
+from ._local import MemoryPublisher as MemoryPublisher
+from ._on_bus import BusPublisher as BusPublisher, BusPublisherConfig as BusPublisherConfig
+from ._open import open_kv_publisher as open_kv_publisher
+from ._publisher import ResultPublisher as ResultPublisher, Subscription as Subscription
+from ._types import (
+    Result as Result,
+    ResultFilter as ResultFilter,
+    ResultStatus as ResultStatus,
+    validate_result as validate_result,
+    validate_task_id as validate_task_id,
+)

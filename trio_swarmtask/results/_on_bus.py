@@ -1,0 +1,152 @@
+# Results announced on a message bus: each process holds what it published or heard.
+#
+# A publisher hears its own announcements too. It has told its subscriptions already, so these are
+# recognised by their bytes and passed over: they come back in the order in which they were sent,
+# so one that is recognised also accounts for all before it. (A tag would be simpler, but the bytes
+# on the bus are Go's, too.)
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from .._names import check_count
+from .._subjects import check_subject
+from ._errors import InvalidResultError
+from ._local import LocalPublisher
+from ._locks import KeyedLocks
+from ._merge import merge, supersedes
+from ._types import Result, clean, validate_task_id
+from ._wire import decode, encode
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from .._bus import BusMessage, MessageBus
+    from ._publisher import Topic
+
+logger: Final = logging.getLogger("trio_swarmtask.results")
+
+
+@dataclass(frozen=True)
+class BusPublisherConfig:
+    """How a `BusPublisher` works.
+
+    Raises:
+      InvalidSubjectError: if results can't be announced under ``subject_prefix``.
+      ValueError, TypeError: if a number is not a whole one from 1 up.
+    """
+
+    subject_prefix: str = "results"
+    """Updates are announced on ``<prefix>.<task id>``."""
+
+    buffer_size: int = 16
+    """Updates that a subscription holds for a slow reader."""
+
+    max_results: int = 10_000
+    """Results that this process holds. Past that the oldest ones go, first those that ended."""
+
+    def __post_init__(self) -> None:
+        check_subject(self.subject_prefix)
+        check_count("buffer_size", self.buffer_size)
+        check_count("max_results", self.max_results)
+
+
+@final
+class BusPublisher(LocalPublisher):
+    """Results announced on a bus, at most once.
+
+    Holds what it published itself, and what it heard through its subscriptions while they were
+    open; a process that was not subscribed knows nothing of the update, and one that was cut off
+    has missed it. `delete` is for this process alone. Closing leaves the bus open.
+
+    Args:
+      bus: A `MessageBus`, in memory or on a server.
+      config: The subjects and limits.
+    """
+
+    def __init__(
+        self,
+        bus: MessageBus,
+        config: BusPublisherConfig = BusPublisherConfig(),
+    ) -> None:
+        super().__init__(config.buffer_size, config.max_results)
+        self._bus = bus
+        self._prefix = config.subject_prefix
+        self._locks = KeyedLocks()
+        self._sent: dict[str, deque[bytes]] = {}  # own announcements that will come back
+
+    async def publish(self, task_id: str, result: Result) -> None:
+        self._check_open()
+        self._check_task_id(task_id)
+        new = clean(result)
+        await trio.lowlevel.checkpoint()
+        async with self._locks.hold(task_id):
+            self._check_open()
+            record = merge(task_id, new, self._find(task_id))
+            await self._send(task_id, encode(record))
+            # While it was sent, somebody else may have announced how the task ended.
+            if supersedes(record, self._find(task_id)):
+                self._keep(task_id, record)
+
+    async def _send(self, task_id: str, data: bytes) -> None:
+        limit = self._bus.max_payload
+        if limit is not None and len(data) > limit:
+            raise InvalidResultError(
+                f"the result of task {task_id!r} has {len(data)} bytes, more than the {limit} that "
+                "the bus takes; keep large data elsewhere and publish a reference"
+            )
+        # Noted before it goes out: on a bus in memory it is back before `publish` returns.
+        sent = self._sent.setdefault(task_id, deque())
+        sent.append(data)
+        try:
+            await self._bus.publish(f"{self._prefix}.{task_id}", data)
+        except BaseException:
+            sent.remove(data)
+            raise
+        finally:
+            if task_id not in self._topics:
+                self._sent.pop(task_id, None)  # nobody listens, so it won't come back
+
+    def _check_task_id(self, task_id: object) -> None:
+        validate_task_id(task_id)
+
+    def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
+        return self._bus.listen(
+            f"{self._prefix}.{task_id}",
+            partial(self._hear, task_id),
+            on_close=partial(self._end, task_id),
+        )
+
+    async def _release(self, task_id: str, topic: Topic) -> None:
+        await super()._release(task_id, topic)
+        if task_id not in self._topics:
+            self._sent.pop(task_id, None)
+
+    def _hear(self, task_id: str, message: BusMessage) -> None:
+        if self._closed or self._is_own(task_id, message.data):
+            return
+        try:
+            heard = decode(message.data, task_id)
+        except InvalidResultError as exc:
+            logger.error("skipped what came on %s: %s", message.subject, exc)
+            return
+        held = self._find(task_id)
+        if held is not None and held.created_at is not None:
+            heard = msgspec.structs.replace(heard, created_at=held.created_at)
+        if heard != held and supersedes(heard, held):
+            self._keep(task_id, heard)
+
+    def _is_own(self, task_id: str, data: bytes) -> bool:
+        sent = self._sent.get(task_id)
+        if sent is None or data not in sent:
+            return False
+        while sent.popleft() != data:
+            pass  # one that was lost on its way
+        return True

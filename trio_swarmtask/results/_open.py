@@ -1,0 +1,82 @@
+# open_kv_publisher: which broker, which bucket.
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from .._broker import Broker
+from .._names import check_count, shorten
+from .._open import as_config, open_broker
+from ._in_bucket import KVPublisher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .._config import NATSConfig
+    from ._publisher import ResultPublisher
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_LONGEST: Final = 9.2e9  # JetStream counts nanoseconds in 64 bits
+
+
+@asynccontextmanager
+async def open_kv_publisher(
+    broker: str | NATSConfig | Broker | None = None,
+    *,
+    bucket: str = "results",
+    ttl: float = 24 * 60 * 60.0,
+    buffer_size: int = 16,
+) -> AsyncIterator[ResultPublisher]:
+    """Open a publisher on a JetStream key-value bucket: durable, and shared by all processes.
+
+    `publish` returns when the server has confirmed the store; during an outage it waits, and the
+    caller's scope is the deadline. The bucket is made if it is missing, with the config's
+    ``replicas``, and used as it is otherwise. Leaving the block is the publisher's ``aclose``.
+
+    Args:
+      broker: A URL, a `NATSConfig`, an open `Broker` to share (a `MemoryBroker` too), or None for
+        the environment's ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      bucket: 1 to 128 of ``A-Z a-z 0-9 _ -``.
+      ttl: Seconds after its last update that a result expires, from 1 up; ``math.inf``: never.
+      buffer_size: Updates that a subscription holds for a slow reader.
+
+    Raises:
+      BrokerError: if the server can't be reached or refuses, or has no JetStream; also out of the
+        block, when it is lost for good.
+    """
+    if not isinstance(bucket, str) or _BUCKET.fullmatch(bucket) is None:
+        raise ValueError(
+            f"bucket {shorten(bucket)} must be a string of 1 to 128 letters, digits, '-' or '_'"
+        )
+    check_count("buffer_size", buffer_size)
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise TypeError(f"ttl must be a number of seconds, not {shorten(ttl)}")
+    if not (1 <= ttl <= _LONGEST or ttl == math.inf):
+        raise ValueError(
+            f"ttl must be from 1 to {_LONGEST:g} seconds, or math.inf for ever, not {ttl!r}"
+        )
+    if isinstance(broker, Broker):
+        async with host_kv_publisher(broker, bucket, ttl, buffer_size) as publisher:
+            yield publisher
+    else:
+        async with (
+            open_broker(as_config(broker)) as opened,
+            host_kv_publisher(opened, bucket, ttl, buffer_size) as publisher,
+        ):
+            yield publisher
+
+
+@asynccontextmanager
+async def host_kv_publisher(
+    broker: Broker, bucket: str, ttl: float, buffer_size: int
+) -> AsyncIterator[ResultPublisher]:
+    """A publisher on an open broker; leaving the block is its ``aclose``."""
+    async with broker.open_bucket(bucket, ttl) as opened:
+        publisher = KVPublisher(opened, buffer_size)
+        try:
+            yield publisher
+        finally:
+            publisher._close()

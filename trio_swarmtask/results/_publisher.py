@@ -1,0 +1,245 @@
+# The interface of a publisher, and what all of them do alike: who follows which task.
+#
+# Topics. What a publisher's subscriptions to one task hear has one source (a subscription to a
+# subject, say), opened by the first of them and closed by the last. Opening takes a while, so
+# there is a lock for each; a second subscriber waits, or takes over if the first gives up.
+#
+# Nothing is missed or doubled at the beginning: once the source is open, what is stored is put into
+# the subscription's buffer and the subscription into the topic in one go, without an await between.
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from .._buffer import LossyBuffer
+from .._names import check_count
+from ._errors import PublisherClosedError
+from ._types import Result, ResultFilter, copy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+
+class ResultPublisher(trio.abc.AsyncResource):
+    """Stores results by task ID and lets others get, list and follow them.
+
+    A `MemoryPublisher`, a `BusPublisher`, or opened by `open_kv_publisher`. After `aclose` every
+    call raises `PublisherClosedError`. Safe to use from any number of tasks of one Trio run.
+    """
+
+    @abstractmethod
+    async def publish(self, task_id: str, result: Result) -> None:
+        """Store a result, or update the one there is.
+
+        ``task_id`` counts, not the result's own. ``created_at`` is set with the first result of a
+        task, if blank, and then kept; ``updated_at`` is set each time. What is passed is copied.
+
+        Raises:
+          ResultExistsError: if the task has ended and ``result`` is pending.
+          InvalidTaskIDError: if ``task_id`` is empty, or not one that this publisher can use.
+          InvalidStatusError: if the status is none of `ResultStatus`.
+          InvalidResultError: if another field has a wrong type, or the result is too large.
+          PublisherClosedError: if the publisher is closed, or is closed while this waits.
+        """
+
+    @abstractmethod
+    async def get(self, task_id: str) -> Result:
+        """The result of a task, a copy.
+
+        Raises:
+          ResultNotFoundError: if there is none.
+          InvalidResultError: if what is stored is not a result.
+          InvalidTaskIDError, PublisherClosedError: as for `publish`.
+        """
+
+    @abstractmethod
+    def subscribe(self, task_id: str) -> Subscription:
+        """Follow a task: ``async with`` it, then ``async for`` each `Result`.
+
+        What is stored comes first, at once, then each update. The iteration ends by itself after
+        a terminal state, and when the result is deleted or expires, or the publisher is closed.
+        A task without a result is waited for. A reader who is slow may miss pending updates, the
+        oldest first; never the newest, nor how the task ended.
+
+        Raises:
+          InvalidTaskIDError, PublisherClosedError: as for `publish`.
+        """
+
+    @abstractmethod
+    async def list(
+        self,
+        result_filter: ResultFilter = ResultFilter(),  # noqa: B008 - it is frozen
+    ) -> Sequence[Result]:
+        """The results that match, oldest ``created_at`` first; copies.
+
+        Raises:
+          InvalidStatusError, InvalidResultError: if a field of the filter can't be.
+          PublisherClosedError: as for `publish`.
+        """
+
+    @abstractmethod
+    async def delete(self, task_id: str) -> None:
+        """Remove a result. Subscriptions to it end.
+
+        Raises:
+          ResultNotFoundError: if there is none.
+          InvalidTaskIDError, PublisherClosedError: as for `publish`.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End all subscriptions, and every call that waits. Twice is fine."""
+
+
+class Topic:
+    """One task ID, as followed by a publisher's subscriptions."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.opening = trio.Lock()
+        self.source: AbstractAsyncContextManager[None] | None = None
+        self.subscriptions: dict[Subscription, None] = {}
+        self.current: Result | None = None  # for publishers that don't hold what is stored
+
+
+class TopicPublisher(ResultPublisher):
+    """What publishers do alike: subscriptions, and being closed."""
+
+    def __init__(self, buffer_size: int) -> None:
+        check_count("buffer_size", buffer_size)
+        self._buffer_size = buffer_size
+        self._topics: dict[str, Topic] = {}
+        self._closed = False
+
+    def subscribe(self, task_id: str) -> Subscription:
+        self._check_open()
+        self._check_task_id(task_id)
+        return Subscription(self, task_id, self._buffer_size)
+
+    async def aclose(self) -> None:
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    @abstractmethod
+    def _check_task_id(self, task_id: object) -> None:
+        """Raise `InvalidTaskIDError` unless this publisher can use ``task_id``."""
+
+    def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
+        """What calls `_announce` with each update from outside, from being entered."""
+        return nullcontext()
+
+    @abstractmethod
+    def _find(self, task_id: str) -> Result | None:
+        """What is stored, as far as it is known here. The source is open."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PublisherClosedError("the publisher is closed; open another one")
+
+    def _close(self, error: Exception | None = None) -> None:
+        self._closed = True
+        for task_id in self._topics:
+            self._end(task_id, error)
+
+    def _announce(self, task_id: str, result: Result) -> None:
+        topic = self._topics.get(task_id)
+        if topic is not None:
+            for subscription in topic.subscriptions:
+                subscription._put(result)
+
+    def _end(self, task_id: str, error: Exception | None = None) -> None:
+        """End the subscriptions to a task: its result is gone."""
+        topic = self._topics.get(task_id)
+        if topic is not None:
+            for subscription in topic.subscriptions:
+                subscription._buffer.end(error)
+
+    async def _enter(self, subscription: Subscription) -> None:
+        task_id = subscription._task_id
+        self._check_open()
+        topic = self._topics.setdefault(task_id, Topic())
+        topic.users += 1
+        try:
+            async with topic.opening:
+                if topic.source is None:
+                    source = self._open_source(task_id)
+                    await source.__aenter__()
+                    topic.source = source
+            self._check_open()
+        except BaseException:
+            await self._release(task_id, topic)
+            raise
+        stored = self._find(task_id)
+        if stored is not None:
+            subscription._put(stored)
+        topic.subscriptions[subscription] = None
+
+    async def _leave(self, subscription: Subscription) -> None:
+        topic = self._topics[subscription._task_id]
+        del topic.subscriptions[subscription]
+        await self._release(subscription._task_id, topic)
+
+    async def _release(self, task_id: str, topic: Topic) -> None:
+        topic.users -= 1
+        if topic.users == 0:
+            del self._topics[task_id]
+            if topic.source is not None:
+                await topic.source.__aexit__(None, None, None)  # never waits
+
+
+@final
+class Subscription:
+    """The updates of one task. Made by `ResultPublisher.subscribe`.
+
+    ``async with`` it, then ``async for``. Each subscription gets copies of its own.
+    """
+
+    def __init__(self, publisher: TopicPublisher, task_id: str, buffer_size: int) -> None:
+        self._publisher = publisher
+        self._task_id = task_id
+        self._buffer: LossyBuffer[Result] = LossyBuffer(buffer_size)
+        self._entered = False
+
+    def cancel(self) -> None:
+        """End the iteration now; what was not read is dropped."""
+        self._buffer.end(discard=True)
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError(
+                f"the block of {self._task_id!r} was entered before: subscribe again"
+            )
+        await self._publisher._enter(self)
+        self._entered = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+        await self._publisher._leave(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        if not self._entered:
+            raise RuntimeError(
+                f"the subscription to {self._task_id!r} was not entered: write 'async with "
+                "publisher.subscribe(…) as updates', then 'async for result in updates'"
+            )
+        return await self._buffer.get()
+
+    def _put(self, result: Result) -> None:
+        self._buffer.put(copy(result))
+        if result.status.is_terminal:
+            self._buffer.end()
