@@ -21,9 +21,10 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._broker import Broker
-from trio_swarmtask._job import Job, JobRunner
+from trio_swarmtask._job import Job
 from trio_swarmtask._lane import Lanes
 from trio_swarmtask._memory_queue import _MemoryDelivery
+from trio_swarmtask._runner import JobRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import outcome
 import trio
 
-from ._job import SETTLE_SECONDS
+from ._runner import SETTLE_SECONDS
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
     from ._handler import Handler
-    from ._job import Job, JobRunner
+    from ._job import Job
+    from ._runner import JobRunner
 
 
 class Lanes:

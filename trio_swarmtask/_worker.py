@@ -18,9 +18,10 @@ import trio
 
 from ._errors import ClosedError
 from ._handler import Handler, check_handler
-from ._job import SETTLE_SECONDS, Job, JobRunner
+from ._job import Job
 from ._lane import Lanes
 from ._names import check_capability, check_count, check_timeout
+from ._runner import SETTLE_SECONDS, JobRunner
 from ._service import Service
 from ._statistics import WorkerStatistics
 from ._util import NoPublicConstructor, open_flat_nursery

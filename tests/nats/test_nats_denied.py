@@ -61,7 +61,7 @@ async def test_newer_version_waits_where_no_notes_are_kept(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would pass the limit of deliveries, and be a dead letter."""
-    monkeypatch.setattr("trio_swarmtask._job.NEWER_WORKER_DELAY", 0.1)
+    monkeypatch.setattr("trio_swarmtask._runner.NEWER_WORKER_DELAY", 0.1)
     async with nats_swarm.raw() as raw:
         await make(raw, "TASKS", "work.>", retention="workqueue")
         await make(raw, "TASK_RESULTS", "done.>", allow_direct=True)

@@ -1,0 +1,258 @@
+# What a worker does with a job: admit it, call the handler, store what came of it.
+#
+# The place of a handler is free as soon as it ended; storing its result goes on beside the next
+# one.
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ._codec import encode_success
+from ._envelope import Status
+from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
+from ._handler import Handler, Value, describe, failed_result, fill_result
+from ._names import check_task_id, is_task_id, shorten
+from ._statistics import Tally
+from ._util import find_interrupt
+from ._wire import Message, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._broker import Delivery
+    from ._job import Job
+
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+
+# Seconds that giving back may take once handlers were cancelled. Without a broker this ends the
+# wait, and the leases lapse by themselves.
+SETTLE_SECONDS: Final = 1.0
+
+# Seconds before a task of a newer version is offered again: long enough not to spin, short enough
+# for a newer worker that has just come up.
+NEWER_WORKER_DELAY: Final = 15.0
+
+
+# Of a count on the wire.
+_LARGEST: Final = 2**63 - 1
+
+
+class JobRunner:
+    """Runs the jobs of one worker."""
+
+    def __init__(
+        self,
+        name: str,
+        default_timeout: float,
+        max_deliveries: int,
+        stopping: trio.Event,
+        pulls_ended: trio.Event,
+        stop_because: Callable[[BaseException], None],
+    ) -> None:
+        self.tally = Tally()
+        self._name = name
+        self._default_timeout = default_timeout
+        self._max_deliveries = max_deliveries
+        self._stopping = stopping
+        self._pulls_ended = pulls_ended
+        self._stop_because = stop_because
+
+    async def handle(self, handler: Handler, job: Job) -> None:
+        """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
+        try:
+            job.message = await self._admit(job)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._stop_because(exc)
+        if job.message is not None:
+            job.result = await self._call(handler, job, job.message)
+
+    async def settle(self, job: Job) -> None:
+        """Store the job's result, or do what there is to do where it has none."""
+        try:
+            await self._settle(job)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._stop_because(exc)
+        if not job.settled:
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await self.give_back(job)
+
+    async def _settle(self, job: Job) -> None:
+        message, result = job.message, job.result
+        if message is None or job.settled:
+            return
+        seconds = trio.current_time() - job.started
+        if result is None and job.lost:
+            self.tally.leases_lost += 1
+            job.settled = True
+            logger.warning(
+                "lost the lease of task %s of %s: cancelled, and left to another worker",
+                job.delivery.task_id,
+                job.delivery.capability,
+            )
+        elif result is None and not job.interrupted:
+            error = f"the handler did not end within {job.timeout:g} seconds"
+            result = Result(status=Status.TIMEOUT, error=error)
+        if result is not None:
+            await self._store(job, result, message, seconds)
+
+    # Before the handler
+
+    async def _admit(self, job: Job) -> Message | None:
+        """The message to handle; None if the delivery was settled in another way."""
+        delivery = job.delivery
+        if self._stopping.is_set() or job.interrupted or job.lost:
+            return None  # it was under way when the pulls were ended: given back
+        try:
+            check_task_id(delivery.task_id)
+            message = Message.decode(delivery.data)
+            if message.id != delivery.task_id:
+                raise InvalidMessageError(
+                    f"the envelope names task {shorten(message.id)}, its subject task "
+                    f"{shorten(delivery.task_id)}"
+                )
+        except UnsupportedVersionError as exc:
+            told = (delivery.task_id, delivery.capability, exc)
+            logger.warning("left task %s of %s for newer workers: %s", *told)
+            await delivery.give_back(NEWER_WORKER_DELAY)
+            self.tally.given_back += 1
+            job.settled = True
+            return None
+        except InvalidMessageError as exc:
+            await self._bury(job, str(exc))
+            return None
+        if delivery.number > 1:
+            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+                await self._bury(job, f"delivered more than {self._max_deliveries} times")
+                return None
+            if await delivery.is_done():
+                job.settled = True
+                return None
+        return message
+
+    async def _is_poison(self, delivery: Delivery) -> bool:
+        # Deployments and shutdowns are not the task's fault. They are looked up only here.
+        failures = delivery.number - await delivery.count_given_back()
+        return failures > self._max_deliveries
+
+    async def _bury(self, job: Job, reason: str) -> None:
+        delivery = job.delivery
+        told = (shorten(delivery.task_id), delivery.capability, reason)
+        logger.error("task %s of %s is a dead letter: %s", *told)
+        result: bytes | None = None
+        if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
+            result = fill_result(
+                failed_result(f"dead letter: {reason}"),
+                task_id=delivery.task_id,
+                correlation_id="",
+                agent=self._name,
+                attempt=delivery.number,
+                seconds=0,
+            ).encode()
+        await delivery.bury(reason, result)
+        self.tally.dead_letters += 1
+        job.settled = True
+
+    # The handler
+
+    async def _call(self, handler: Handler, job: Job, message: Message) -> Result | Value | None:
+        timeout = message.timeout if message.timeout > 0 else self._default_timeout
+        job.started = trio.current_time()
+        if timeout < math.inf:  # setting one costs, and most have none
+            assert job.scope is not None
+            job.timeout = timeout
+            job.scope.deadline = job.started + timeout
+        job.handling = True
+        try:
+            value = await handler(message)
+            return value if isinstance(value, Result) else Value(value)
+        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+            return self.failure(job, exc)
+        except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
+            interrupt = find_interrupt(exc)
+            if interrupt is None:
+                raise  # cancellations, and perhaps more: the scope sorts it out
+            job.interrupted = True
+            self._stop_because(interrupt)
+            return None
+
+    def failure(self, job: Job, exc: Exception) -> Result | None:
+        """What an exception of the handler comes to; None if the cancellation was ours."""
+        if job.interrupted or job.lost:
+            return None  # its clean-up stumbled over the cancellation: not the task's failure
+        logger.error(
+            "the handler of task %s of %s failed",
+            job.delivery.task_id,
+            job.delivery.capability,
+            exc_info=exc,
+        )
+        return failed_result(describe(exc))
+
+    # After the handler
+
+    async def _store(
+        self, job: Job, result: Result | Value, message: Message, seconds: float
+    ) -> None:
+        delivery = job.delivery
+        try:
+            first = await delivery.complete(self._encode(result, delivery, message, seconds))
+        except InvalidMessageError as exc:
+            logger.error(
+                "the result of task %s of %s can't be stored: %s",
+                delivery.task_id,
+                delivery.capability,
+                exc,
+            )
+            result = failed_result(str(exc))
+            first = await delivery.complete(self._encode(result, delivery, message, seconds))
+        job.settled = True
+        self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
+
+    def _encode(
+        self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
+    ) -> bytes:
+        # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
+        attempt = min(max(1, message.attempt) + delivery.number - 1, _LARGEST)
+        if isinstance(result, Value):
+            return encode_success(
+                task_id=delivery.task_id,
+                correlation_id=message.correlation_id,
+                outputs=result.value,
+                agent=self._name,
+                attempt=attempt,
+                duration=round(seconds * 1000),
+            )
+        return fill_result(
+            result,
+            task_id=delivery.task_id,
+            correlation_id=message.correlation_id,
+            agent=self._name,
+            attempt=attempt,
+            seconds=seconds,
+        ).encode()
+
+    def _count(self, status: Status, *, first: bool) -> None:
+        if not first:
+            self.tally.superseded += 1
+        elif status == Status.SUCCESS:
+            self.tally.succeeded += 1
+        elif status == Status.FAILED:
+            self.tally.failed += 1
+        else:
+            self.tally.timed_out += 1
+
+    async def give_back(self, job: Job) -> None:
+        """Give the task to others, if that is what is left to do; never raises."""
+        if job.settled or job.lost:
+            return  # a lost one is another worker's by now
+        job.settled = True
+        await self._pulls_ended.wait()  # or it comes straight in again
+        try:
+            await job.delivery.give_back()
+        except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
+            logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
+        else:
+            self.tally.given_back += 1
