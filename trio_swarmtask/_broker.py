@@ -116,8 +116,12 @@ class Delivery(ABC):
         """How many of the deliveries so far ended in `give_back`."""
 
     @abstractmethod
-    async def bury(self, reason: str, result: bytes | None) -> None:
-        """Keep the task as a dead letter, store ``result``, and end the task, in this order."""
+    async def bury(self, reason: str, result: bytes | None) -> bool:
+        """Keep the task as a dead letter, store ``result``, and end the task, in this order.
+
+        Returns:
+          Whether this result is the one that was stored.
+        """
 
 
 class Intake(ABC):

@@ -241,8 +241,8 @@ class _MemoryDelivery(Delivery):
         await trio.lowlevel.checkpoint()
         return self._task.given_back
 
-    async def bury(self, reason: str, result: bytes | None) -> None:
+    async def bury(self, reason: str, result: bytes | None) -> bool:
         self._queue.store.set_aside(self._task, reason)
-        if result is not None:
-            await self._queue.store.finish(self.task_id, result)
+        first = result is not None and await self._queue.store.finish(self.task_id, result)
         self._queue.end(self._task)
+        return first

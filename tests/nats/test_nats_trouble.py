@@ -135,6 +135,9 @@ async def test_cut_between_a_result_and_its_acknowledgement(
             info = await raw.api("STREAM.INFO.TASK_RESULTS")
             assert info["state"]["messages"] == 1
             assert (await dispatcher.run("coder", Message())).outputs == 1
+            # The worker knows its own result again, and does not take it for another's.
+            await until(lambda: worker.statistics().succeeded == 2)
+            assert worker.statistics().superseded == 0
         assert proxy.cuts == 1
     assert list(runs.values()) == [1, 1]
 

@@ -161,23 +161,26 @@ class NATSDelivery(Delivery):
 
         return await settlement.persist(f"count the give-backs of task {self.task_id}", count)
 
-    async def bury(self, reason: str, result: bytes | None) -> None:
+    async def bury(self, reason: str, result: bytes | None) -> bool:
         await self._keep_dead_letter(reason)
-        if result is not None:
-            await self._store_result(result)
+        first = result is not None and await self._store_result(result)
         self._settle(f"+TERM {_one_line(reason)}".encode())
+        return first
 
     async def _store_result(self, result: bytes) -> bool:
         settlement = self._settlement
         subject = f"done.{self.task_id}"
 
         async def store() -> bool:
-            await settlement.streams.results()  # made again, if it went and is ours to make
+            # Made again, if it went and is ours to make.
+            stream = await settlement.streams.results()
             try:
                 await publish(settlement.requests, subject, result, _FIRST)
             except APIError as exc:
                 if exc.err_code in WRONG_LAST_SEQUENCE:
-                    return False
+                    # Ours, if only the answer to an attempt before this one was lost.
+                    stored = await fetch_result(settlement.requests, stream, self.task_id)
+                    return stored == result
                 raise
             return True
 
