@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -36,9 +37,20 @@ SETTLE_SECONDS: Final = 1.0
 # for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
 
-
 # Of a count on the wire.
 _LARGEST: Final = 2**63 - 1
+
+
+class Observer(ABC):
+    """Hears of a worker's tasks. Awaited, so it must be quick; raises nothing."""
+
+    @abstractmethod
+    async def task_began(self, message: Message, agent: str, attempt: int) -> None:
+        """Before the handler is called."""
+
+    @abstractmethod
+    async def task_ended(self, task_id: str, result: bytes) -> None:
+        """This worker's result was stored, and is the task's."""
 
 
 class JobRunner:
@@ -54,6 +66,7 @@ class JobRunner:
         stop_because: Callable[[BaseException], None],
     ) -> None:
         self.tally = Tally()
+        self.observers: list[Observer] = []
         self._name = name
         self._default_timeout = default_timeout
         self._max_deliveries = max_deliveries
@@ -68,6 +81,10 @@ class JobRunner:
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
         if job.message is not None:
+            if self.observers:
+                attempt = _attempt(job.delivery, job.message)
+                for observer in self.observers:
+                    await observer.task_began(job.message, self._name, attempt)
             job.result = await self._call(handler, job, job.message)
 
     async def settle(self, job: Job) -> None:
@@ -152,9 +169,11 @@ class JobRunner:
                 attempt=delivery.number,
                 seconds=0,
             ).encode()
-        await delivery.bury(reason, result)
+        first = await delivery.bury(reason, result)
         self.tally.dead_letters += 1
         job.settled = True
+        if first and result is not None:
+            await self._tell_end(delivery, result)
 
     # The handler
 
@@ -197,8 +216,10 @@ class JobRunner:
         self, job: Job, result: Result | Value, message: Message, seconds: float
     ) -> None:
         delivery = job.delivery
+        data = b""
         try:
-            first = await delivery.complete(self._encode(result, delivery, message, seconds))
+            data = self._encode(result, delivery, message, seconds)
+            first = await delivery.complete(data)
         except InvalidMessageError as exc:
             logger.error(
                 "the result of task %s of %s can't be stored: %s",
@@ -207,15 +228,21 @@ class JobRunner:
                 exc,
             )
             result = failed_result(str(exc))
-            first = await delivery.complete(self._encode(result, delivery, message, seconds))
+            data = self._encode(result, delivery, message, seconds)
+            first = await delivery.complete(data)
         job.settled = True
         self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
+        if first and self.observers:
+            await self._tell_end(delivery, data)
+
+    async def _tell_end(self, delivery: Delivery, result: bytes) -> None:
+        for observer in self.observers:
+            await observer.task_ended(delivery.task_id, result)
 
     def _encode(
         self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
     ) -> bytes:
-        # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
-        attempt = min(max(1, message.attempt) + delivery.number - 1, _LARGEST)
+        attempt = _attempt(delivery, message)
         if isinstance(result, Value):
             return encode_success(
                 task_id=delivery.task_id,
@@ -256,3 +283,8 @@ class JobRunner:
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
         else:
             self.tally.given_back += 1
+
+
+def _attempt(delivery: Delivery, message: Message) -> int:
+    # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
+    return min(max(1, message.attempt) + delivery.number - 1, _LARGEST)

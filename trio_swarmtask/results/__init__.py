@@ -2,12 +2,13 @@
 
 # Highest first:
 #
-#   _open                         open_kv_publisher
+#   _open  _bridge                open_kv_publisher; publish_results
 #   _in_bucket  _on_bus  _local   three publishers
 #   _publisher                    the interface; subscriptions
 #   _select  _merge  _wire        listing, updating, bytes
 #   _types  _errors  _locks       what the rest stands on
 
+from ._bridge import as_result as as_result, publish_results as publish_results
 from ._errors import (
     InvalidResultError as InvalidResultError,
     InvalidStatusError as InvalidStatusError,

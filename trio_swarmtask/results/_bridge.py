@@ -1,0 +1,103 @@
+# From tasks to results: what a worker's tasks come to, published.
+#
+# Announcing is beside the task, never in its way: it is bounded, and a failure to announce is
+# logged. What counts as a task's end is its first stored result, so that nobody reads here what the
+# task's dispatcher does not get. A worker that dies right after storing one has not announced it;
+# whoever must know asks the dispatcher.
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, final
+
+import msgspec
+import trio
+
+from .._names import shorten
+from .._runner import Observer
+from .._wire import Message, Result as TaskResult
+from .._worker import Worker
+from ._errors import InvalidResultError, ResultExistsError
+from ._publisher import ResultPublisher
+from ._types import Result, ResultStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger: Final = logging.getLogger("trio_swarmtask.results")
+
+# Seconds that one announcement may take. During an outage the task itself goes on.
+_SECONDS: Final = 5.0
+
+
+def publish_results(worker: Worker, publisher: ResultPublisher) -> None:
+    """Announce the tasks of ``worker`` with ``publisher``, from now on.
+
+    The start of a handler is published as ``pending``, under the task's ID; the task's stored
+    result as ``success`` or ``failed`` (a timeout is a failure whose error says so), with its
+    outputs as JSON. ``metadata`` holds ``agent``, ``attempt``, and at the end ``duration`` (whole
+    milliseconds). A task that is given back stays ``pending``. Outputs that are too large for the
+    publisher are left out, and ``metadata["omitted"]`` says so.
+
+    A publisher that takes more than five seconds, or fails, keeps no task from being done: that is
+    logged. Close the publisher after the worker.
+    """
+    if not isinstance(worker, Worker):
+        raise TypeError(f"{shorten(worker)} is not a Worker; from a dispatcher use as_result")
+    if not isinstance(publisher, ResultPublisher):
+        raise TypeError(f"{shorten(publisher)} is not a ResultPublisher")
+    worker._runner.observers.append(_Announcer(publisher))
+
+
+def as_result(result: TaskResult) -> Result:
+    """What a task's result is as one to publish: see `publish_results`."""
+    metadata = {
+        "agent": result.agent,
+        "attempt": str(result.attempt),
+        "duration": str(result.duration),
+    }
+    success = result.status == "success"
+    return Result(
+        task_id=result.id,
+        status=ResultStatus.SUCCESS if success else ResultStatus.FAILED,
+        output=b"" if result.outputs is None else msgspec.json.encode(result.outputs),
+        error=result.error,
+        metadata=metadata,
+    )
+
+
+@final
+class _Announcer(Observer):
+    def __init__(self, publisher: ResultPublisher) -> None:
+        self._publisher = publisher
+
+    async def task_began(self, message: Message, agent: str, attempt: int) -> None:
+        metadata = {"agent": agent, "attempt": str(attempt)}
+        result = Result(status=ResultStatus.PENDING, metadata=metadata)
+        await self._announce(message.id, lambda: result)
+
+    async def task_ended(self, task_id: str, result: bytes) -> None:
+        await self._announce(task_id, lambda: as_result(TaskResult.decode(result)))
+
+    async def _announce(self, task_id: str, make: Callable[[], Result]) -> None:
+        problem: Any = f"it took more than {_SECONDS:g} seconds"
+        with trio.move_on_after(_SECONDS):
+            try:
+                return await self._publish(task_id, make())
+            except ResultExistsError:
+                return None  # delivered again after its end was announced: that stands
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the task goes on
+                problem = exc
+        logger.error("could not announce task %s: %s", task_id, problem)
+        return None
+
+    async def _publish(self, task_id: str, result: Result) -> None:
+        try:
+            await self._publisher.publish(task_id, result)
+        except InvalidResultError as exc:
+            if not result.output:
+                raise
+            # Too large, as base64 is. Whoever follows the task must hear of its end all the same.
+            metadata = {**(result.metadata or {}), "omitted": str(exc)}
+            short = msgspec.structs.replace(result, output=b"", metadata=metadata)
+            await self._publisher.publish(task_id, short)
