@@ -74,7 +74,7 @@ def typing(session: nox.Session) -> None:
     session.install("-e", ".[server,nkeys]", *group("typing"))
     session.run("mypy", "trio_swarmtask", "tests/typing", "examples", "benchmarks", "noxfile.py")
     session.run("pyright", "--verifytypes", "trio_swarmtask", "--ignoreexternal")
-    session.run("pyright", "tests/typing/api.py")
+    session.run("pyright", "tests/typing")
 
 
 @nox.session(python=PYTHONS)

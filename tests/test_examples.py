@@ -96,8 +96,9 @@ async def run(path: Path, *arguments: str, url: str = "") -> str:
 
 def test_every_example_is_known_here() -> None:
     """A new one gets a test."""
-    names = {"chain.py", "dispatcher.py", "fan_out.py", "graceful_shutdown.py", "worker.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == names
+    tasks = {"chain.py", "dispatcher.py", "fan_out.py", "graceful_shutdown.py", "worker.py"}
+    results = {"progress.py", "follow.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tasks | results
 
 
 @within(30)
@@ -183,6 +184,22 @@ async def test_chain(server: Server) -> None:
     )
 
 
+@within(30)
+async def test_progress_is_followed(server: Server) -> None:
+    """By one process from before the start, by another one from after the end."""
+    async with running(EXAMPLES / "follow.py", "report", server.url) as follower:
+        await follower.wait_for("following report\n")
+        assert await run(EXAMPLES / "progress.py", "report", server.url) == ""
+        assert await follower.wait() == 0
+    written = follower.written.splitlines()
+    percents = [f"pending: {percent}%" for percent in (0, 25, 50, 75)]
+    assert written == ["following report", *percents, "success: 42"]
+    assert (await run(EXAMPLES / "follow.py", "report", url=server.url)).splitlines() == [
+        "following report",
+        "success: 42",
+    ]
+
+
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the README's programs."""
@@ -208,6 +225,14 @@ async def test_quickstart(server: Server, readme: Path) -> None:
     ):
         assert await dispatcher.wait() == 0
     assert sorted(dispatcher.written.splitlines()) == ["ONE", "THREE", "TWO"]
+
+
+def test_program_of_the_results_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """It needs no server."""
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    [(_, program)] = _PROGRAM.findall(page)
+    exec(compile(program, "progress.py", "exec"), {})  # as its reader would run it
+    assert capsys.readouterr().out == "pending half way\nsuccess done\n"
 
 
 def test_test_of_the_readme(readme: Path) -> None:
