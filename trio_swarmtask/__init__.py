@@ -4,10 +4,11 @@
 # that).
 #
 #   _cli, _demo*, server               programs and helpers on top
+#   results/, bus                      results for others, the message bus
 #   _open                              what users call
 #   _dispatcher  _worker  _future      pure Trio, no NATS word
-#   _memory  _nats/                    two brokers; asyncio, nats-py and trio-asyncio in _nats/ only
-#   _broker                            the interface that both implement
+#   _memory*  _nats/                   two brokers; asyncio, nats-py and trio-asyncio in _nats/ only
+#   _broker  _bucket  _bus             the interfaces that both implement
 #   _wire  _envelope  _names  _errors  no I/O
 
 from ._broker import Broker as Broker
