@@ -21,7 +21,7 @@ MODULES: Final = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.p
 BROKERS: Final = ("_memory*", "_nats")  # neither knows of the other
 LAYERS: Final = (
     ("__main__", "_cli", "_demo*", "server", "_process"),
-    ("results", "bus"),
+    ("results", "bus", "_open_bus"),
     ("__init__", "_open"),
     (
         "_dispatcher",
@@ -35,7 +35,7 @@ LAYERS: Final = (
         "_statistics",
     ),
     BROKERS,
-    ("_broker", "_bucket", "_bus", "_buffer"),
+    ("_broker", "_bucket", "_bus", "_buffer", "_lifetime"),
     ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
 )
 

@@ -76,7 +76,3 @@ class Bucket(ABC):
         In the block, the first has been called. Through outages: what was missed is looked up, and
         of several changes the newest is told. ``on_entry`` never blocks or raises.
         """
-
-    @abstractmethod
-    def close(self, error: Exception) -> None:
-        """End every call that waits, and refuse further ones, with ``error``."""

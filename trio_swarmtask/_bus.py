@@ -55,6 +55,7 @@ class MessageBus(trio.abc.AsyncResource):
         self._buffer_size = buffer_size
         self._listeners: dict[Listener, None] = {}  # in the order of their coming
         self._closed = False
+        self._lost: Exception | None = None  # what has closed it, if it was not the user
 
     @property
     def max_payload(self) -> int | None:
@@ -137,11 +138,15 @@ class MessageBus(trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint()
 
     def _close(self, error: Exception | None = None) -> None:
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            self._lost = error
         for listener in list(self._listeners):
             listener.leave(error)
 
     def _check_open(self) -> None:
+        if self._lost is not None:
+            raise type(self._lost)(*self._lost.args)
         if self._closed:
             raise BusClosedError("the bus is closed; open another one")
 
@@ -180,10 +185,13 @@ class Listener(AbstractAsyncContextManager[None]):
     async def __aenter__(self) -> None:
         if self._entered:
             raise RuntimeError(f"the block of {self.subject!r} was entered before: subscribe again")
-        self._entered = True
         self._bus._check_open()
         await self._bus._attach(self)
+        self._entered = True
         self._bus._listeners[self] = None
+        if self._bus._closed:  # in the moment in which the server said yes
+            self.leave(None)
+            self._bus._check_open()
 
     async def __aexit__(
         self,
@@ -206,8 +214,11 @@ class Listener(AbstractAsyncContextManager[None]):
         """The bus is closed, or lost by ``error``."""
         del self._bus._listeners[self]
         self._bus._detach(self)
-        if self._on_close is not None:
-            self._on_close(error)
+        try:
+            if self._on_close is not None:
+                self._on_close(error)
+        except Exception:  # the others must hear of it too
+            logger.exception("the listener of %r failed on the bus being closed", self.subject)
 
     def check_entered(self) -> None:
         if not self._entered:

@@ -15,23 +15,22 @@ from __future__ import annotations
 import math
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, final
+from functools import partial
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from ._broker import Broker, Delivery, Intake, Outbox, ResultListener
 from ._errors import ClosedError, InvalidMessageError
+from ._lifetime import Lifetime
 from ._memory_bucket import Shelf, open_memory_bucket
 from ._memory_queue import Expiring, MemoryIntake, Queue, Room, Store, Task
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from ._bucket import Bucket
-
-A = TypeVar("A")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +160,12 @@ class _MemoryOutbox(Outbox):
         self._broker = broker
         self.listener = listener
         self.expected: set[str] = set()
-        self._waits: set[trio.CancelScope] = set()
+        self._lifetime = Lifetime()
 
     async def store(self, capability: str, task_id: str, data: bytes) -> bool:
         broker = self._broker
         broker._check_size(data)
-        return await self._unless_closed(self._store, Task(capability, task_id, data))
+        return await self._lifetime.run(partial(self._store, Task(capability, task_id, data)))
 
     async def _store(self, task: Task) -> bool:
         broker = self._broker
@@ -185,21 +184,11 @@ class _MemoryOutbox(Outbox):
         self.expected.discard(task_id)
 
     async def fetch(self, task_id: str) -> bytes | None:
-        return await self._unless_closed(self._fetch, task_id)
+        return await self._lifetime.run(partial(self._fetch, task_id))
 
     async def _fetch(self, task_id: str) -> bytes | None:
         await trio.lowlevel.checkpoint()
         return self._broker._results.get(task_id)
 
-    async def _unless_closed(self, call: Callable[[A], Awaitable[T]], argument: A) -> T:
-        with trio.CancelScope() as scope:
-            self._waits.add(scope)
-            try:
-                return await call(argument)
-            finally:
-                self._waits.discard(scope)
-        raise ClosedError("the dispatcher was closed meanwhile")
-
     def close(self) -> None:
-        for scope in self._waits:
-            scope.cancel()
+        self._lifetime.end(lambda: ClosedError("the dispatcher was closed meanwhile"))

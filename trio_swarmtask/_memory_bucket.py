@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._bucket import Bucket, Entry, Page
+from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -74,29 +75,28 @@ class MemoryBucket(Bucket):
         self._shelf = shelf
         self._ttl = ttl
         self._max_size = max_size
-        self._closed: Exception | None = None
 
     @property
     def max_size(self) -> int | None:
         return self._max_size
 
     async def get(self, key: str) -> Entry | None:
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         return self._shelf.entries.get(key)
 
     async def put(self, key: str, data: bytes, revision: int) -> int | None:
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         return self._shelf.put(key, data, self._ttl) if self._is_newest(key, revision) else None
 
     async def remove(self, key: str, revision: int) -> bool:
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         newest = self._is_newest(key, revision)
         if newest:
             self._shelf.remove(key)
         return newest
 
     async def page(self, after: int) -> Page:
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         entries = [entry for entry in self._shelf.entries.values() if entry.revision > after]
         return Page(entries, entries[-1].revision if entries else after, more=False)
 
@@ -107,7 +107,7 @@ class MemoryBucket(Bucket):
 
     @asynccontextmanager
     async def _watch(self, key: str, on_entry: Callable[[Entry], None]) -> AsyncIterator[None]:
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         entry = self._shelf.entries.get(key)
         if entry is not None:
             on_entry(entry)
@@ -120,14 +120,6 @@ class MemoryBucket(Bucket):
             if not watchers:
                 del self._shelf.watchers[key]
 
-    def close(self, error: Exception) -> None:
-        self._closed = error
-
-    async def _checkpoint(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self._closed is not None:
-            raise type(self._closed)(*self._closed.args)
-
     def _is_newest(self, key: str, revision: int) -> bool:
         entry = self._shelf.entries.get(key)
         return revision == (0 if entry is None else entry.revision)
@@ -137,7 +129,7 @@ class MemoryBucket(Bucket):
 async def open_memory_bucket(shelf: Shelf, ttl: float, max_size: int) -> AsyncIterator[Bucket]:
     """One more that has ``shelf`` open."""
     shelf.drop_expired()
-    async with trio.open_nursery() as nursery:
+    async with open_flat_nursery() as nursery:
         nursery.start_soon(shelf.keep_time)
         yield MemoryBucket(shelf, ttl, max_size)
         nursery.cancel_scope.cancel()

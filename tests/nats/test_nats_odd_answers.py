@@ -130,7 +130,7 @@ async def test_stream_of_dead_letters_of_a_lost_connection(
 
     broker: NATSBroker
     async with open_broker(server.url) as broker:  # type: ignore[assignment]
-        monkeypatch.setattr(broker._streams, "_find_or_make", lost)
+        monkeypatch.setattr(broker._streams, "find_or_make", lost)
         monkeypatch.setattr(broker.connection, "lost", BrokerError("lost for good"))
         with pytest.raises(BrokerError, match="lost for good"):
             await broker._streams.dead()

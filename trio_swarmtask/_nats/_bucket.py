@@ -131,10 +131,6 @@ class NATSBucket(Bucket):
     ) -> AbstractAsyncContextManager[None]:
         return self.watches.open(key, on_entry)
 
-    def close(self, error: Exception) -> None:
-        self._requests.close(error)
-        self.watches.close()
-
     async def _persist(self, what: str, attempt: Callable[[BucketStream], Awaitable[T]]) -> T:
         async def on_the_stream() -> T:
             try:
@@ -143,9 +139,7 @@ class NATSBucket(Bucket):
                 self._stream = None  # deleted, perhaps; or between two leaders
                 raise
 
-        return await self._requests.unless_closed(
-            partial(persist, self._connection, what, on_the_stream)
-        )
+        return await persist(self._connection, what, on_the_stream)
 
     async def _publish(self, key: str, data: bytes, headers: dict[str, str]) -> int | None:
         try:

@@ -75,7 +75,9 @@ def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> Buck
     )
     has_ttl = bool(config.get("allow_msg_ttl"))
     kept = config.get("max_age", 0)
-    if kept != max_age and not (has_ttl and (kept == 0 or 0 < max_age < kept)):
+    # A TTL that is longer than the stream's limit does not outlive a restart of the server.
+    shorter = has_ttl and max_age > 0 and (kept == 0 or max_age < kept)
+    if kept != max_age and not shorter:
         logger.warning(
             "the bucket %s is there already and keeps results %s, not %s",
             bucket,
@@ -89,7 +91,7 @@ def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> Buck
         one_each=config.get("max_msgs_per_subject") == 1,
         direct=bool(config.get("allow_direct")),
         replicated=config.get("num_replicas", 1) > 1,
-        ttl_header=str(math.ceil(ttl)) if has_ttl and max_age and kept != max_age else None,
+        ttl_header=str(math.ceil(ttl)) if shorter else None,
         marker_ttl=str(_MARKER_SECONDS) if has_ttl else None,
         max_size=max_size if max_size > 0 else None,
     )

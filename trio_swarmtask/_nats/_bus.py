@@ -45,24 +45,25 @@ class NATSBus(MessageBus):
     async def publish(self, subject: str, data: bytes) -> None:
         self._check_message(subject, data)
         if self._connection.is_congested:
-            await self._requests.unless_closed(self._connection.wait_room)
+            await self._requests.lifetime.run(self._connection.wait_room)
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
             try:
                 self._connection.publish(subject, data)
             except NotConnected:
-                await self._requests.unless_closed(self._connection.wait_up)
+                await self._requests.lifetime.run(self._connection.wait_up)
             else:
                 return
 
     async def request(self, subject: str, data: bytes) -> BusMessage:
         self._check_message(subject, data)
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
                 reply = await self._requests.ask(subject, data)
             except NotConnected:
-                await self._requests.unless_closed(self._connection.wait_up)
+                await self._requests.lifetime.run(self._connection.wait_up)
                 continue
             if status_of(reply) == NO_RESPONDERS:
                 raise NoRespondersError(subject)
@@ -82,11 +83,6 @@ class NATSBus(MessageBus):
     def _close(self, error: Exception | None = None) -> None:
         super()._close(error)
         self._requests.close(BusClosedError("the bus was closed meanwhile"))
-
-    def _check_open(self) -> None:
-        if self._connection.lost is not None:
-            raise self._connection.lost_error()
-        super()._check_open()
 
     def on_down(self) -> None:
         if self._connection.lost is not None:

@@ -42,7 +42,11 @@ _CLOSE_SECONDS: Final = 2.0
 # Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
 
-_VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+# The server quotes the subject as Go does: `"` and `\\` are escaped.
+_VIOLATION: Final = re.compile(
+    r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"'
+)
+_ESCAPED: Final = re.compile(r'\\(["\\])')
 
 
 class NotConnected(Exception):
@@ -163,8 +167,9 @@ class Connection:
             logger.debug("the client of %s reports: %s", self.config.safe_url, exc)
         else:
             logger.error("%s: %s", self.config.safe_url, exc)
+            subject = _ESCAPED.sub(r"\1", violation[2])
             for refused in list(self.on_refused):
-                refused(violation[1], violation[2])
+                refused(violation[1], subject)
 
     async def _on_disconnected(self) -> None:
         if not self._closing.is_set():
@@ -287,3 +292,5 @@ async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
         finally:
             connection.close()
             nursery.cancel_scope.cancel()
+    if connection.lost is None:  # for whoever still has it
+        connection.lost = BrokerError(f"the connection to {config.safe_url} was closed")

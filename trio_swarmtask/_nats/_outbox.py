@@ -124,7 +124,7 @@ class NATSOutbox(Outbox):
 
         what = f"store task {task_id}"
         try:
-            return await self._requests.unless_closed(
+            return await self._requests.lifetime.run(
                 partial(persist, self._connection, what, attempt, already, tried=tried)
             )
         except RefusedError as exc:
@@ -164,7 +164,7 @@ class NATSOutbox(Outbox):
                 self._streams.forget()
                 raise
 
-        return await self._requests.unless_closed(
+        return await self._requests.lifetime.run(
             partial(persist, self._connection, f"look up task {task_id}", attempt)
         )
 

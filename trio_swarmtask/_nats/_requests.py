@@ -15,16 +15,17 @@ import itertools
 import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import outcome
 import trio
 from trio.lowlevel import current_task
 
 from .._errors import BrokerError, ClosedError
+from .._lifetime import Lifetime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from nats.aio.msg import Msg
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 5.0
 
 STATUS: Final = "Status"
-
-T = TypeVar("T")
 
 
 class NoAnswer(Exception):
@@ -59,8 +58,8 @@ class Requests:
         self._prefix = connection.client.new_inbox() + "."
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
+        self.lifetime = Lifetime()
         self._closed: Exception | None = None
-        self._scopes: set[trio.CancelScope] = set()
         self._subject = self._prefix + "*"
         self._subscription = connection.subscribe(self._subject, self._on_reply)
         connection.on_down.append(self._on_down)
@@ -103,18 +102,6 @@ class Requests:
         A PING does not tell: nats-py sends it before what is still buffered.
         """
         await self._wait(self._send(None, b"", None, current_task()))
-
-    async def unless_closed(self, act: Callable[[], Awaitable[T]]) -> T:
-        """What ``act`` gives. Closing ends it, also where it waits for a connection."""
-        if self._closed is not None:
-            raise self._closed_error()
-        with trio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                return await act()
-            finally:
-                self._scopes.discard(scope)
-        raise self._closed_error()
 
     async def _wait(self, inbox: str) -> Msg:
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -192,8 +179,7 @@ class Requests:
         if self._closed is None:
             self._closed = error or ClosedError("closed meanwhile")
             self._fail_all(self._closed_error)
-            for scope in self._scopes:
-                scope.cancel()
+            self.lifetime.end(self._closed_error)
 
     def _closed_error(self) -> Exception:
         if self.connection.lost is not None:

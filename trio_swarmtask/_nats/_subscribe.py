@@ -38,7 +38,7 @@ async def subscribe(
     connection.on_refused.append(on_refused)
     stands = False
     try:
-        await requests.unless_closed(
+        await requests.lifetime.run(
             partial(persist, connection, f"subscribe to {subject}", requests.echo)
         )
         stands = not refused

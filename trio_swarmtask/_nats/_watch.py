@@ -9,9 +9,9 @@
 # then refuses, so what comes there is a hint to look, no more; of changes in quick succession the
 # look-up may find the last one only.
 #
-# An answer to a look-up counts only if nothing was heard since it was asked for. A change with a
-# revision that is not newer is looked up too: it was got before it was heard, or the bucket was
-# made anew and counts from one.
+# An answer that is not newer than what was told counts only if nothing was told since it was asked
+# for. A change that is heard and not newer is looked up: it was got before it was heard, or the
+# bucket was made anew and counts from one.
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .._util import open_flat_nursery
 from ._subscribe import subscribe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from nats.aio.msg import Msg
@@ -59,15 +59,12 @@ class Watches:
         """See `Bucket.watch`."""
         return Watch(self, key, on_entry)
 
-    def look(self, watch: Watch, *, until_changed: bool) -> None:
-        """Look a key up in the background, after a hint more than once if need be."""
-        self._looks.start_soon(self._look, watch, until_changed)
+    def start(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look something up in the background."""
+        self._looks.start_soon(self._unless_refused, look)
 
     def on_down(self) -> None:
         self._missed.set()
-
-    def close(self) -> None:
-        self._looks.cancel_scope.cancel()
 
     async def keep(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what may have been missed, until closed."""
@@ -78,13 +75,16 @@ class Watches:
                     await self._missed.wait()
                 self._missed = trio.Event()
                 await self.requests.connection.wait_up()
-                try:
-                    await self._sweep()
-                except BrokerError as exc:
-                    if self.requests.connection.lost is not None:
-                        raise
-                    # What is stored reaches us all the same, unless there is an outage.
-                    logger.warning("changes that were missed can't be looked up: %s", exc)
+                await self._unless_refused(self._sweep)
+
+    async def _unless_refused(self, look: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await look()
+        except BrokerError as exc:
+            if self.requests.connection.lost is not None:
+                raise
+            # What is stored reaches us all the same, unless there is an outage.
+            logger.warning("changes that were missed can't be looked up: %s", exc)
 
     async def _sweep(self) -> None:
         before = {watch: watch.revision for watch in self.open_ones}
@@ -94,17 +94,7 @@ class Watches:
             if entry is not None and entry.revision >= revision:
                 watch.take(entry, revision)
             elif revision:
-                await self._look(watch, until_changed=False)  # gone, unless a replica lags behind
-
-    async def _look(self, watch: Watch, until_changed: bool) -> None:
-        pause = _FIRST_LOOK
-        while watch in self.open_ones:
-            before = watch.revision
-            changed = watch.take(await self.bucket.get(watch.key), before)
-            if changed or not until_changed or pause > _LAST_LOOK:
-                return
-            await trio.sleep(pause)  # the hint may come before the stream has stored the change
-            pause *= 2
+                await watch.look()  # gone, unless a replica lags behind
 
 
 class Watch(AbstractAsyncContextManager[None]):
@@ -116,6 +106,8 @@ class Watch(AbstractAsyncContextManager[None]):
         self._watches = watches
         self._on_entry = on_entry
         self._early: list[Entry] | None = []
+        self._hinted = False
+        self._following = False
         self._subscription: Subscription
 
     async def __aenter__(self) -> None:
@@ -137,6 +129,7 @@ class Watch(AbstractAsyncContextManager[None]):
         for heard in early or ():
             if heard.revision > self.revision:
                 self.take(heard, self.revision)
+        self._follow_hints()
 
     async def __aexit__(
         self,
@@ -147,17 +140,23 @@ class Watch(AbstractAsyncContextManager[None]):
         del self._watches.open_ones[self]
         self._watches.requests.connection.unsubscribe(self._subscription)
 
-    def take(self, entry: Entry | None, seen: int) -> bool:
-        """Tell of ``entry``, or that there is none; whether that is news.
+    def take(self, entry: Entry | None, seen: int) -> None:
+        """Tell of ``entry``, or that there is none, if that is news.
 
-        ``seen``: the revision when it was asked for. If another was told since, it is old.
+        ``seen``: the revision when it was asked for.
         """
         revision = 0 if entry is None else entry.revision
-        if self.revision != seen or revision == seen:
-            return self.revision != seen
+        if revision == self.revision or (revision < self.revision != seen):
+            return
         self.revision = revision
         self._on_entry(entry or Entry(self.key, 0, None))
-        return True
+
+    async def look(self) -> None:
+        """Look the key up."""
+        seen = self.revision
+        entry = await self._watches.bucket.get(self.key)
+        if self in self._watches.open_ones:
+            self.take(entry, seen)
 
     def _on_update(self, message: Msg) -> None:
         entry = self._watches.bucket.read(message)
@@ -166,8 +165,26 @@ class Watch(AbstractAsyncContextManager[None]):
         elif entry.revision > self.revision:
             self.take(entry, self.revision)
         else:
-            self._watches.look(self, until_changed=False)
+            self._watches.start(self.look)
 
     def _on_hint(self, message: Msg) -> None:
-        if self._early is None:
-            self._watches.look(self, until_changed=True)
+        self._hinted = True
+        self._follow_hints()
+
+    def _follow_hints(self) -> None:
+        if self._hinted and self._early is None and not self._following:
+            self._following = True
+            self._watches.start(self._look_for_hints)
+
+    async def _look_for_hints(self) -> None:
+        # A hint may come before the stream has stored the change, or be of one that it refuses.
+        pause = _FIRST_LOOK
+        try:
+            while self in self._watches.open_ones and (self._hinted or pause <= _LAST_LOOK):
+                if self._hinted:
+                    self._hinted, pause = False, _FIRST_LOOK
+                await self.look()
+                await trio.sleep(pause)
+                pause *= 2
+        finally:
+            self._following = False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
 
-from ._errors import InvalidResultError, PublisherClosedError, ResultNotFoundError
+from ._errors import InvalidResultError, ResultNotFoundError
 from ._locks import KeyedLocks
 from ._merge import merge
 from ._publisher import TopicPublisher
@@ -53,12 +53,14 @@ class KVPublisher(TopicPublisher):
         self._known: OrderedDict[str, _Stored] = OrderedDict()
 
     async def publish(self, task_id: str, result: Result) -> None:
-        self._check_open()
+        self._lifetime.check()
         self._check_task_id(task_id)
         new = clean(result)
+        await self._lifetime.run(partial(self._publish, task_id, new))
+
+    async def _publish(self, task_id: str, new: Result) -> None:
         await trio.lowlevel.checkpoint()
         async with self._locks.hold(task_id):
-            self._check_open()
             await self._store(task_id, new)
 
     async def _store(self, task_id: str, new: Result) -> None:
@@ -76,23 +78,26 @@ class KVPublisher(TopicPublisher):
                 break
             stored = _NOTHING if entry is None else _Stored(entry.revision, _read(entry))
         if not record.status.is_terminal:
-            self._known[task_id] = _Stored(revision, record)
+            # What merging needs, without what may be large.
+            core = Result(status=record.status, created_at=record.created_at)
+            self._known[task_id] = _Stored(revision, core)
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
 
     async def get(self, task_id: str) -> Result:
-        await self._begin(task_id)
-        entry = await self._bucket.get(task_id)
+        self._lifetime.check()
+        self._check_task_id(task_id)
+        entry = await self._lifetime.run(partial(self._bucket.get, task_id))
         if entry is None or entry.data is None:
             raise ResultNotFoundError(task_id)
         return decode(entry.data, task_id)
 
     async def list(self, result_filter: ResultFilter = ResultFilter()) -> Sequence[Result]:  # noqa: B008 - it is frozen
-        self._check_open()
-        wanted = clean_filter(result_filter)
-        await trio.lowlevel.checkpoint()
-        self._check_open()
-        selection = Selection(wanted, bounded=self._bucket.one_each)
+        self._lifetime.check()
+        return await self._lifetime.run(partial(self._list, clean_filter(result_filter)))
+
+    async def _list(self, wanted: ResultFilter) -> Sequence[Result]:
+        selection = Selection(wanted)
         last, more = 0, True
         while more:
             entries, last, more = await self._bucket.page(last)
@@ -103,15 +108,20 @@ class KVPublisher(TopicPublisher):
                         selection.withdraw(entry.key)
                     else:
                         selection.offer(result)
+            if self._bucket.one_each:
+                selection.cut()
         return selection.results()
 
     async def delete(self, task_id: str) -> None:
-        await self._begin(task_id)
+        self._lifetime.check()
+        self._check_task_id(task_id)
+        await self._lifetime.run(partial(self._delete, task_id))
+
+    async def _delete(self, task_id: str) -> None:
         async with self._locks.hold(task_id):
             self._known.pop(task_id, None)
             tried = False
             while True:
-                self._check_open()
                 entry = await self._bucket.get(task_id)
                 if entry is None or entry.data is None:
                     if tried:
@@ -120,12 +130,6 @@ class KVPublisher(TopicPublisher):
                 if await self._bucket.remove(task_id, entry.revision):
                     return
                 tried = True
-
-    async def _begin(self, task_id: object) -> None:
-        self._check_open()
-        self._check_task_id(task_id)
-        await trio.lowlevel.checkpoint()
-        self._check_open()
 
     def _check_task_id(self, task_id: object) -> None:
         validate_task_id(task_id)
@@ -155,10 +159,6 @@ class KVPublisher(TopicPublisher):
         if result is not None:
             topic.current = result
             self._announce(task_id, result)
-
-    def _close(self, error: Exception | None = None) -> None:
-        super()._close(error)
-        self._bucket.close(PublisherClosedError("the publisher was closed meanwhile"))
 
 
 def _read(entry: Entry) -> Result | None:

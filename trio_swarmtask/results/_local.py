@@ -33,10 +33,9 @@ class LocalPublisher(TopicPublisher):
         return copy(result)
 
     async def list(self, result_filter: ResultFilter = ResultFilter()) -> Sequence[Result]:  # noqa: B008 - it is frozen
-        self._check_open()
+        self._lifetime.check()
         selection = Selection(clean_filter(result_filter))
-        await trio.lowlevel.checkpoint()
-        self._check_open()
+        await self._lifetime.run(trio.lowlevel.checkpoint)
         for held in (self._pending, self._ended):
             for result in held.values():
                 selection.offer(result)
@@ -50,10 +49,9 @@ class LocalPublisher(TopicPublisher):
         self._end(task_id)
 
     async def _begin(self, task_id: object) -> None:
-        self._check_open()
+        self._lifetime.check()
         self._check_task_id(task_id)
-        await trio.lowlevel.checkpoint()
-        self._check_open()
+        await self._lifetime.run(trio.lowlevel.checkpoint)
 
     def _find(self, task_id: str) -> Result | None:
         return self._pending.get(task_id) or self._ended.get(task_id)
@@ -95,11 +93,10 @@ class MemoryPublisher(LocalPublisher):
         super().__init__(buffer_size, max_results=None)
 
     async def publish(self, task_id: str, result: Result) -> None:
-        self._check_open()
+        self._lifetime.check()
         self._check_task_id(task_id)
         new = clean(result)
-        await trio.lowlevel.checkpoint()
-        self._check_open()
+        await self._lifetime.run(trio.lowlevel.checkpoint)
         self._keep(task_id, merge(task_id, new, self._find(task_id)))
 
     def _check_task_id(self, task_id: object) -> None:

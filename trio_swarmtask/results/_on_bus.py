@@ -83,12 +83,14 @@ class BusPublisher(LocalPublisher):
         self._sent: dict[str, deque[bytes]] = {}  # own announcements that will come back
 
     async def publish(self, task_id: str, result: Result) -> None:
-        self._check_open()
+        self._lifetime.check()
         self._check_task_id(task_id)
         new = clean(result)
+        await self._lifetime.run(partial(self._publish, task_id, new))
+
+    async def _publish(self, task_id: str, new: Result) -> None:
         await trio.lowlevel.checkpoint()
         async with self._locks.hold(task_id):
-            self._check_open()
             record = merge(task_id, new, self._find(task_id))
             await self._send(task_id, encode(record))
             # While it was sent, somebody else may have announced how the task ended.
@@ -130,7 +132,7 @@ class BusPublisher(LocalPublisher):
             self._sent.pop(task_id, None)
 
     def _hear(self, task_id: str, message: BusMessage) -> None:
-        if self._closed or self._is_own(task_id, message.data):
+        if self._lifetime.is_over or self._is_own(task_id, message.data):
             return
         try:
             heard = decode(message.data, task_id)

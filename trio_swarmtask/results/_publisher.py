@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 import trio
 
 from .._buffer import LossyBuffer
+from .._lifetime import Lifetime
 from .._names import check_count
 from ._errors import PublisherClosedError
 from ._types import Result, ResultFilter, copy
@@ -115,10 +117,10 @@ class TopicPublisher(ResultPublisher):
         check_count("buffer_size", buffer_size)
         self._buffer_size = buffer_size
         self._topics: dict[str, Topic] = {}
-        self._closed = False
+        self._lifetime = Lifetime()
 
     def subscribe(self, task_id: str) -> Subscription:
-        self._check_open()
+        self._lifetime.check()
         self._check_task_id(task_id)
         return Subscription(self, task_id, self._buffer_size)
 
@@ -138,14 +140,12 @@ class TopicPublisher(ResultPublisher):
     def _find(self, task_id: str) -> Result | None:
         """What is stored, as far as it is known here. The source is open."""
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise PublisherClosedError("the publisher is closed; open another one")
-
-    def _close(self, error: Exception | None = None) -> None:
-        self._closed = True
+    def _close(self) -> None:
+        self._lifetime.end(
+            lambda: PublisherClosedError("the publisher is closed; open another one")
+        )
         for task_id in self._topics:
-            self._end(task_id, error)
+            self._end(task_id)
 
     def _announce(self, task_id: str, result: Result) -> None:
         topic = self._topics.get(task_id)
@@ -162,16 +162,11 @@ class TopicPublisher(ResultPublisher):
 
     async def _enter(self, subscription: Subscription) -> None:
         task_id = subscription._task_id
-        self._check_open()
         topic = self._topics.setdefault(task_id, Topic())
         topic.users += 1
         try:
-            async with topic.opening:
-                if topic.source is None:
-                    source = self._open_source(task_id)
-                    await source.__aenter__()
-                    topic.source = source
-            self._check_open()
+            await self._lifetime.run(partial(self._open, task_id, topic))
+            self._lifetime.check()  # it may have ended in the moment in which this was done
         except BaseException:
             await self._release(task_id, topic)
             raise
@@ -179,6 +174,13 @@ class TopicPublisher(ResultPublisher):
         if stored is not None:
             subscription._put(stored)
         topic.subscriptions[subscription] = None
+
+    async def _open(self, task_id: str, topic: Topic) -> None:
+        async with topic.opening:
+            if topic.source is None:
+                source = self._open_source(task_id)
+                await source.__aenter__()
+                topic.source = source
 
     async def _leave(self, subscription: Subscription) -> None:
         topic = self._topics[subscription._task_id]
