@@ -190,7 +190,7 @@ class Listener(AbstractAsyncContextManager[None]):
         self._entered = True
         self._bus._listeners[self] = None
         if self._bus._closed:  # in the moment in which the server said yes
-            self.leave(None)
+            self.leave(self._bus._lost)
             self._bus._check_open()
 
     async def __aexit__(

@@ -44,8 +44,7 @@ class NATSBus(MessageBus):
 
     async def publish(self, subject: str, data: bytes) -> None:
         self._check_message(subject, data)
-        if self._connection.is_congested:
-            await self._requests.lifetime.run(self._connection.wait_room)
+        await self._wait_room()
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
@@ -58,6 +57,7 @@ class NATSBus(MessageBus):
 
     async def request(self, subject: str, data: bytes) -> BusMessage:
         self._check_message(subject, data)
+        await self._wait_room()
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
@@ -68,6 +68,10 @@ class NATSBus(MessageBus):
             if status_of(reply) == NO_RESPONDERS:
                 raise NoRespondersError(subject)
             return _as_message(reply)
+
+    async def _wait_room(self) -> None:
+        if self._connection.is_congested:
+            await self._requests.lifetime.run(self._connection.wait_room)
 
     async def _attach(self, listener: Listener) -> None:
         def on_message(message: Msg) -> None:
