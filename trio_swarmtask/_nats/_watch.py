@@ -52,6 +52,7 @@ class Watches:
         self.open_ones: dict[Watch, None] = {}
         self._looks: trio.Nursery
         self._missed = trio.Event()
+        self._ended = False
 
     def open(
         self, key: str, on_entry: Callable[[Entry], None]
@@ -60,8 +61,9 @@ class Watches:
         return Watch(self, key, on_entry)
 
     def start(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Look something up in the background."""
-        self._looks.start_soon(self._unless_refused, look)
+        """Look something up in the background, unless the bucket is being closed."""
+        if not self._ended:
+            self._looks.start_soon(self._unless_refused, look)
 
     def on_down(self) -> None:
         self._missed.set()
@@ -70,12 +72,15 @@ class Watches:
         """Look up what may have been missed, until closed."""
         async with open_flat_nursery() as self._looks:
             task_status.started()
-            while True:
-                with trio.move_on_after(SWEEP_SECONDS):
-                    await self._missed.wait()
-                self._missed = trio.Event()
-                await self.requests.connection.wait_up()
-                await self._unless_refused(self._sweep)
+            try:
+                while True:
+                    with trio.move_on_after(SWEEP_SECONDS):
+                        await self._missed.wait()
+                    self._missed = trio.Event()
+                    await self.requests.connection.wait_up()
+                    await self._unless_refused(self._sweep)
+            finally:
+                self._ended = True
 
     async def _unless_refused(self, look: Callable[[], Awaitable[None]]) -> None:
         try:

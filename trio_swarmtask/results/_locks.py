@@ -17,6 +17,9 @@ class KeyedLocks:
     def __init__(self) -> None:
         self._locks: dict[str, trio.Lock] = {}
 
+    def is_held(self, key: str) -> bool:
+        return key in self._locks
+
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
         lock = self._locks.get(key)

@@ -123,13 +123,17 @@ class BusPublisher(LocalPublisher):
         return self._bus.listen(
             f"{self._prefix}.{task_id}",
             partial(self._hear, task_id),
-            on_close=partial(self._end, task_id),
+            on_close=partial(self._on_close, task_id),
         )
 
     async def _release(self, task_id: str, topic: Topic) -> None:
         await super()._release(task_id, topic)
-        if task_id not in self._topics:
-            self._sent.pop(task_id, None)
+        if task_id not in self._topics and not self._locks.is_held(task_id):
+            self._sent.pop(task_id, None)  # else what is under way may meet another listener
+
+    def _on_close(self, task_id: str, error: Exception | None) -> None:
+        self._topics[task_id].source = None  # whoever subscribes now is to hear of it
+        self._end(task_id, error)
 
     def _hear(self, task_id: str, message: BusMessage) -> None:
         if self._lifetime.is_over or self._is_own(task_id, message.data):
