@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
 
 
 class Entry(NamedTuple):
@@ -21,6 +21,8 @@ class Entry(NamedTuple):
     """Grows with each change of any key."""
     data: bytes | None
     """None: deleted, or expired."""
+    stored_at: str = ""
+    """Tells entries of one revision apart, where the bucket was made anew between them."""
 
 
 class Page(NamedTuple):
@@ -31,6 +33,23 @@ class Page(NamedTuple):
     last: int
     """The revision to go on after."""
     more: bool
+
+
+class Refused(Exception):
+    """Another revision of the key is the newest."""
+
+    def __init__(self, *, unsure: bool = False) -> None:
+        super().__init__()
+        self.unsure = unsure
+        """An attempt before this one had no answer, and may have been stored."""
+
+
+class Watch(AbstractAsyncContextManager[None]):
+    """A key that is followed, from the entering of its block to the leaving."""
+
+    @abstractmethod
+    async def look(self) -> None:
+        """See to it that what is stored now was told."""
 
 
 class Bucket(ABC):
@@ -44,33 +63,33 @@ class Bucket(ABC):
     def max_size(self) -> int | None:
         """Bytes that a value may have; None: no limit."""
 
+    @property
+    @abstractmethod
+    def lost(self) -> Exception | None:
+        """What has ended the bucket, if it was not its user."""
+
     @abstractmethod
     async def get(self, key: str) -> Entry | None:
         """The newest entry of a key, or None."""
 
     @abstractmethod
-    async def put(self, key: str, data: bytes, revision: int) -> int | None:
+    async def put(self, key: str, data: bytes, revision: int) -> None:
         """Store ``data`` if ``revision`` is still the newest of ``key`` (0: it has none).
 
-        Returns:
-          The new revision; None if it was not stored, or if it was, by an attempt whose answer
-          was lost.
+        Raises:
+          Refused: if it is not.
         """
 
     @abstractmethod
-    async def remove(self, key: str, revision: int) -> bool:
-        """Delete ``key`` if ``revision`` is still its newest; whether this call did, for all it
-        knows.
-        """
+    async def remove(self, key: str, revision: int) -> None:
+        """Delete ``key`` if ``revision`` is still its newest; raises as `put` does."""
 
     @abstractmethod
     async def page(self, after: int) -> Page:
         """The entries past a revision, as many as are good to hold at once."""
 
     @abstractmethod
-    def watch(
-        self, key: str, on_entry: Callable[[Entry], None]
-    ) -> AbstractAsyncContextManager[None]:
+    def watch(self, key: str, on_entry: Callable[[Entry], None]) -> Watch:
         """Call ``on_entry`` with the entry there is, if any, and then with each change.
 
         In the block, the first has been called. Through outages: what was missed is looked up, and

@@ -180,18 +180,23 @@ class Listener(AbstractAsyncContextManager[None]):
         self._bus = bus
         self._callback = callback
         self._on_close = on_close
+        self._used = False
         self._entered = False
 
     async def __aenter__(self) -> None:
-        if self._entered:
+        if self._used:
             raise RuntimeError(f"the block of {self.subject!r} was entered before: subscribe again")
         self._bus._check_open()
-        await self._bus._attach(self)
-        self._entered = True
-        self._bus._listeners[self] = None
-        if self._bus._closed:  # in the moment in which the server said yes
-            self.leave(self._bus._lost)
-            self._bus._check_open()
+        self._used = True
+        try:
+            await self._bus._attach(self)
+            self._bus._listeners[self] = None
+            if self._bus._closed:  # in the moment in which the server said yes
+                self.leave(self._bus._lost)
+                self._bus._check_open()
+            self._entered = True
+        finally:
+            self._used = self._entered
 
     async def __aexit__(
         self,

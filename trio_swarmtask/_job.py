@@ -10,12 +10,30 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import trio
+import trio
 
+if TYPE_CHECKING:
     from ._broker import Delivery
     from ._handler import Value
     from ._wire import Message, Result
+
+
+class Ending:
+    """What comes of a task at this worker, for those who follow it."""
+
+    def __init__(self) -> None:
+        self._told = trio.Event()
+        self._result: bytes | None = None
+
+    def tell(self, result: bytes | None) -> None:
+        """The result that was stored and is the task's; None: not here. The first call counts."""
+        if not self._told.is_set():
+            self._result = result
+            self._told.set()
+
+    async def wait(self) -> bytes | None:
+        await self._told.wait()
+        return self._result
 
 
 class Job:
@@ -23,6 +41,7 @@ class Job:
 
     __slots__ = (
         "delivery",
+        "ending",
         "handling",
         "interrupted",
         "lost",
@@ -39,6 +58,7 @@ class Job:
         self.scope: trio.CancelScope | None = None  # while its handler runs
         self.message: Message | None = None
         self.result: Result | Value | None = None
+        self.ending: Ending | None = None  # where somebody follows the task
         self.handling = False  # the handler was called
         self.started = 0.0  # when that was
         self.timeout = math.inf

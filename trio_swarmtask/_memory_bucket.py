@@ -8,16 +8,19 @@ import heapq
 import itertools
 import math
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ._bucket import Bucket, Entry, Page
+from ._bucket import Bucket, Entry, Page, Refused, Watch
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+# Deadlines of replaced entries that may lie about before they are swept out.
+_SPARE: Final = 100
 
 
 class Shelf:
@@ -30,7 +33,7 @@ class Shelf:
         self._deadlines: list[tuple[float, int, str]] = []
         self._earlier = trio.Event()
 
-    def put(self, key: str, data: bytes, ttl: float) -> int:
+    def put(self, key: str, data: bytes, ttl: float) -> None:
         self.entries.pop(key, None)
         entry = self.entries[key] = Entry(key, next(self._revisions), data)
         if ttl < math.inf:
@@ -38,12 +41,18 @@ class Shelf:
             heapq.heappush(self._deadlines, (deadline, entry.revision, key))
             if self._deadlines[0][1] == entry.revision:
                 self._earlier.set()
+            if len(self._deadlines) > 2 * len(self.entries) + _SPARE:
+                self._forget_what_was_replaced()
         self._tell(entry)
-        return entry.revision
 
     def remove(self, key: str) -> None:
         del self.entries[key]
         self._tell(Entry(key, next(self._revisions), None))
+
+    def _forget_what_was_replaced(self) -> None:
+        newest = {entry.revision for entry in self.entries.values()}
+        self._deadlines = [deadline for deadline in self._deadlines if deadline[1] in newest]
+        heapq.heapify(self._deadlines)
 
     def drop_expired(self) -> None:
         now = trio.current_time()
@@ -80,49 +89,64 @@ class MemoryBucket(Bucket):
     def max_size(self) -> int | None:
         return self._max_size
 
+    @property
+    def lost(self) -> Exception | None:
+        return None
+
     async def get(self, key: str) -> Entry | None:
         await trio.lowlevel.checkpoint()
         return self._shelf.entries.get(key)
 
-    async def put(self, key: str, data: bytes, revision: int) -> int | None:
+    async def put(self, key: str, data: bytes, revision: int) -> None:
         await trio.lowlevel.checkpoint()
-        return self._shelf.put(key, data, self._ttl) if self._is_newest(key, revision) else None
+        self._check_newest(key, revision)
+        self._shelf.put(key, data, self._ttl)
 
-    async def remove(self, key: str, revision: int) -> bool:
+    async def remove(self, key: str, revision: int) -> None:
         await trio.lowlevel.checkpoint()
-        newest = self._is_newest(key, revision)
-        if newest:
-            self._shelf.remove(key)
-        return newest
+        self._check_newest(key, revision)
+        self._shelf.remove(key)
 
     async def page(self, after: int) -> Page:
         await trio.lowlevel.checkpoint()
         entries = [entry for entry in self._shelf.entries.values() if entry.revision > after]
         return Page(entries, entries[-1].revision if entries else after, more=False)
 
-    def watch(
-        self, key: str, on_entry: Callable[[Entry], None]
-    ) -> AbstractAsyncContextManager[None]:
-        return self._watch(key, on_entry)
+    def watch(self, key: str, on_entry: Callable[[Entry], None]) -> Watch:
+        return _MemoryWatch(self._shelf, key, on_entry)
 
-    @asynccontextmanager
-    async def _watch(self, key: str, on_entry: Callable[[Entry], None]) -> AsyncIterator[None]:
+    def _check_newest(self, key: str, revision: int) -> None:
+        entry = self._shelf.entries.get(key)
+        if revision != (0 if entry is None else entry.revision):
+            raise Refused
+
+
+class _MemoryWatch(Watch):
+    def __init__(self, shelf: Shelf, key: str, on_entry: Callable[[Entry], None]) -> None:
+        self._shelf = shelf
+        self._key = key
+        self._on_entry = on_entry
+
+    async def __aenter__(self) -> None:
         await trio.lowlevel.checkpoint()
-        entry = self._shelf.entries.get(key)
+        entry = self._shelf.entries.get(self._key)
         if entry is not None:
-            on_entry(entry)
-        watchers = self._shelf.watchers.setdefault(key, [])
-        watchers.append(on_entry)
-        try:
-            yield
-        finally:
-            watchers.remove(on_entry)
-            if not watchers:
-                del self._shelf.watchers[key]
+            self._on_entry(entry)
+        self._shelf.watchers.setdefault(self._key, []).append(self._on_entry)
 
-    def _is_newest(self, key: str, revision: int) -> bool:
-        entry = self._shelf.entries.get(key)
-        return revision == (0 if entry is None else entry.revision)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        watchers = self._shelf.watchers[self._key]
+        watchers.remove(self._on_entry)
+        if not watchers:
+            del self._shelf.watchers[self._key]
+
+    async def look(self) -> None:
+        await trio.lowlevel.checkpoint()  # each change was told as it happened
 
 
 @asynccontextmanager

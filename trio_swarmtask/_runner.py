@@ -16,6 +16,7 @@ from ._codec import encode_success
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
 from ._handler import Handler, Value, describe, failed_result, fill_result
+from ._job import Ending, Job
 from ._names import check_task_id, is_task_id, shorten
 from ._statistics import Tally
 from ._util import find_interrupt
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._broker import Delivery
-    from ._job import Job
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
@@ -42,15 +42,15 @@ _LARGEST: Final = 2**63 - 1
 
 
 class Observer(ABC):
-    """Hears of a worker's tasks. Awaited, so it must be quick; raises nothing."""
+    """Hears of a worker's tasks, beside the handlers. Each call is a Trio task; none may raise."""
 
     @abstractmethod
-    async def task_began(self, message: Message, agent: str, attempt: int) -> None:
-        """Before the handler is called."""
+    async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
+        """A handler is about to be called; ``end`` tells what comes of it."""
 
     @abstractmethod
-    async def task_ended(self, task_id: str, result: bytes) -> None:
-        """This worker's result was stored, and is the task's."""
+    async def bury_task(self, task_id: str, result: bytes) -> None:
+        """A task that no handler was called for has ended with ``result``."""
 
 
 class JobRunner:
@@ -67,6 +67,7 @@ class JobRunner:
     ) -> None:
         self.tally = Tally()
         self.observers: list[Observer] = []
+        self.aside: trio.Nursery  # of the observers; set by the worker before the first job
         self._name = name
         self._default_timeout = default_timeout
         self._max_deliveries = max_deliveries
@@ -82,9 +83,12 @@ class JobRunner:
             self._stop_because(exc)
         if job.message is not None:
             if self.observers:
+                job.ending = Ending()
                 attempt = _attempt(job.delivery, job.message)
                 for observer in self.observers:
-                    await observer.task_began(job.message, self._name, attempt)
+                    self.aside.start_soon(
+                        observer.follow_task, job.message, self._name, attempt, job.ending
+                    )
             job.result = await self._call(handler, job, job.message)
 
     async def settle(self, job: Job) -> None:
@@ -96,6 +100,8 @@ class JobRunner:
         if not job.settled:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
                 await self.give_back(job)
+        elif job.ending is not None:
+            job.ending.tell(None)
 
     async def _settle(self, job: Job) -> None:
         message, result = job.message, job.result
@@ -173,7 +179,8 @@ class JobRunner:
         self.tally.dead_letters += 1
         job.settled = True
         if first and result is not None:
-            await self._tell_end(delivery, result)
+            for observer in self.observers:
+                self.aside.start_soon(observer.bury_task, delivery.task_id, result)
 
     # The handler
 
@@ -232,12 +239,8 @@ class JobRunner:
             first = await delivery.complete(data)
         job.settled = True
         self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
-        if first and self.observers:
-            await self._tell_end(delivery, data)
-
-    async def _tell_end(self, delivery: Delivery, result: bytes) -> None:
-        for observer in self.observers:
-            await observer.task_ended(delivery.task_id, result)
+        if first and job.ending is not None:
+            job.ending.tell(data)
 
     def _encode(
         self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
@@ -276,6 +279,8 @@ class JobRunner:
         if job.settled or job.lost:
             return  # a lost one is another worker's by now
         job.settled = True
+        if job.ending is not None:
+            job.ending.tell(None)
         await self._pulls_ended.wait()  # or it comes straight in again
         try:
             await job.delivery.give_back()

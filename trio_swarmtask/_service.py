@@ -30,6 +30,10 @@ class Service:
         self.lanes: Lanes  # set before the first job
         self.running = 0  # handlers that have not ended
 
+    @property
+    def ack_wait(self) -> float:
+        return self.intake.ack_wait
+
     async def keep_leases(self) -> None:
         """Renew what is held, and cancel what could not be renewed, for ever."""
         next_round = trio.current_time() + self.intake.ack_wait / 3

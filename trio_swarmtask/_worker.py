@@ -4,8 +4,7 @@
 # was opened in, because a cancellation from outside must not reach the handlers before the broker
 # has been told to send no more: a task given back while a pull stands comes straight in again. So
 # the order of stopping is always: mark closed, end the pulls, let handlers finish or cancel them,
-# give back what was cancelled. `_stopping` starts it, `_interrupting` makes it short, and every
-# wait in it is bounded by the handlers alone.
+# give back what was cancelled. `_stopping` starts it, `_interrupting` makes it short.
 
 from __future__ import annotations
 
@@ -215,15 +214,17 @@ class Worker(metaclass=NoPublicConstructor):
             # The shield ends when `_stopping` is set, which leaving the worker's block does.
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as self._background:
-                    async with trio.open_nursery() as self._handlers:
+                    async with (
+                        trio.open_nursery() as self._runner.aside,
+                        trio.open_nursery() as self._handlers,
+                    ):
                         self._background.start_soon(self._cut_short)
                         task_status.started()
                         await self._stopping.wait()
                         await self._end_pulls()
                         await self._handlers_ended.wait()
-                        # What is left are results that are being stored.
-                        waits = [service.intake.ack_wait for service in self._standing()]
-                        self._give_up_after(max(waits, default=0))
+                        # What is left are results that are being stored, and announced.
+                        self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
                     self._background.cancel_scope.cancel()
         finally:
             self._finished.set()
@@ -254,8 +255,9 @@ class Worker(metaclass=NoPublicConstructor):
         self._give_up_after(SETTLE_SECONDS)
 
     def _give_up_after(self, seconds: float) -> None:
-        scope = self._handlers.cancel_scope
-        scope.deadline = min(scope.deadline, trio.current_time() + seconds)
+        for nursery in (self._handlers, self._runner.aside):
+            scope = nursery.cancel_scope
+            scope.deadline = min(scope.deadline, trio.current_time() + seconds)
 
     def _check_handlers_ended(self) -> None:
         if self._pulls_ended.is_set() and not any(s.running for s in self._standing()):

@@ -167,7 +167,65 @@ async def test_publisher_that_hangs_keeps_no_task_from_being_done(
         publish_results(worker, publisher)
         await worker.handle("coder", echo)
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
-    assert caplog.messages[0].endswith("it took more than 0.1 seconds")
+    [told] = {text.partition(": ")[2] for text in caplog.messages if "announce" in text}
+    assert told == "the worker was closed, or it took too long"
+
+
+@within(10)
+async def test_announcing_is_not_in_the_way(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tasks go on while nothing can be announced, and a shutdown is not late for it."""
+
+    async def hang(task_id: str, result: Result) -> None:
+        await trio.sleep_forever()
+
+    publisher = MemoryPublisher()
+    monkeypatch.setattr(publisher, "publish", hang)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        publish_results(worker, publisher)
+        await worker.handle("coder", echo, max_in_flight=1)
+        for number in range(5):
+            await dispatcher.run("coder", Message(id=f"t-{number}"))
+        await worker.shutdown(0.1)
+    failed = [text.split()[4] for text in caplog.messages if "announce" in text]
+    assert sorted(failed) == [f"t-{number}:" for number in range(5)]  # none without a word
+
+
+@within(10)
+async def test_task_that_is_given_back_stays_pending(swarm: Swarm) -> None:
+    """Until another worker ends it."""
+    began = trio.Event()
+
+    async def stop(message: Message) -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    async with (
+        MemoryPublisher() as publisher,
+        publisher.subscribe("t-1") as updates,
+        swarm.dispatcher() as dispatcher,
+    ):
+        async with swarm.worker(name="ada") as worker:
+            publish_results(worker, publisher)
+            await worker.handle("coder", stop)
+            await dispatcher.start("coder", Message(id="t-1"))
+            await began.wait()
+            with pytest.raises(trio.TooSlowError):
+                await worker.shutdown(0)
+        assert (await publisher.get("t-1")).status is PENDING
+        async with swarm.worker(name="bob") as worker:
+            publish_results(worker, publisher)
+            await worker.handle("coder", echo)
+            told = [
+                (
+                    update.status,
+                    (update.metadata or {})["agent"],
+                    (update.metadata or {})["attempt"],
+                )
+                async for update in updates
+            ]
+    assert told == [(PENDING, "ada", "1"), (PENDING, "bob", "2"), (SUCCESS, "bob", "2")]
 
 
 @within(10)

@@ -10,15 +10,15 @@
 from __future__ import annotations
 
 import base64
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from .._bucket import Bucket, Entry, Page
+from .._bucket import Bucket, Entry, Page, Refused, Watch
 from .._util import open_flat_nursery
-from ._bucket_stream import BucketStream, find_bucket
+from ._bucket_stream import BucketStream, find_bucket, make_bucket
 from ._client import Client
 from ._jetstream import (
     NO_MESSAGE,
@@ -31,7 +31,7 @@ from ._jetstream import (
     persist,
     publish,
 )
-from ._requests import Requests, open_requests, status_of
+from ._requests import NoAnswer, Requests, open_requests, status_of
 from ._streams import Streams
 from ._watch import Watches
 
@@ -49,9 +49,6 @@ _PAGE: Final = 1000
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 # Without direct gets every entry is a request of its own.
 _SINGLY: Final = 100
-# The server takes about a thousand subjects a request; 413 past that.
-_BATCH: Final = 500
-
 _GONE: Final = ("DEL", "PURGE")
 
 # What may stand before the data: the expected sequence and the TTL.
@@ -60,6 +57,8 @@ _HEADER_BYTES: Final = 128
 
 class NATSBucket(Bucket):
     """Made by `open_nats_bucket`."""
+
+    batch: Final = 500  # keys; the server takes about a thousand a request, and 413 past that
 
     def __init__(self, requests: Requests, streams: Streams, name: str, ttl: float) -> None:
         self.prefix = f"$KV.{name}."
@@ -82,73 +81,102 @@ class NATSBucket(Bucket):
             most = min(most, self._stream.max_size)
         return most - _HEADER_BYTES
 
+    @property
+    def tells_all(self) -> bool:
+        """Whether only an outage can keep a change from who follows its key."""
+        return self._stream is None or self._stream.tells_all
+
+    @property
+    def lost(self) -> Exception | None:
+        return None if self._connection.lost is None else self._connection.lost_error()
+
     async def stream(self) -> BucketStream:
-        """The stream, found or made again if it was gone."""
+        """The stream, made if there is none."""
         if self._stream is None:
-            self._stream = await find_bucket(self._streams, self._name, self._ttl)
+            self._stream = await make_bucket(self._streams, self._name, self._ttl)
         return self._stream
 
     async def get(self, key: str) -> Entry | None:
-        return await self._persist(f"look up {key}", lambda stream: self._get(stream, key))
+        async def attempt(stream: BucketStream) -> Entry | None:
+            return await self._get(stream, key)
 
-    async def get_many(self, keys: list[str]) -> dict[str, Entry]:
-        """The newest entries of these keys, of those that have one; they may be stale."""
-        found: dict[str, Entry] = {}
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            entries = await self._persist("look up keys", partial(self._get_batch, keys=batch))
-            found.update((entry.key, entry) for entry in entries)
-        return found
+        return await self._read(f"look up {key}", attempt, None)
 
-    async def put(self, key: str, data: bytes, revision: int) -> int | None:
-        async def attempt(stream: BucketStream) -> int | None:
-            headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-            if stream.ttl_header is not None:
-                headers["Nats-TTL"] = stream.ttl_header
-            return await self._publish(key, data, headers)
+    async def get_some(self, keys: list[str]) -> tuple[list[Entry], bool]:
+        """The newest entries of the first `batch` of these keys, and whether that is not all.
 
-        return await self._persist(f"store {key}", attempt)
+        They may be stale.
+        """
+        attempt = partial(self._get_batch, keys[: self.batch])
+        return await self._read("look up keys", attempt, ([], False))
 
-    async def remove(self, key: str, revision: int) -> bool:
-        async def attempt(stream: BucketStream) -> int | None:
-            headers = {
-                "KV-Operation": "DEL",
-                "Nats-Expected-Last-Subject-Sequence": str(revision),
-            }
-            if stream.marker_ttl is not None:
-                headers["Nats-TTL"] = stream.marker_ttl
-            return await self._publish(key, b"", headers)
+    async def put(self, key: str, data: bytes, revision: int) -> None:
+        def headers(stream: BucketStream) -> dict[str, str]:
+            return {} if stream.ttl_header is None else {"Nats-TTL": stream.ttl_header}
 
-        return await self._persist(f"delete {key}", attempt) is not None
+        await self._write(f"store {key}", key, data, revision, headers)
+
+    async def remove(self, key: str, revision: int) -> None:
+        def headers(stream: BucketStream) -> dict[str, str]:
+            ttl = {} if stream.marker_ttl is None else {"Nats-TTL": stream.marker_ttl}
+            return {"KV-Operation": "DEL", **ttl}
+
+        await self._write(f"delete {key}", key, b"", revision, headers)
 
     async def page(self, after: int) -> Page:
-        return await self._persist(
-            f"list the bucket {self._name}", lambda stream: self._page(stream, after)
-        )
+        nothing = Page((), after, more=False)
+        what = f"list the bucket {self._name}"
+        return await self._read(what, partial(self._page, after=after), nothing)
 
-    def watch(
-        self, key: str, on_entry: Callable[[Entry], None]
-    ) -> AbstractAsyncContextManager[None]:
+    def watch(self, key: str, on_entry: Callable[[Entry], None]) -> Watch:
         return self.watches.open(key, on_entry)
 
-    async def _persist(self, what: str, attempt: Callable[[BucketStream], Awaitable[T]]) -> T:
+    async def _read(
+        self, what: str, attempt: Callable[[BucketStream], Awaitable[T]], nothing: T
+    ) -> T:
+        """What ``attempt`` gives; ``nothing`` if the bucket was deleted: reading makes none."""
+
         async def on_the_stream() -> T:
+            if self._stream is None:
+                self._stream = await find_bucket(self._streams, self._name, self._ttl)
+            if self._stream is None:
+                return nothing
             try:
-                return await attempt(await self.stream())
+                return await attempt(self._stream)
             except NoResponders:
                 self._stream = None  # deleted, perhaps; or between two leaders
                 raise
 
         return await persist(self._connection, what, on_the_stream)
 
-    async def _publish(self, key: str, data: bytes, headers: dict[str, str]) -> int | None:
-        try:
-            ack = await publish(self._requests, self.prefix + key, data, headers)
-        except APIError as exc:
-            if exc.err_code in WRONG_LAST_SEQUENCE:
-                return None
-            raise
-        return ack.seq
+    async def _write(
+        self,
+        what: str,
+        key: str,
+        data: bytes,
+        revision: int,
+        make_headers: Callable[[BucketStream], dict[str, str]],
+    ) -> None:
+        unsure = False
+
+        async def attempt() -> None:
+            nonlocal unsure
+            headers = make_headers(await self.stream())
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
+            try:
+                await publish(self._requests, self.prefix + key, data, headers)
+            except NoAnswer:
+                unsure = True
+                raise
+            except NoResponders:
+                self._stream = None
+                raise
+            except APIError as exc:
+                if exc.err_code in WRONG_LAST_SEQUENCE:
+                    raise Refused(unsure=unsure) from exc
+                raise
+
+        await persist(self._connection, what, attempt)
 
     async def _get(self, stream: BucketStream, key: str) -> Entry | None:
         subject = self.prefix + key
@@ -174,13 +202,14 @@ class NATSBucket(Bucket):
         message: dict[str, Any] = answer["message"]
         headers = Client._parse_header_lines(base64.b64decode(message.get("hdrs", "")))
         data = base64.b64decode(message.get("data", ""))
-        return self._entry(message["subject"], message["seq"], headers, data)
+        return self._entry(message["subject"], message["seq"], message["time"], headers, data)
 
-    async def _get_batch(self, stream: BucketStream, keys: list[str]) -> list[Entry]:
+    async def _get_batch(self, keys: list[str], stream: BucketStream) -> tuple[list[Entry], bool]:
         if stream.direct:
-            return (await self._collect(stream, multi_last=[self.prefix + key for key in keys]))[0]
+            subjects = [self.prefix + key for key in keys]
+            return await self._collect(stream, multi_last=subjects, max_bytes=_PAGE_BYTES)
         entries = [await self._get(stream, key) for key in keys]
-        return [entry for entry in entries if entry is not None]
+        return [entry for entry in entries if entry is not None], False
 
     async def _page(self, stream: BucketStream, after: int) -> Page:
         # By `*`, for a key with a dot in it is not a task's.
@@ -190,7 +219,7 @@ class NATSBucket(Bucket):
             entries, more = await self._collect(
                 stream, seq=after + 1, next_by_subj=subject, batch=_PAGE, max_bytes=_PAGE_BYTES
             )
-            return Page(entries, entries[-1].revision if entries else after, more)
+            return Page(entries, entries[-1].revision if entries else after, more and bool(entries))
         while len(entries) < _SINGLY:
             entry = await self._get_at_leader(stream, seq=after + 1, next_by_subj=subject)
             if entry is None:
@@ -213,12 +242,21 @@ class NATSBucket(Bucket):
     def read(self, message: Msg) -> Entry:
         """The entry in a message that the server hands out by another subject than its own."""
         headers = message.headers or {}
-        subject, sequence = headers.get("Nats-Subject", ""), headers.get("Nats-Sequence", "0")
-        return self._entry(subject, int(sequence), headers, message.data)
+        sequence = headers.get("Nats-Sequence", "")
+        return self._entry(
+            headers.get("Nats-Subject", ""),
+            int(sequence) if sequence.isascii() and sequence.isdigit() else 0,
+            headers.get("Nats-Time-Stamp", ""),
+            headers,
+            message.data,
+        )
 
-    def _entry(self, subject: str, sequence: int, headers: dict[str, str], data: bytes) -> Entry:
+    def _entry(
+        self, subject: str, sequence: int, stored_at: str, headers: dict[str, str], data: bytes
+    ) -> Entry:
         gone = headers.get("KV-Operation") in _GONE or "Nats-Marker-Reason" in headers
-        return Entry(subject.removeprefix(self.prefix), sequence, None if gone else data)
+        key = subject.removeprefix(self.prefix)
+        return Entry(key, sequence, None if gone else data, stored_at)
 
 
 @asynccontextmanager

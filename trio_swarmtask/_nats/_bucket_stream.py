@@ -28,6 +28,8 @@ class BucketStream:
     name: str
     updates: str | None
     """Where each stored change of a key is republished, with the key behind it; or None."""
+    tells_all: bool
+    """Whoever hears what is republished has missed nothing but outages: expiry leaves a marker."""
     one_each: bool
     """It holds the newest change of a key alone."""
     direct: bool
@@ -42,9 +44,15 @@ class BucketStream:
     """Bytes that an entry may have, its headers included; None: as many as a message."""
 
 
-async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream:
-    """The stream that holds ``$KV.<bucket>.*``."""
-    max_age = 0 if ttl == math.inf else round(ttl * _NANOSECONDS)
+async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream | None:
+    """The stream that holds ``$KV.<bucket>.*``, or None."""
+    config = await streams.find(f"$KV.{bucket}.*")
+    return None if config is None else _read(config, bucket, ttl, _max_age(ttl))
+
+
+async def make_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream:
+    """The same, made if there is none."""
+    max_age = _max_age(ttl)
     config = await streams.find_or_make(
         f"$KV.{bucket}.*",
         {
@@ -59,10 +67,14 @@ async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream
             "allow_direct": True,
             "allow_msg_ttl": True,
             "subject_delete_marker_ttl": _MARKER_SECONDS * _NANOSECONDS,
-            "republish": {"src": f"$KV.{bucket}.>", "dest": f"{_updates(bucket)}>"},
+            "republish": {"src": f"$KV.{bucket}.>", "dest": f"kv.{bucket}.>"},
         },
     )
     return _read(config, bucket, ttl, max_age)
+
+
+def _max_age(ttl: float) -> int:
+    return 0 if ttl == math.inf else round(ttl * _NANOSECONDS)
 
 
 def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> BucketStream:
@@ -88,6 +100,7 @@ def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> Buck
     return BucketStream(
         name=config["name"],
         updates=updates.removesuffix(">") if understood else None,
+        tells_all=understood and (not kept or bool(config.get("subject_delete_marker_ttl"))),
         one_each=config.get("max_msgs_per_subject") == 1,
         direct=bool(config.get("allow_direct")),
         replicated=config.get("num_replicas", 1) > 1,
@@ -95,7 +108,3 @@ def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> Buck
         marker_ttl=str(_MARKER_SECONDS) if has_ttl else None,
         max_size=max_size if max_size > 0 else None,
     )
-
-
-def _updates(bucket: str) -> str:
-    return f"kv.{bucket}."

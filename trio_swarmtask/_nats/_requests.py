@@ -211,8 +211,10 @@ def refused_error(connection: Connection, action: str) -> BrokerError:
 def status_of(message: Msg) -> str | None:
     """The status line of a reply that carries one (``"503"``: nobody listens), else None."""
     headers = message.headers
-    # A status has no body. A stored message may have a header of that name.
-    return headers.get(STATUS) if headers and not message.data else None
+    # A stored message may have a header of that name; it says where it is stored, or has a body.
+    if not headers or message.data or "Nats-Stream" in headers:
+        return None
+    return headers.get(STATUS)
 
 
 @asynccontextmanager

@@ -171,14 +171,15 @@ class Streams:
         """
 
         async def find() -> dict[str, Any]:
-            found = await self._find(subject)
+            found = await self.find(subject)
             if found is None:
                 found = await self._make(subject, config)
             return found
 
         return await persist(self._connection, f"give a stream that holds {subject}", find)
 
-    async def _find(self, subject: str) -> dict[str, Any] | None:
+    async def find(self, subject: str) -> dict[str, Any] | None:
+        """The config of a stream that holds ``subject``, or None."""
         answer = await call(self._requests, "STREAM.NAMES", subject=subject)
         for name in answer.get("streams") or ():
             try:
@@ -210,7 +211,7 @@ class Streams:
             logger.info("made the stream %s", name)
             made_config: dict[str, Any] = made["config"]
             return made_config
-        found = await self._find(subject)
+        found = await self.find(subject)
         if found is not None:
             return found  # another process was quicker
         raise BrokerError(

@@ -2,26 +2,25 @@
 #
 # The stream republishes each change after it was stored. Nothing is missed at the beginning:
 # subscribe, then get, then drop what was heard meanwhile and is not newer than what was got. What
-# is stored while we are away is never heard; so after each reconnect, and now and then, all keys
-# are looked up.
+# is stored while we are away is never heard; so after each reconnect all keys are looked up.
 #
 # A bucket that does not republish is followed by its own subjects. They also show what the stream
 # then refuses, so what comes there is a hint to look, no more; of changes in quick succession the
-# look-up may find the last one only.
+# look-up may find the last one only. Such a bucket, and one where expiry leaves no marker, is
+# looked up now and then, too; any other more rarely, as only a purge of the stream is silent there.
 #
 # An answer that is not newer than what was told counts only if nothing was told since it was asked
-# for. A change that is heard and not newer is looked up: it was got before it was heard, or the
+# for. A change that is heard and not newer is a hint: it was got before it was heard, or the
 # bucket was made anew and counts from one.
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .._bucket import Entry
+from .._bucket import Entry, Watch
 from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._subscribe import subscribe
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 SWEEP_SECONDS: Final = 30.0
+_PATIENCE: Final = 10
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
 
@@ -49,16 +49,14 @@ class Watches:
     def __init__(self, bucket: NATSBucket, requests: Requests) -> None:
         self.bucket = bucket
         self.requests = requests
-        self.open_ones: dict[Watch, None] = {}
+        self.open_ones: dict[NATSWatch, None] = {}
         self._looks: trio.Nursery
         self._missed = trio.Event()
         self._ended = False
 
-    def open(
-        self, key: str, on_entry: Callable[[Entry], None]
-    ) -> AbstractAsyncContextManager[None]:
+    def open(self, key: str, on_entry: Callable[[Entry], None]) -> Watch:
         """See `Bucket.watch`."""
-        return Watch(self, key, on_entry)
+        return NATSWatch(self, key, on_entry)
 
     def start(self, look: Callable[[], Awaitable[None]]) -> None:
         """Look something up in the background, unless the bucket is being closed."""
@@ -74,7 +72,8 @@ class Watches:
             task_status.started()
             try:
                 while True:
-                    with trio.move_on_after(SWEEP_SECONDS):
+                    patience = _PATIENCE if self.bucket.tells_all else 1
+                    with trio.move_on_after(SWEEP_SECONDS * patience):
                         await self._missed.wait()
                     self._missed = trio.Event()
                     await self.requests.connection.wait_up()
@@ -92,22 +91,34 @@ class Watches:
             logger.warning("changes that were missed can't be looked up: %s", exc)
 
     async def _sweep(self) -> None:
-        before = {watch: watch.revision for watch in self.open_ones}
-        found = await self.bucket.get_many([watch.key for watch in before])
-        for watch, revision in before.items():
-            entry = found.get(watch.key)
-            if entry is not None and entry.revision >= revision:
-                watch.take(entry, revision)
-            elif revision:
-                await watch.look()  # gone, unless a replica lags behind
+        waiting = {watch.key: watch for watch in self.open_ones}
+        while waiting:
+            seen = {watch: watch.told for watch in waiting.values()}
+            asked = list(waiting)
+            entries, more = await self.bucket.get_some(asked)
+            for entry in entries:
+                watch = waiting.pop(entry.key)
+                watch.take(entry, seen[watch])
+            if not (more and entries):
+                for key in asked[: self.bucket.batch]:
+                    if key in waiting:
+                        watch = waiting.pop(key)
+                        if watch.told != NOTHING:
+                            await watch.look()  # gone, unless a replica lags behind
 
 
-class Watch(AbstractAsyncContextManager[None]):
-    """One key that is followed, from the entering of its block to the leaving."""
+Told = tuple[int, str]
+"""What tells an entry from others of its key: its revision, and when it was stored."""
+
+NOTHING: Final = (0, "")
+
+
+class NATSWatch(Watch):
+    """One key that is followed."""
 
     def __init__(self, watches: Watches, key: str, on_entry: Callable[[Entry], None]) -> None:
         self.key = key
-        self.revision = 0  # of what was told last; 0: nothing, or gone
+        self.told: Told = NOTHING
         self._watches = watches
         self._on_entry = on_entry
         self._early: list[Entry] | None = []
@@ -129,11 +140,11 @@ class Watch(AbstractAsyncContextManager[None]):
             requests.connection.unsubscribe(self._subscription)
             raise
         self._watches.open_ones[self] = None
-        self.take(entry, self.revision)
+        self.take(entry, self.told)
         early, self._early = self._early, None
         for heard in early or ():
-            if heard.revision > self.revision:
-                self.take(heard, self.revision)
+            if heard.revision > self.told[0]:
+                self.take(heard, self.told)
         self._follow_hints()
 
     async def __aexit__(
@@ -145,32 +156,31 @@ class Watch(AbstractAsyncContextManager[None]):
         del self._watches.open_ones[self]
         self._watches.requests.connection.unsubscribe(self._subscription)
 
-    def take(self, entry: Entry | None, seen: int) -> None:
+    def take(self, entry: Entry | None, seen: Told) -> None:
         """Tell of ``entry``, or that there is none, if that is news.
 
-        ``seen``: the revision when it was asked for.
+        ``seen``: what had been told when it was asked for.
         """
-        revision = 0 if entry is None else entry.revision
-        if revision == self.revision or (revision < self.revision != seen):
+        found = NOTHING if entry is None else (entry.revision, entry.stored_at)
+        if self not in self._watches.open_ones or found == self.told:
             return
-        self.revision = revision
+        if found[0] <= self.told[0] and self.told != seen:
+            return
+        self.told = found
         self._on_entry(entry or Entry(self.key, 0, None))
 
     async def look(self) -> None:
-        """Look the key up."""
-        seen = self.revision
-        entry = await self._watches.bucket.get(self.key)
-        if self in self._watches.open_ones:
-            self.take(entry, seen)
+        seen = self.told
+        self.take(await self._watches.bucket.get(self.key), seen)
 
     def _on_update(self, message: Msg) -> None:
         entry = self._watches.bucket.read(message)
         if self._early is not None:
             self._early.append(entry)
-        elif entry.revision > self.revision:
-            self.take(entry, self.revision)
-        else:
-            self._watches.start(self.look)
+        elif entry.revision > self.told[0]:
+            self.take(entry, self.told)
+        elif (entry.revision, entry.stored_at) != self.told:
+            self._on_hint(message)
 
     def _on_hint(self, message: Msg) -> None:
         self._hinted = True

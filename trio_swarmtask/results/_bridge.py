@@ -1,9 +1,9 @@
 # From tasks to results: what a worker's tasks come to, published.
 #
-# Announcing is beside the task, never in its way: it is bounded, and a failure to announce is
-# logged. What counts as a task's end is its first stored result, so that nobody reads here what the
-# task's dispatcher does not get. A worker that dies right after storing one has not announced it;
-# whoever must know asks the dispatcher.
+# Announcing is beside the task, never in its way: in a Trio task of its own, bounded in time, and a
+# failure to announce is logged. What counts as a task's end is its first stored result, so that
+# nobody reads here what the task's dispatcher does not get. A worker that dies right after storing
+# one has not announced it; whoever must know asks the dispatcher.
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from ._types import Result, ResultStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .._job import Ending
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
 
@@ -71,25 +73,30 @@ class _Announcer(Observer):
     def __init__(self, publisher: ResultPublisher) -> None:
         self._publisher = publisher
 
-    async def task_began(self, message: Message, agent: str, attempt: int) -> None:
+    async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
         metadata = {"agent": agent, "attempt": str(attempt)}
-        result = Result(status=ResultStatus.PENDING, metadata=metadata)
-        await self._announce(message.id, lambda: result)
+        begun = Result(status=ResultStatus.PENDING, metadata=metadata)
+        await self._announce(message.id, lambda: begun)
+        result = await end.wait()
+        if result is not None:
+            await self.bury_task(message.id, result)
 
-    async def task_ended(self, task_id: str, result: bytes) -> None:
+    async def bury_task(self, task_id: str, result: bytes) -> None:
         await self._announce(task_id, lambda: as_result(TaskResult.decode(result)))
 
     async def _announce(self, task_id: str, make: Callable[[], Result]) -> None:
-        problem: Any = f"it took more than {_SECONDS:g} seconds"
-        with trio.move_on_after(_SECONDS):
-            try:
-                return await self._publish(task_id, make())
-            except ResultExistsError:
-                return None  # delivered again after its end was announced: that stands
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the task goes on
-                problem = exc
-        logger.error("could not announce task %s: %s", task_id, problem)
-        return None
+        problem: Any = "the worker was closed, or it took too long"
+        try:
+            with trio.move_on_after(_SECONDS):
+                await self._publish(task_id, make())
+                problem = None
+        except ResultExistsError:
+            problem = None  # delivered again after its end was announced: that stands
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the task goes on
+            problem = exc
+        finally:
+            if problem is not None:
+                logger.error("could not announce task %s: %s", task_id, problem)
 
     async def _publish(self, task_id: str, result: Result) -> None:
         try:

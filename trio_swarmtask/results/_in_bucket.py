@@ -1,23 +1,23 @@
 # Results in a bucket: durable, and shared by all processes.
 #
-# Storing is compare-and-set: the record is merged over what is stored, and only replaces just
-# that. In this process the publishers of one task wait for each other, so that conflicts are with
-# other processes alone. What this process stored last of a task that goes on is remembered, so
-# that an update costs one round trip; if the memory is wrong there is a conflict, and then it is
-# looked up.
+# Storing is compare-and-set: look, merge the record over what is stored, and replace just that; a
+# conflict means once more. In this process the publishers of one task wait for each other, so that
+# conflicts are with other processes alone.
+#
+# The look is never saved, though it costs a round trip. A revision that is remembered could be
+# another record's, in a bucket that was deleted and made anew. And a conflict tells that something
+# was stored while we published only if we looked: see `_may_follow`.
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
-import trio
-
+from .._bucket import Refused, Watch
 from ._errors import InvalidResultError, ResultNotFoundError
 from ._locks import KeyedLocks
-from ._merge import merge
+from ._merge import merge, supersedes
 from ._publisher import TopicPublisher
 from ._select import Selection
 from ._types import Result, ResultFilter, clean, clean_filter, validate_task_id
@@ -28,18 +28,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from .._bucket import Bucket, Entry
+    from ._publisher import Topic
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
-
-_REMEMBERED: Final = 1000  # tasks; of one forgotten, the next update costs a look-up
-
-
-class _Stored(NamedTuple):
-    revision: int
-    result: Result | None
-
-
-_NOTHING: Final = _Stored(0, None)
 
 
 @final
@@ -50,7 +41,6 @@ class KVPublisher(TopicPublisher):
         super().__init__(buffer_size)
         self._bucket = bucket
         self._locks = KeyedLocks()
-        self._known: OrderedDict[str, _Stored] = OrderedDict()
 
     async def publish(self, task_id: str, result: Result) -> None:
         self._lifetime.check()
@@ -59,30 +49,28 @@ class KVPublisher(TopicPublisher):
         await self._lifetime.run(partial(self._publish, task_id, new))
 
     async def _publish(self, task_id: str, new: Result) -> None:
-        await trio.lowlevel.checkpoint()
         async with self._locks.hold(task_id):
-            await self._store(task_id, new)
+            while True:
+                entry = await self._bucket.get(task_id)
+                record = merge(task_id, new, None if entry is None else _read(entry))
+                data = encode(record)
+                self._check_size(task_id, data)
+                revision = 0 if entry is None else entry.revision
+                try:
+                    return await self._bucket.put(task_id, data, revision)
+                except Refused as exc:
+                    if exc.unsure and await self._may_follow(record):
+                        return None
 
-    async def _store(self, task_id: str, new: Result) -> None:
-        stored = self._known.pop(task_id, _NOTHING)
-        while True:
-            record = merge(task_id, new, stored.result)
-            data = encode(record)
-            self._check_size(task_id, data)
-            revision = await self._bucket.put(task_id, data, stored.revision)
-            if revision is not None:
-                break
-            entry = await self._bucket.get(task_id)
-            if entry is not None and entry.data == data:
-                revision = entry.revision  # it was stored, and only the answer was lost
-                break
-            stored = _NOTHING if entry is None else _Stored(entry.revision, _read(entry))
-        if not record.status.is_terminal:
-            # What merging needs, without what may be large.
-            core = Result(status=record.status, created_at=record.created_at)
-            self._known[task_id] = _Stored(revision, core)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
+    async def _may_follow(self, record: Result) -> bool:
+        """Whether what is stored now can have come after ``record``, whose answer was lost.
+
+        If so it is taken for that, whether or not ``record`` was ever stored: both were being
+        published at the same time. To store it again could take back what is newer.
+        """
+        entry = await self._bucket.get(record.task_id)
+        stored = None if entry is None else _read(entry)
+        return stored is None or supersedes(stored, record)
 
     async def get(self, task_id: str) -> Result:
         self._lifetime.check()
@@ -119,17 +107,17 @@ class KVPublisher(TopicPublisher):
 
     async def _delete(self, task_id: str) -> None:
         async with self._locks.hold(task_id):
-            self._known.pop(task_id, None)
-            tried = False
+            unsure = False
             while True:
                 entry = await self._bucket.get(task_id)
                 if entry is None or entry.data is None:
-                    if tried:
+                    if unsure:
                         return  # it was removed, by us if only the answer was lost
                     raise ResultNotFoundError(task_id)
-                if await self._bucket.remove(task_id, entry.revision):
-                    return
-                tried = True
+                try:
+                    return await self._bucket.remove(task_id, entry.revision)
+                except Refused as exc:
+                    unsure = unsure or exc.unsure
 
     def _check_task_id(self, task_id: object) -> None:
         validate_task_id(task_id)
@@ -144,6 +132,10 @@ class KVPublisher(TopicPublisher):
 
     def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
         return self._bucket.watch(task_id, partial(self._on_entry, task_id))
+
+    async def _refresh(self, topic: Topic) -> None:
+        assert isinstance(topic.source, Watch)
+        await topic.source.look()
 
     def _find(self, task_id: str) -> Result | None:
         return self._topics[task_id].current

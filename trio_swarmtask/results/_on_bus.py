@@ -3,7 +3,8 @@
 # A publisher hears its own announcements too. It has told its subscriptions already, so these are
 # recognised by their bytes and passed over: they come back in the order in which they were sent,
 # so one that is recognised also accounts for all before it. (A tag would be simpler, but the bytes
-# on the bus are Go's, too.)
+# on the bus are Go's, too.) If another process was heard in between, ours came after that on the
+# bus, and is told once more: so that all who listen end with the same.
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 import trio
 
-from .._names import check_count
+from .._bus import MessageBus
+from .._names import check_count, shorten
 from .._subjects import check_subject
 from ._errors import InvalidResultError
 from ._local import LocalPublisher
@@ -28,8 +30,11 @@ from ._wire import decode, encode
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from .._bus import BusMessage, MessageBus
+    from .._bus import BusMessage
     from ._publisher import Topic
+
+# Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
+_MOST_UNDER_WAY: Final = 1000
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
 
@@ -54,6 +59,7 @@ class BusPublisherConfig:
 
     def __post_init__(self) -> None:
         check_subject(self.subject_prefix)
+        check_subject(f"{self.subject_prefix}.{'x' * 128}")  # the longest task ID
         check_count("buffer_size", self.buffer_size)
         check_count("max_results", self.max_results)
 
@@ -76,11 +82,13 @@ class BusPublisher(LocalPublisher):
         bus: MessageBus,
         config: BusPublisherConfig = BusPublisherConfig(),
     ) -> None:
+        if not isinstance(bus, MessageBus):
+            raise TypeError(f"{shorten(bus)} is not a MessageBus: use MemoryBus or open_nats_bus")
         super().__init__(config.buffer_size, config.max_results)
         self._bus = bus
         self._prefix = config.subject_prefix
         self._locks = KeyedLocks()
-        self._sent: dict[str, deque[bytes]] = {}  # own announcements that will come back
+        self._sent: dict[str, _Sent] = {}
 
     async def publish(self, task_id: str, result: Result) -> None:
         self._lifetime.check()
@@ -105,12 +113,12 @@ class BusPublisher(LocalPublisher):
                 "the bus takes; keep large data elsewhere and publish a reference"
             )
         # Noted before it goes out: on a bus in memory it is back before `publish` returns.
-        sent = self._sent.setdefault(task_id, deque())
-        sent.append(data)
+        sent = self._sent.setdefault(task_id, _Sent())
+        sent.announcements.append(data)
         try:
             await self._bus.publish(f"{self._prefix}.{task_id}", data)
         except BaseException:
-            sent.remove(data)
+            sent.announcements.remove(data)
             raise
         finally:
             if task_id not in self._topics:
@@ -136,7 +144,8 @@ class BusPublisher(LocalPublisher):
         self._end(task_id, error)
 
     def _hear(self, task_id: str, message: BusMessage) -> None:
-        if self._lifetime.is_over or self._is_own(task_id, message.data):
+        sent = self._sent.get(task_id)
+        if self._lifetime.is_over or (sent is not None and sent.is_own(message.data)):
             return
         try:
             heard = decode(message.data, task_id)
@@ -148,11 +157,23 @@ class BusPublisher(LocalPublisher):
             heard = msgspec.structs.replace(heard, created_at=held.created_at)
         if heard != held and supersedes(heard, held):
             self._keep(task_id, heard)
+            if sent is not None:
+                sent.was_overtaken = True
 
-    def _is_own(self, task_id: str, data: bytes) -> bool:
-        sent = self._sent.get(task_id)
-        if sent is None or data not in sent:
+
+class _Sent:
+    """Own announcements of a task that will come back."""
+
+    def __init__(self) -> None:
+        self.announcements: deque[bytes] = deque(maxlen=_MOST_UNDER_WAY)
+        self.was_overtaken = False  # another process was heard since
+
+    def is_own(self, data: bytes) -> bool:
+        """Whether ``data`` is one of them, and there is nothing to do about it."""
+        if data not in self.announcements:
             return False
-        while sent.popleft() != data:
+        while self.announcements.popleft() != data:
             pass  # one that was lost on its way
-        return True
+        again = self.was_overtaken and not self.announcements
+        self.was_overtaken = self.was_overtaken and not again
+        return not again

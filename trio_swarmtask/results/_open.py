@@ -79,4 +79,4 @@ async def host_kv_publisher(
         try:
             yield publisher
         finally:
-            publisher._close()
+            publisher._close(opened.lost)

@@ -48,6 +48,8 @@ class ResultPublisher(trio.abc.AsyncResource):
           InvalidStatusError: if the status is none of `ResultStatus`.
           InvalidResultError: if another field has a wrong type, or the result is too large.
           PublisherClosedError: if the publisher is closed, or is closed while this waits.
+          BrokerError: if the server is lost for good, or refuses.
+          BusClosedError: if the bus under a `BusPublisher` is closed.
         """
 
     @abstractmethod
@@ -136,16 +138,20 @@ class TopicPublisher(ResultPublisher):
         """What calls `_announce` with each update from outside, from being entered."""
         return nullcontext()
 
+    async def _refresh(self, topic: Topic) -> None:
+        """See to it that `_find` gives what is stored now, where a source may lag behind."""
+
     @abstractmethod
     def _find(self, task_id: str) -> Result | None:
         """What is stored, as far as it is known here. The source is open."""
 
-    def _close(self) -> None:
+    def _close(self, error: Exception | None = None) -> None:
+        """``error``: what has ended the publisher, if it was not its user."""
         self._lifetime.end(
             lambda: PublisherClosedError("the publisher is closed; open another one")
         )
         for task_id in self._topics:
-            self._end(task_id)
+            self._end(task_id, error)
 
     def _announce(self, task_id: str, result: Result) -> None:
         topic = self._topics.get(task_id)
@@ -181,6 +187,8 @@ class TopicPublisher(ResultPublisher):
                 source = self._open_source(task_id)
                 await source.__aenter__()
                 topic.source = source
+            else:
+                await self._refresh(topic)
 
     async def _leave(self, subscription: Subscription) -> None:
         topic = self._topics[subscription._task_id]
@@ -206,6 +214,7 @@ class Subscription:
         self._publisher = publisher
         self._task_id = task_id
         self._buffer: LossyBuffer[Result] = LossyBuffer(buffer_size)
+        self._used = False
         self._entered = False
 
     def cancel(self) -> None:
@@ -213,12 +222,16 @@ class Subscription:
         self._buffer.end(discard=True)
 
     async def __aenter__(self) -> Self:
-        if self._entered:
+        if self._used:
             raise RuntimeError(
                 f"the block of {self._task_id!r} was entered before: subscribe again"
             )
-        await self._publisher._enter(self)
-        self._entered = True
+        self._used = True
+        try:
+            await self._publisher._enter(self)
+            self._entered = True
+        finally:
+            self._used = self._entered
         return self
 
     async def __aexit__(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -18,6 +19,7 @@ from ._errors import InvalidResultError, InvalidStatusError, InvalidTaskIDError
 # msgspec would also take a string for a time, and base64 for bytes.
 _AS_THEY_ARE: Final = (datetime, bytes)
 
+_FIELD: Final = re.compile(r"\$\.(\w+)")
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 _STATUSES: Final = frozenset(["pending", "success", "failed"])
@@ -201,7 +203,11 @@ def _convert(struct: _S, kind: type[_S]) -> _S:
         fields = msgspec.structs.asdict(struct)
         return msgspec.convert(fields, kind, builtin_types=_AS_THEY_ARE)
     except Exception as exc:
-        raise InvalidResultError(f"{shorten(struct)} can't be: {exc}") from exc
+        # Not the struct itself: it may hold what is secret, or large.
+        field = _FIELD.search(str(exc))
+        value = shorten(getattr(struct, field[1], None)) if field else "?"
+        name = f"{kind.__name__}.{field[1]}" if field else kind.__name__
+        raise InvalidResultError(f"{name} = {value} can't be: {exc}") from exc
 
 
 def _as_utc(time: datetime, field: str) -> datetime:
