@@ -35,7 +35,7 @@ LAYERS: Final = (
         "_statistics",
     ),
     BROKERS,
-    ("_broker", "_bucket", "_bus", "_buffer", "_lifetime"),
+    ("_broker", "_bucket", "_bus", "_buffer", "_lifetime", "_source"),
     ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
 )
 

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple
+
+from ._source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,8 +45,8 @@ class Refused(Exception):
         """An attempt before this one had no answer, and may have been stored."""
 
 
-class Watch(AbstractAsyncContextManager[None]):
-    """A key that is followed, from the entering of its block to the leaving."""
+class Watch(Source):
+    """A key that is followed."""
 
     @abstractmethod
     async def look(self) -> None:

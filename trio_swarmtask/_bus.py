@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
@@ -20,6 +19,7 @@ import trio
 from ._buffer import LossyBuffer
 from ._errors import BusClosedError, InvalidMessageError
 from ._names import check_count, shorten
+from ._source import Source
 from ._subjects import check_pattern, check_queue, check_subject
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class MessageBus(trio.abc.AsyncResource):
         callback: Callable[[BusMessage], None],
         *,
         on_close: Callable[[Exception | None], None] | None = None,
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> Source:
         """Call ``callback`` for every message on ``subject``, in order, for the length of a block.
 
         Nothing is buffered and nothing dropped, so the callback must be short and must not block.
@@ -162,7 +162,7 @@ class MessageBus(trio.abc.AsyncResource):
             )
 
 
-class Listener(AbstractAsyncContextManager[None]):
+class Listener(Source):
     """A callback on a subject, from the entering of its block to the leaving."""
 
     def __init__(
@@ -198,12 +198,7 @@ class Listener(AbstractAsyncContextManager[None]):
         finally:
             self._used = self._entered
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
         if self in self._bus._listeners:
             del self._bus._listeners[self]
             self._bus._detach(self)
@@ -261,7 +256,7 @@ class BusSubscription:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._listener.__aexit__(kind, exc, traceback)
+        self._listener.end()
         self._buffer.end()
 
     def __aiter__(self) -> Self:

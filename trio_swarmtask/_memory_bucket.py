@@ -17,7 +17,6 @@ from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from types import TracebackType
 
 # Deadlines of replaced entries that may lie about before they are swept out.
 _SPARE: Final = 100
@@ -134,12 +133,7 @@ class _MemoryWatch(Watch):
             self._on_entry(entry)
         self._shelf.watchers.setdefault(self._key, []).append(self._on_entry)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
         watchers = self._shelf.watchers[self._key]
         watchers.remove(self._on_entry)
         if not watchers:

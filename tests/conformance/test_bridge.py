@@ -17,6 +17,7 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask.results import (
+    InvalidResultError,
     MemoryPublisher,
     Result,
     ResultPublisher,
@@ -169,6 +170,25 @@ async def test_publisher_that_hangs_keeps_no_task_from_being_done(
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
     [told] = {text.partition(": ")[2] for text in caplog.messages if "announce" in text}
     assert told == "the worker was closed, or it took too long"
+
+
+@within(10)
+async def test_publisher_that_takes_no_result_at_all(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nothing to leave out."""
+
+    async def refuse(task_id: str, result: Result) -> None:
+        raise InvalidResultError("too large")
+
+    publisher = MemoryPublisher()
+    monkeypatch.setattr(publisher, "publish", refuse)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        publish_results(worker, publisher)
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message(id="t-1", inputs={"a": "b"}))
+    told = [text for text in caplog.messages if "announce" in text]
+    assert told == ["could not announce task t-1: too large"] * 2
 
 
 @within(10)

@@ -272,4 +272,5 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
             yield bucket
         finally:
             connection.on_down.remove(bucket.watches.on_down)
+            bucket.watches.end()
             nursery.cancel_scope.cancel()

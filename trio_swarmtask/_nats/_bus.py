@@ -46,14 +46,10 @@ class NATSBus(MessageBus):
         self._check_message(subject, data)
         await self._wait_room()
         await trio.lowlevel.checkpoint()
-        while True:
-            self._check_open()
-            try:
-                self._connection.publish(subject, data)
-            except NotConnected:
-                await self._requests.lifetime.run(self._connection.wait_up)
-            else:
-                return
+        while not self._connection.is_up:
+            await self._requests.lifetime.run(self._connection.wait_up)
+        self._check_open()
+        self._connection.publish(subject, data)
 
     async def request(self, subject: str, data: bytes) -> BusMessage:
         self._check_message(subject, data)

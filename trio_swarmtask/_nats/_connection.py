@@ -283,14 +283,16 @@ class Connection:
 async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
     """Connect; left by BrokerError when the connection is lost for good."""
     connection = Connection(config)
-    async with open_flat_nursery() as nursery:
-        await nursery.start(connection.host)
-        try:
-            await connection.connect()
-            nursery.start_soon(connection.watch)
-            yield connection
-        finally:
-            connection.close()
-            nursery.cancel_scope.cancel()
-    if connection.lost is None:  # for whoever still has it
-        connection.lost = BrokerError(f"the connection to {config.safe_url} was closed")
+    try:
+        async with open_flat_nursery() as nursery:
+            await nursery.start(connection.host)
+            try:
+                await connection.connect()
+                nursery.start_soon(connection.watch)
+                yield connection
+            finally:
+                connection.close()
+                nursery.cancel_scope.cancel()
+    finally:  # for whoever still has it
+        closed = BrokerError(f"the connection to {config.safe_url} was closed")
+        connection.lost = connection.lost or closed

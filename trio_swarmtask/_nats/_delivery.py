@@ -177,12 +177,12 @@ class NATSDelivery(Delivery):
             try:
                 await publish(settlement.requests, subject, result, _FIRST)
             except APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
-                    # Ours, if only the answer to an attempt before this one was lost.
-                    stored = await fetch_result(settlement.requests, stream, self.task_id)
-                    return stored == result
-                raise
-            return True
+                if exc.err_code not in WRONG_LAST_SEQUENCE:
+                    raise
+            else:
+                return True
+            # Ours, if only the answer to an attempt before this one was lost.
+            return await fetch_result(settlement.requests, stream, self.task_id) == result
 
         what = f"store the result of task {self.task_id}"
         try:

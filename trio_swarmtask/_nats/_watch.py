@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._bucket import Entry, Watch
-from .._errors import BrokerError
+from .._errors import BrokerError, ClosedError
 from .._util import open_flat_nursery
 from ._subscribe import subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
@@ -66,6 +65,10 @@ class Watches:
     def on_down(self) -> None:
         self._missed.set()
 
+    def end(self) -> None:
+        """Begin no more look-ups; one about to run may find all closed, and does no harm."""
+        self._ended = True
+
     async def keep(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what may have been missed, until closed."""
         async with open_flat_nursery() as self._looks:
@@ -79,7 +82,7 @@ class Watches:
                     await self.requests.connection.wait_up()
                     await self._unless_refused(self._sweep)
             finally:
-                self._ended = True
+                self.end()
 
     async def _unless_refused(self, look: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -89,6 +92,9 @@ class Watches:
                 raise
             # What is stored reaches us all the same, unless there is an outage.
             logger.warning("changes that were missed can't be looked up: %s", exc)
+        except ClosedError:
+            if not self._ended:
+                raise
 
     async def _sweep(self) -> None:
         waiting = {watch.key: watch for watch in self.open_ones}
@@ -147,12 +153,7 @@ class NATSWatch(Watch):
                 self.take(heard, self.told)
         self._follow_hints()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
         del self._watches.open_ones[self]
         self._watches.requests.connection.unsubscribe(self._subscription)
 

@@ -25,9 +25,9 @@ from ._wire import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from .._bucket import Bucket, Entry
+    from .._source import Source
     from ._publisher import Topic
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
@@ -130,7 +130,7 @@ class KVPublisher(TopicPublisher):
                 "the server takes; keep large data elsewhere and publish a reference"
             )
 
-    def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
+    def _open_source(self, task_id: str) -> Source:
         return self._bucket.watch(task_id, partial(self._on_entry, task_id))
 
     async def _refresh(self, topic: Topic) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -74,11 +75,8 @@ class LocalPublisher(TopicPublisher):
 
     def _make_room(self, but: str) -> None:
         # The oldest that ended; where there is none, the oldest; never the one that just came.
-        for held in (self._ended, self._pending):
-            for task_id in held:
-                if task_id != but:
-                    del held[task_id]
-                    return
+        oldest = itertools.chain(self._ended, self._pending)
+        self._forget(next(task_id for task_id in oldest if task_id != but))
 
 
 @final

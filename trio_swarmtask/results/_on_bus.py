@@ -28,9 +28,8 @@ from ._types import Result, clean, validate_task_id
 from ._wire import decode, encode
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     from .._bus import BusMessage
+    from .._source import Source
     from ._publisher import Topic
 
 # Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
@@ -127,15 +126,15 @@ class BusPublisher(LocalPublisher):
     def _check_task_id(self, task_id: object) -> None:
         validate_task_id(task_id)
 
-    def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
+    def _open_source(self, task_id: str) -> Source:
         return self._bus.listen(
             f"{self._prefix}.{task_id}",
             partial(self._hear, task_id),
             on_close=partial(self._on_close, task_id),
         )
 
-    async def _release(self, task_id: str, topic: Topic) -> None:
-        await super()._release(task_id, topic)
+    def _release(self, task_id: str, topic: Topic) -> None:
+        super()._release(task_id, topic)
         if task_id not in self._topics and not self._locks.is_held(task_id):
             self._sent.pop(task_id, None)  # else what is under way may meet another listener
 

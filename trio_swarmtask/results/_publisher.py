@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -19,6 +18,7 @@ import trio
 from .._buffer import LossyBuffer
 from .._lifetime import Lifetime
 from .._names import check_count
+from .._source import NoSource, Source
 from ._errors import PublisherClosedError
 from ._types import Result, ResultFilter, copy
 
@@ -107,7 +107,7 @@ class Topic:
     def __init__(self) -> None:
         self.users = 0
         self.opening = trio.Lock()
-        self.source: AbstractAsyncContextManager[None] | None = None
+        self.source: Source | None = None
         self.subscriptions: dict[Subscription, None] = {}
         self.current: Result | None = None  # for publishers that don't hold what is stored
 
@@ -134,9 +134,9 @@ class TopicPublisher(ResultPublisher):
     def _check_task_id(self, task_id: object) -> None:
         """Raise `InvalidTaskIDError` unless this publisher can use ``task_id``."""
 
-    def _open_source(self, task_id: str) -> AbstractAsyncContextManager[None]:
+    def _open_source(self, task_id: str) -> Source:
         """What calls `_announce` with each update from outside, from being entered."""
-        return nullcontext()
+        return NoSource()
 
     async def _refresh(self, topic: Topic) -> None:
         """See to it that `_find` gives what is stored now, where a source may lag behind."""
@@ -174,7 +174,7 @@ class TopicPublisher(ResultPublisher):
             await self._lifetime.run(partial(self._open, task_id, topic))
             self._lifetime.check()  # it may have ended in the moment in which this was done
         except BaseException:
-            await self._release(task_id, topic)
+            self._release(task_id, topic)
             raise
         stored = self._find(task_id)
         if stored is not None:
@@ -190,17 +190,17 @@ class TopicPublisher(ResultPublisher):
             else:
                 await self._refresh(topic)
 
-    async def _leave(self, subscription: Subscription) -> None:
+    def _leave(self, subscription: Subscription) -> None:
         topic = self._topics[subscription._task_id]
         del topic.subscriptions[subscription]
-        await self._release(subscription._task_id, topic)
+        self._release(subscription._task_id, topic)
 
-    async def _release(self, task_id: str, topic: Topic) -> None:
+    def _release(self, task_id: str, topic: Topic) -> None:
         topic.users -= 1
         if topic.users == 0:
             del self._topics[task_id]
             if topic.source is not None:
-                await topic.source.__aexit__(None, None, None)  # never waits
+                topic.source.end()
 
 
 @final
@@ -241,7 +241,7 @@ class Subscription:
         traceback: TracebackType | None,
     ) -> None:
         self.cancel()
-        await self._publisher._leave(self)
+        self._publisher._leave(self)
 
     def __aiter__(self) -> Self:
         return self
