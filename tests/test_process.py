@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from trio_swarmtask._process import Process
 
 WAIT = "import signal; print('ready', flush=True); signal.pause()"
-# SIGTERM does not end it: it says so, and waits on.
+# SIGTERM does not end it: it says so, and waits on. (By `os.write`, for the signal may come in the
+# middle of the `print`, and a print in a print is an error.)
 STUBBORN = """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: print("not yet", flush=True))
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"not yet\\n"))
 print("ready", flush=True)
 while True:
     signal.pause()
