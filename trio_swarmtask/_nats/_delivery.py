@@ -231,8 +231,7 @@ class NATSDelivery(Delivery):
             if await settlement.streams.dead() is not None:
                 await publish(settlement.requests, subject, b"", headers)
         except (*NO_ANSWER_YET, SwarmTaskError) as exc:
-            if isinstance(exc, NO_ANSWER_YET):
-                settlement.streams.forget()
+            settlement.streams.forget()  # it may have been deleted
             # Not noted, it counts as a failed delivery. The task is given back all the same.
             logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
 

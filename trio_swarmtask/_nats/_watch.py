@@ -93,8 +93,7 @@ class Watches:
             # What is stored reaches us all the same, unless there is an outage.
             logger.warning("changes that were missed can't be looked up: %s", exc)
         except ClosedError:
-            if not self._ended:
-                raise
+            assert self._ended  # nothing else closes the requests
 
     async def _sweep(self) -> None:
         waiting = {watch.key: watch for watch in self.open_ones}
