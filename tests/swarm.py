@@ -140,7 +140,7 @@ class Swarm(ABC):
     async def wait_until_empty(self) -> None:
         """Wait until every task has ended."""
         # An ack has no reply, and its effect no event: there is nothing to wait for but the count.
-        while await self.count_tasks():  # noqa: ASYNC110
+        while await self.count_tasks():  # noqa: ASYNC110 - no event
             await trio.sleep(0.01)
 
 

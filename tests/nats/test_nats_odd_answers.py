@@ -153,7 +153,7 @@ async def test_what_the_client_raises_at_once_is_the_reason(
 async def test_flush_that_fails_ends_the_wait_for_room(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(coroutine: Any) -> None:  # noqa: ANN401
+    async def fail(coroutine: Any) -> None:  # noqa: ANN401 - any
         coroutine.close()
         raise BrokerError("no answer")
 

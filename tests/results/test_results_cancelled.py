@@ -116,8 +116,8 @@ async def test_subscribers_that_give_up_at_any_moment(publishers: Publishers) ->
                 scope = trio.CancelScope()
 
                 async def give_up() -> None:
-                    with scope:  # noqa: B023
-                        async with publisher.subscribe(task_id) as updates:  # noqa: B023
+                    with scope:  # noqa: B023 - in this round
+                        async with publisher.subscribe(task_id) as updates:  # noqa: B023 - in this round
                             await rest(updates)
 
                 nursery.start_soon(give_up)
@@ -141,8 +141,8 @@ async def test_publishes_that_give_up_at_any_moment(publishers: Publishers) -> N
                 scope = trio.CancelScope()
 
                 async def give_up() -> None:
-                    with scope:  # noqa: B023
-                        await publisher.publish(task_id, pending(1))  # noqa: B023
+                    with scope:  # noqa: B023 - in this round
+                        await publisher.publish(task_id, pending(1))  # noqa: B023 - in this round
 
                 nursery.start_soon(give_up)
                 for _ in range(steps):

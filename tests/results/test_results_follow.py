@@ -133,8 +133,8 @@ async def test_every_subscriber_alone_in_the_middle(roomy: ResultPublisher) -> N
 
         async def publish() -> None:
             for number in range(UPDATES - 1):
-                await roomy.publish(task_id, pending(number))  # noqa: B023
-            await roomy.publish(task_id, success(UPDATES - 1))  # noqa: B023
+                await roomy.publish(task_id, pending(number))  # noqa: B023 - in this round
+            await roomy.publish(task_id, success(UPDATES - 1))  # noqa: B023 - in this round
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(publish)

@@ -228,8 +228,8 @@ async def test_result_that_expired_in_an_outage_ends_the_subscription(
         reader = await nursery.start(Reader(publisher, "t1").run)
         await reader.got(1)
         proxy.cut(for_good=True)
-        while (await raw.api("STREAM.INFO.KV_results"))["state"]["messages"]:  # noqa: ASYNC110
-            await trio.sleep(0.05)  # there is no event
+        while (await raw.api("STREAM.INFO.KV_results"))["state"]["messages"]:  # noqa: ASYNC110 - no event
+            await trio.sleep(0.05)
         proxy.mend()
         await reader.ended.wait()
         assert len(reader.read) == 1

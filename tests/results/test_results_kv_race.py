@@ -68,9 +68,9 @@ async def test_terminal_state_stands_in_a_race(server: Server) -> None:
             async def update(publisher: ResultPublisher) -> None:
                 try:
                     for number in range(50):
-                        await publisher.publish(task_id, pending(number))  # noqa: B023
+                        await publisher.publish(task_id, pending(number))  # noqa: B023 - in this round
                 except ResultExistsError as exc:
-                    refused.append(exc.status)  # noqa: B023
+                    refused.append(exc.status)  # noqa: B023 - in this round
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(update, one)

@@ -208,7 +208,7 @@ class Connection:
         except asyncio.CancelledError as exc:
             # asyncio's own, not Trio's: the loop or the client is going away.
             error = BrokerError(f"the connection to {self.config.safe_url} was closed")
-            raise error from exc  # noqa: ASYNC104
+            raise error from exc  # noqa: ASYNC104 - see above
         except (nats.errors.Error, OSError, RuntimeError) as exc:
             text = str(exc) or type(exc).__name__
             raise BrokerError(f"{self.config.safe_url}: {text}") from exc
