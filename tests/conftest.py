@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from ports import free_ports
 from swarm import MemorySwarm, NATSSwarm, Swarm
 from trio.testing import MockClock
 
 from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -24,22 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("kind") == "memory":
             item.add_marker(pytest.mark.trio(run=run_on_virtual_time), append=False)
-
-
-def find_free_ports() -> Iterator[int]:
-    """Ports below those that the system gives out by itself.
-
-    While a server is down, any other socket may be given a port of that range, and the server
-    can't come back. Each process of pytest-xdist has numbers of its own.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for port in itertools.cycle(range(12000 + worker % 10 * 2000, 14000 + worker % 10 * 2000)):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                yield port
-
-
-free_ports = find_free_ports()
 
 
 def run_on_virtual_time(test: Callable[[], Awaitable[None]], **settings: Any) -> None:
