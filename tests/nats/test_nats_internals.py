@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from nats_servers import kill
-from swarm import NATSSwarm, Raw, until, within
+from swarm import NATSSwarm, Raw, echo, until, within
 from test_nats_streams import make
 
-from trio_swarmtask import BrokerError, ClosedError, NATSConfig
+from trio_swarmtask import BrokerError, ClosedError, Message, NATSConfig, open_dispatcher
 from trio_swarmtask._nats import _connection, _requests
+from trio_swarmtask._nats._ack_subject import delivery_number
+from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import NotConnected, open_connection
 from trio_swarmtask._nats._durables import Durable
-from trio_swarmtask._nats._intake import delivery_number
 from trio_swarmtask._nats._jetstream import in_time
 from trio_swarmtask._nats._loop import open_loop
 from trio_swarmtask._nats._requests import NoAnswer
@@ -199,3 +200,25 @@ async def test_call_that_the_loop_cancels(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw:
         with pytest.raises(BrokerError, match=r"the connection to nats://.* was closed"):
             await raw.connection.call(cancelled())
+
+
+@within(30)
+async def test_what_cannot_be_read_replaces_the_connection(
+    nats_swarm: NATSSwarm, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py's read loop would end, and the client go on saying that it is connected."""
+
+    async def stumble(*args: object) -> None:
+        monkeypatch.undo()
+        raise LookupError("odd")
+
+    async with nats_swarm.raw() as raw, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        async with open_dispatcher(nats_swarm.broker) as dispatcher:
+            monkeypatch.setattr(Client, "_process_msg", stumble)
+            with trio.fail_after(5):
+                await dispatcher.run("coder", Message())
+        assert raw.connection.lost is None
+    told = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    reason = "can't read what it sent: LookupError('odd')"
+    assert told == [f"lost the connection to {nats_swarm.url}: {reason}"]

@@ -18,6 +18,7 @@ import msgspec
 
 from .._bucket import Bucket, Entry, Page, Refused, Watch
 from .._util import open_flat_nursery
+from ._ack_subject import parse_count
 from ._bucket_stream import BucketStream, find_bucket, make_bucket
 from ._client import Client
 from ._jetstream import (
@@ -245,7 +246,7 @@ class NATSBucket(Bucket):
         sequence = headers.get("Nats-Sequence", "")
         return self._entry(
             headers.get("Nats-Subject", ""),
-            int(sequence) if sequence.isascii() and sequence.isdigit() else 0,
+            parse_count(sequence) or 0,
             headers.get("Nats-Time-Stamp", ""),
             headers,
             message.data,

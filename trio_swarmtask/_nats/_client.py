@@ -1,4 +1,4 @@
-# The one place that touches nats-py's insides.
+# The one place that touches nats-py's insides, with `_parser.py`.
 #
 # Everything else goes through its public methods. What is here has no public way:
 #
@@ -7,7 +7,9 @@
 # - A pull subscription must be ended at the server while what is under way still comes in;
 #   `unsubscribe` drops both ends at once, and so leases what arrives until ack_wait.
 # - Closing a transport waits until its buffer is sent, which over a dead network is never.
-# - A subject that is not UTF-8 would end the read loop while the client says that it is connected.
+# - What the parser stumbles over ends the read loop while the client says that it is connected. So
+#   does the PONG for a `flush` that was cancelled. And a greeting that can't be read ends the task
+#   that reconnects.
 #
 # `subscribe(future=…)` takes any object with `cancelled` and `set_result` and calls it for every
 # message in the read loop: no task and no queue for each subscription. A coroutine of the client
@@ -16,14 +18,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import nats.errors
 from nats.aio.client import Client as NATS, Srv
 
+from ._parser import Parser, parse_headers
+
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from nats.aio.msg import Msg
@@ -72,6 +77,12 @@ class Client(NATS):
 
     wants_tls = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = Parser(self)  # type: ignore[assignment]  # all that nats-py calls is there
+        self.trouble: Exception | None = None
+        """Why the last connection was given up."""
+
     def is_encrypted(self) -> bool:
         """Whether the server asked for TLS: then nats-py has upgraded the connection."""
         return bool(self._server_info.get("tls_required"))
@@ -80,11 +91,21 @@ class Client(NATS):
         # Called at every connect, after the TLS handshake and before the credentials go out.
         if self.wants_tls and not self.is_encrypted():
             raise PlaintextError("TLS was asked for, and the server does not offer it")
+        if type(self._max_payload) is not int:
+            raise TypeError(f"max_payload {self._max_payload!r}")
         return super()._connect_command()
 
     async def _connect_to_server(self, s: Srv) -> None:
         self.abort()  # of an attempt that failed half way, whose socket would be leaked
         await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except (OSError, nats.errors.Error):
+            raise
+        except Exception as exc:  # a greeting that is none: to be tried again, as the rest is
+            raise nats.errors.Error(f"it does not greet as a NATS server does: {exc!r}") from exc
 
     async def _attempt_reconnect(self) -> None:
         self.abort()
@@ -102,16 +123,22 @@ class Client(NATS):
             _sid=sid,
         )
 
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        # nats-py 2.16 looks at every character of every name in a generator expression, and a
-        # republished result has six headers: 8% of a dispatcher's time.
-        headers: dict[str, str] = {}
-        for line in raw.decode(errors="replace").split("\r\n"):
-            name, colon, value = line.partition(":")
-            if colon:
-                headers[name] = value.strip()
-        return headers
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        return parse_headers(headers)
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # whoever waited for it was cancelled
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # While it reconnects, further errors are of no interest to nats-py either.
+        self.trouble = e if self.is_connected else self.trouble
+        await super()._process_op_err(e)
+
+    async def replace_connection(self, reason: Exception) -> None:
+        """Drop the connection and make another one."""
+        await self._process_op_err(reason)
 
     async def end_at_server(self, subscription: Subscription) -> None:
         """Let the server send nothing more; what is under way still arrives."""

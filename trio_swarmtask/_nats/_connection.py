@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,7 +21,7 @@ from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._client import Client, Sink, connect_options
 from ._credentials import check_credentials
-from ._errors import connect_error, fatal_error, lost_error
+from ._errors import connect_error, fatal_error, lost_error, parse_violation
 from ._loop import Loop, open_loop
 
 if TYPE_CHECKING:
@@ -41,12 +40,6 @@ _CLOSE_SECONDS: Final = 2.0
 
 # Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
-
-# The server quotes the subject as Go does: `"` and `\\` are escaped.
-_VIOLATION: Final = re.compile(
-    r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"'
-)
-_ESCAPED: Final = re.compile(r'\\(["\\])')
 
 
 class NotConnected(Exception):
@@ -158,7 +151,7 @@ class Connection:
 
     async def _on_error(self, exc: Exception) -> None:
         self._last_error = exc
-        violation = _VIOLATION.search(str(exc))
+        violation = parse_violation(exc)
         if violation is None:
             refusal = fatal_error(exc, self.config)
             if refusal is not None and not self._fatal.is_set():
@@ -167,13 +160,13 @@ class Connection:
             logger.debug("the client of %s reports: %s", self.config.safe_url, exc)
         else:
             logger.error("%s: %s", self.config.safe_url, exc)
-            subject = _ESCAPED.sub(r"\1", violation[2])
             for refused in list(self.on_refused):
-                refused(violation[1], subject)
+                refused(*violation)
 
     async def _on_disconnected(self) -> None:
         if not self._closing.is_set():
-            logger.warning("lost the connection to %s", self.config.safe_url)
+            reason = str(self.client.trouble) or repr(self.client.trouble)
+            logger.warning("lost the connection to %s: %s", self.config.safe_url, reason)
         if self._up.is_set():  # not twice, or whoever waits for it would wait for ever
             self._up = trio.Event()
         self._down.set()
@@ -188,7 +181,9 @@ class Connection:
 
     async def _on_closed(self) -> None:
         if not self._closing.is_set():
-            # The server has thrown us out (a revoked user, say): nats-py does not come back.
+            # The server has thrown us out (a revoked user, say): nats-py does not come back, and
+            # keeps the reason to itself.
+            self._last_error = self.client.last_error or self._last_error
             self._lose(f"the server closed the connection: {self._last_error or 'no reason given'}")
 
     def _lose(self, reason: str) -> None:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .._errors import AuthenticationError, BrokerError
 from ._client import PlaintextError
 
 if TYPE_CHECKING:
     from .._config import NATSConfig
+
+
+# The server quotes the subject as Go does: `"` and `\\` are escaped.
+_VIOLATION: Final = re.compile(
+    r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"'
+)
+_ESCAPED: Final = re.compile(r'\\(["\\])')
+
+
+def parse_violation(exc: Exception) -> tuple[str, str] | None:
+    """What the server's permissions forbid: ``publish`` or ``subscription``, and the subject."""
+    found = _VIOLATION.search(str(exc))
+    return None if found is None else (found[1], _ESCAPED.sub(r"\1", found[2]))
 
 
 def fatal_error(exc: Exception, config: NATSConfig) -> BrokerError | None:

@@ -97,7 +97,10 @@ async def publish(
     reply = await requests.request(subject, data, headers)
     if not reply.data:
         raise NoResponders(subject)  # an acknowledgement has a body; only a status has none
-    ack = _decode_ack(reply.data)
+    try:
+        ack = _decode_ack(reply.data)
+    except msgspec.DecodeError as exc:
+        raise NoAnswer(f"what came back on {subject} is no acknowledgement: {exc}") from exc
     if ack.error is not None:
         raise APIError(ack.error.code, ack.error.err_code, ack.error.description)
     return ack
@@ -108,7 +111,10 @@ async def call(requests: Requests, request: str, /, **body: object) -> dict[str,
     reply = await requests.request(f"$JS.API.{request}", msgspec.json.encode(body) if body else b"")
     if status_of(reply) is not None:
         raise NoResponders(f"$JS.API.{request}")
-    answer: dict[str, Any] = msgspec.json.decode(reply.data)
+    try:
+        answer: dict[str, Any] = msgspec.json.decode(reply.data, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise NoAnswer(f"what came back from {request} is no answer: {exc}") from exc
     error = answer.get("error")
     if error is not None:
         raise APIError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 5.0
 
 STATUS: Final = "Status"
+# Of a message that is stored.
+_STORED: Final = ("Nats-Stream", "Nats-Sequence")
 
 
 class NoAnswer(Exception):
@@ -212,7 +214,7 @@ def status_of(message: Msg) -> str | None:
     """The status line of a reply that carries one (``"503"``: nobody listens), else None."""
     headers = message.headers
     # A stored message may have a header of that name; it says where it is stored, or has a body.
-    if not headers or message.data or "Nats-Stream" in headers:
+    if not headers or message.data or not headers.keys().isdisjoint(_STORED):
         return None
     return headers.get(STATUS)
 
