@@ -77,12 +77,13 @@ class Outbox(ABC):
 class Delivery(ABC):
     """One arrival of a task at a worker."""
 
-    __slots__ = ("capability", "data", "lease_until", "number", "task_id")
+    __slots__ = ("again", "capability", "data", "lease_until", "number", "task_id")
 
     capability: str
     task_id: str  # as the broker filed it; what the envelope says is the worker's to compare
     data: bytes
     number: int  # how often the task was delivered, this time included
+    again: bool  # it may have been delivered before, whatever the number says
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
     @abstractmethod

@@ -211,6 +211,7 @@ class _MemoryDelivery(Delivery):
         self.task_id = task.task_id
         self.data = task.data
         self.number = task.deliveries
+        self.again = task.deliveries > 1
         self.lease_until = trio.current_time() + queue.store.ack_wait
         self._queue = queue
         self._task = task

@@ -81,7 +81,7 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw, nats_swarm.open() as broker:
         settlement = Settlement(raw.connection, raw.requests, broker._streams, 30)  # type: ignore[attr-defined]
         delivery = NATSDelivery(
-            settlement, "coder", "t1", b"", "$JS.ACK.GONE.work-coder.1.1.1.1.0", 1
+            settlement, "coder", "t1", b"", "$JS.ACK.GONE.work-coder.1.1.1.1.0", 1, again=False
         )
         lease_until = delivery.lease_until
         delivery.renew()
@@ -157,7 +157,8 @@ async def test_dead_letter_when_the_connection_is_lost(
 ) -> None:
     async with nats_swarm.raw() as raw, nats_swarm.open() as broker:
         settlement = Settlement(raw.connection, raw.requests, broker._streams, 30)  # type: ignore[attr-defined]
-        delivery = NATSDelivery(settlement, "coder", "t1", b"", "$JS.ACK.T.D.1.1.1.1.0", 1)
+        reply = "$JS.ACK.T.D.1.1.1.1.0"
+        delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, again=False)
         monkeypatch.setattr(Settlement, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)
         with pytest.raises(BrokerError, match="lost for good"):

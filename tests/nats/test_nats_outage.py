@@ -18,6 +18,7 @@ from trio_swarmtask import (
     Dispatcher,
     Message,
     NATSConfig,
+    Result,
     Status,
     Worker,
     open_broker,
@@ -130,6 +131,34 @@ async def roles(server: Server, **settings: Any) -> AsyncIterator[tuple[Dispatch
     config = NATSConfig(server.url, **settings)
     async with open_dispatcher(config) as dispatcher, open_worker(config) as worker:
         yield dispatcher, worker
+
+
+@within(30)
+async def test_task_that_a_killed_server_offers_as_new_is_looked_up(server: Server) -> None:
+    """It forgets its last deliveries, and the last acks: the number of the delivery is 1 again."""
+    ran: list[str] = []
+    began, done = trio.Event(), trio.Event()
+
+    async def handler(message: Message) -> None:
+        ran.append(message.id)
+        began.set()
+        await done.wait()
+
+    async with open_dispatcher(server.url) as dispatcher, open_worker(server.url) as worker:
+        await worker.handle("coder", handler, max_in_flight=1)
+        first = await dispatcher.start("coder", Message(id="first"))
+        await began.wait()
+        # Behind the first one, never delivered: as good as delivered and forgotten.
+        second = await dispatcher.start("coder", Message(id="second"))
+        await NATSSwarm(server.url).store_result("second", Result(status=Status.SUCCESS).encode())
+        kill(server)
+        async with restarted(server):
+            third = await dispatcher.start("coder", Message(id="third"))
+            done.set()
+            for future in (first, second, third):
+                await future.wait()
+            await NATSSwarm(server.url).wait_until_empty()
+    assert ran in (["first", "third"], ["first", "first", "third"])
 
 
 @within(30)

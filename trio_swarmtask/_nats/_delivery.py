@@ -16,6 +16,7 @@ import trio
 
 from .._broker import Delivery
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
+from ._ack_subject import message_key
 from ._connection import Connection, NotConnected
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
@@ -85,11 +86,14 @@ class NATSDelivery(Delivery):
         data: bytes,
         reply: str,
         number: int,
+        *,
+        again: bool,
     ) -> None:
         self.capability = capability
         self.task_id = task_id
         self.data = data
         self.number = number
+        self.again = again
         self.lease_until = trio.current_time() + settlement.ack_wait
         self._settlement = settlement
         self._reply = reply
@@ -199,7 +203,7 @@ class NATSDelivery(Delivery):
         settlement = self._settlement
         subject = f"dead.{self.capability}.{self._token()}"
         headers = {
-            "Nats-Msg-Id": f"dead-{self.capability}-{self._token()}-{self.number}",
+            "Nats-Msg-Id": f"dead-{self._once()}",
             "Swarm-Reason": _one_line(reason),
             "Swarm-Deliveries": str(self.number),
         }
@@ -226,7 +230,7 @@ class NATSDelivery(Delivery):
     async def _note(self) -> None:
         settlement = self._settlement
         subject = f"back.{self.capability}.{self._token()}"
-        headers = {"Nats-Msg-Id": f"back-{self.capability}-{self._token()}-{self.number}"}
+        headers = {"Nats-Msg-Id": f"back-{self._once()}"}
         try:
             if await settlement.streams.dead() is not None:
                 await publish(settlement.requests, subject, b"", headers)
@@ -241,6 +245,10 @@ class NATSDelivery(Delivery):
         except (NotConnected, BrokerError):
             # The lease lapses, and whoever gets the task then finds its result.
             logger.debug("can't settle task %s now", self.task_id)
+
+    def _once(self) -> str:
+        # Tasks with different IDs may have the same token.
+        return f"{self.capability}-{message_key(self._reply)}-{self.number}"
 
     def _token(self) -> str:
         # An ID from the network may hold anything that a subject can, a literal wildcard too.

@@ -41,6 +41,8 @@ class Durable:
     """The largest batch that one pull may ask for."""
     expires: float = _EXPIRES
     """Seconds after which the server ends a pull."""
+    last_sequence: int = 0
+    """Of its stream, when it was looked up."""
 
 
 async def find_durable(
@@ -91,23 +93,23 @@ async def find_durable(
             if exc.err_code not in CONSUMER_EXISTS:  # then another worker was quicker
                 raise
 
-    async def find() -> dict[str, Any]:
+    async def find() -> tuple[dict[str, Any], int]:
         stream = await streams.tasks(capability)
         try:
             info = await look(stream)
             if info is None:
                 await make(stream)
                 info = await look(stream)
+            state = (await call(requests, f"STREAM.INFO.{stream}"))["state"]
+            if info is not None:
+                return info, state["last_seq"]
         except APIError as exc:
             if exc.err_code != NO_STREAM:
                 raise
-            info = None
-        if info is None:
-            streams.forget()
-            raise NoResponders(f"stream {stream}, which was there before")
-        return info
+        streams.forget()
+        raise NoResponders(f"stream {stream}, which was there before")
 
-    info = await persist(connection, f"give the durable {name}", find)
+    info, last_sequence = await persist(connection, f"give the durable {name}", find)
     config = info["config"]
     for setting in ("filter_subject", "ack_policy"):
         if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
@@ -128,4 +130,5 @@ async def find_durable(
         ack_wait=config["ack_wait"] / _NANOSECONDS,
         max_batch=config.get("max_batch") or _NO_LIMIT,
         expires=min(_EXPIRES, (config.get("max_expires") or math.inf) / _NANOSECONDS),
+        last_sequence=last_sequence,
     )

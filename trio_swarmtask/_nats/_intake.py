@@ -6,6 +6,10 @@
 # yet sent is kept here. Where it can't be known (the connection was lost, the consumer went,
 # heartbeats stay out), everything starts anew: another inbox, a count of zero.
 #
+# A server that is killed forgets the last deliveries it made, and the last acks: a task that was
+# done may come again as if for the first time. So after each new start, what is older than that
+# start is marked: the worker looks for its result first.
+#
 # Invariant: what is asked for is never more than the free places, so an idle worker's neighbour
 # never has tasks waiting for it. A place that became free is asked for at once, unless half of the
 # free places are asked for already: then the next task has a place to come to, and the next
@@ -23,7 +27,9 @@ import trio
 
 from .._broker import Delivery, Intake
 from .._errors import BrokerError, SwarmTaskError
+from .._subjects import matches
 from .._util import open_flat_nursery
+from ._ack_subject import delivery_number, parse_count, stream_sequence
 from ._connection import Connection, NotConnected
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
@@ -77,6 +83,8 @@ class NATSIntake(Intake):
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
+        self._known_until = 0  # sequence of the stream: may have been delivered before
+        self._reason = ""  # why the pull is to be begun anew
         self._refused: str | None = None
         self._stopped = False
 
@@ -116,7 +124,7 @@ class NATSIntake(Intake):
             try:
                 self._connection.publish(subject, msgspec.json.encode(request), self._inbox)
             except (NotConnected, BrokerError):
-                self._trouble.set()
+                self._end_for("there is no connection")
                 return
             if self._asked == 0:
                 self._heard_at = trio.current_time()
@@ -147,10 +155,16 @@ class NATSIntake(Intake):
             return
         self._free -= 1
         self._asked -= 1
-        task_id = message.subject.removeprefix(self._prefix)
         self._on_delivery(
             NATSDelivery(
-                self._settlement, self._capability, task_id, message.data, message.reply, number
+                self._settlement,
+                self._capability,
+                message.subject.removeprefix(self._prefix),
+                message.data,
+                message.reply,
+                number,
+                again=number > 1
+                or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
         )
         self._top_up()
@@ -159,19 +173,23 @@ class NATSIntake(Intake):
         if status == "100":
             return
         headers = message.headers or {}
-        logger.debug("pull of %s: %s", self._capability, headers)
-        pending = headers.get("Nats-Pending-Messages", "")
-        if status in ("404", "408", "409") and pending.isdigit():
-            self._asked = max(0, self._asked - int(pending))
+        pending = parse_count(headers.get("Nats-Pending-Messages", ""))
+        if status in ("404", "408", "409") and pending is not None:
+            self._asked = max(0, self._asked - pending)
             self._top_up()
         else:
-            self._trouble.set()
+            self._end_for(f"the server says {status} {headers.get('Description', '')}")
+
+    def _end_for(self, reason: str) -> None:
+        self._reason = reason
+        self._trouble.set()
 
     # Standing
 
     async def stand(self) -> None:
         """Pull until stopped, over and over, whatever becomes of the connection or the consumer."""
         pause = 0.0
+        told = ""
         while not self._stopped:
             began = trio.current_time()
             self._trouble = trio.Event()
@@ -180,17 +198,21 @@ class NATSIntake(Intake):
             if self._stopped:
                 return
             if self._refused is not None:
-                raise refused_error(self._connection, f"publish to {self._refused}")
+                raise refused_error(self._connection, self._refused)
             self.end_pull()
             # Trouble at once and again must not spin; trouble after a while is met at once.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
             pause = 0.0 if long_ago else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
+            if pause == _LONGEST_PAUSE and self._reason != told:
+                told = self._reason
+                logger.warning("the pull of %s ends again and again: %s", self._capability, told)
             await trio.sleep(pause)
             await self._connection.wait_up()
             self._streams.forget()
             self._durable = await find_durable(
                 self._connection, self._requests, self._streams, self._capability
             )
+            self._known_until = self._durable.last_sequence
             self.ack_wait = self._durable.ack_wait
             self._settlement = replace(self._settlement, ack_wait=self.ack_wait)
 
@@ -210,33 +232,30 @@ class NATSIntake(Intake):
         while not self._trouble.is_set():
             silent_at = self._heard_at + _SILENCE if self._asked else trio.current_time() + _SILENCE
             if silent_at <= trio.current_time():
+                self._reason = "no heartbeat"
                 logger.warning("no heartbeat of the pull of %s: pulling anew", self._capability)
                 return
             with trio.move_on_at(silent_at):
                 await self._trouble.wait()
 
     def on_down(self) -> None:
-        self._trouble.set()
+        self._end_for("the connection was lost")
 
     def on_refused(self, action: str, subject: str) -> None:
         # Neither pulls nor acks have an answer of their own. nats-py has made the text lower case.
+        if action == "subscription":
+            if subject == self._inbox.lower():
+                self._refuse(f"subscribe to {self._inbox}")
+            return
         durable = f"{self._durable.stream}.{self._durable.name}"
-        pull, ack = f"$JS.API.CONSUMER.MSG.NEXT.{durable}", f"$JS.ACK.{durable}."
-        if action == "publish" and (subject == pull.lower() or subject.startswith(ack.lower())):
-            self._refused = pull if subject == pull.lower() else f"{ack}>"
-            self._trouble.set()
+        pull = f"$JS.API.CONSUMER.MSG.NEXT.{durable}"
+        for pattern in (pull, f"$JS.ACK.{durable}.>", f"$JS.ACK.*.*.{durable}.>"):
+            if matches(pattern.lower(), subject):
+                self._refuse(f"publish to {pattern}")
 
-
-def delivery_number(reply: str, durable: Durable) -> int | None:
-    """How often the task was delivered, from the ack subject; None if it is not our durable's."""
-    # $JS.ACK.<stream>.<consumer>.<number>.…, or with a domain and an account before the stream.
-    tokens = reply.split(".")
-    if len(tokens) in (11, 12):
-        del tokens[2:4]
-    if len(tokens) < 9 or tokens[:4] != ["$JS", "ACK", durable.stream, durable.name]:
-        return None
-    number = tokens[4]
-    return int(number) if number.isascii() and number.isdigit() and number != "0" else None
+    def _refuse(self, action: str) -> None:
+        self._refused = action
+        self._trouble.set()
 
 
 @asynccontextmanager
