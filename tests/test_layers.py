@@ -32,6 +32,7 @@ LAYERS: Final = (
         "_runner",
         "_lane",
         "_service",
+        "_watchdog",
         "_statistics",
     ),
     BROKERS,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from ._broker import Delivery
     from ._handler import Value
     from ._wire import Message, Result
@@ -40,6 +42,8 @@ class Job:
     """One delivery in hand, and what it came to."""
 
     __slots__ = (
+        "blocked",
+        "call",
         "delivery",
         "ending",
         "handling",
@@ -56,6 +60,7 @@ class Job:
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.scope: trio.CancelScope | None = None  # while its handler runs
+        self.call: Awaitable[object] | None = None  # of the handler
         self.message: Message | None = None
         self.result: Result | Value | None = None
         self.ending: Ending | None = None  # where somebody follows the task
@@ -63,6 +68,7 @@ class Job:
         self.started = 0.0  # when that was
         self.timeout = math.inf
         self.interrupted = False  # the worker stops: give the task back
+        self.blocked = False  # its handler kept the Trio thread to itself
         self.lost = False  # the lease lapsed: the task is another worker's
         self.settled = False  # nothing is left to do for it
 

@@ -147,7 +147,7 @@ class JobRunner:
         except InvalidMessageError as exc:
             await self._bury(job, str(exc))
             return None
-        if delivery.number > 1:
+        if delivery.again:
             if delivery.number > self._max_deliveries and await self._is_poison(delivery):
                 await self._bury(job, f"delivered more than {self._max_deliveries} times")
                 return None
@@ -193,7 +193,8 @@ class JobRunner:
             job.scope.deadline = job.started + timeout
         job.handling = True
         try:
-            value = await handler(message)
+            job.call = handler(message)
+            value = await job.call
             return value if isinstance(value, Result) else Value(value)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             return self.failure(job, exc)

@@ -17,18 +17,18 @@ import trio
 
 from ._errors import ClosedError
 from ._handler import Handler, check_handler
-from ._job import Job
 from ._lane import Lanes
 from ._names import check_capability, check_count, check_timeout
 from ._runner import SETTLE_SECONDS, JobRunner
 from ._service import Service
 from ._statistics import WorkerStatistics
 from ._util import NoPublicConstructor, open_flat_nursery
+from ._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ._broker import Broker, Delivery
+    from ._broker import Broker
 
 
 @final
@@ -49,6 +49,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._finished = trio.Event()
         self._cause: BaseException | None = None
         self._cut = 0  # jobs that were cut short
+        self._watchdog = Watchdog()
         self._runner = JobRunner(
             name,
             default_timeout,
@@ -164,14 +165,7 @@ class Worker(metaclass=NoPublicConstructor):
         *,
         task_status: trio.TaskStatus[Exception | None],
     ) -> None:
-        service: Service
-        lanes: Lanes
-
-        def receive(delivery: Delivery) -> None:
-            job = Job(delivery)
-            service.jobs.add(job)
-            service.running += 1
-            lanes.start(job)
+        service = Service()
 
         def on_handler_end() -> None:
             service.running -= 1
@@ -184,22 +178,24 @@ class Worker(metaclass=NoPublicConstructor):
         self._entering.add(entering)
         try:
             with entering:
-                async with self._broker.open_intake(capability, receive) as intake:
+                async with self._broker.open_intake(capability, service.receive) as intake:
                     self._check_open()
-                    self._services[capability] = service = Service(intake)
-                    lanes = service.lanes = Lanes(
+                    self._services[capability] = service
+                    service.intake = intake
+                    service.lanes = Lanes(
                         self._runner,
                         handler,
                         self._handlers,
                         context,
                         max_in_flight,
                         on_handler_end,
-                        service.jobs.discard,
+                        service.let_go,
                     )
                     self._entering.discard(entering)
                     task_status.started(None)
                     intake.ask(max_in_flight)
-                    await service.keep_leases()
+                    self._watchdog.watch(service)
+                    await service.keep_leases(self._watchdog.beat)
             self._check_open()  # only a worker that stops cancels this scope
         except Exception as exc:  # noqa: BLE001 - it is raised elsewhere, see below
             if entering in self._entering:
@@ -212,7 +208,7 @@ class Worker(metaclass=NoPublicConstructor):
     async def _host(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             # The shield ends when `_stopping` is set, which leaving the worker's block does.
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), self._watchdog.running():
                 async with trio.open_nursery() as self._background:
                     async with (
                         trio.open_nursery() as self._runner.aside,
@@ -238,7 +234,7 @@ class Worker(metaclass=NoPublicConstructor):
             for service in self._standing():
                 nursery.start_soon(service.intake.stop)  # never raises
         for service in self._standing():
-            for job in service.jobs:
+            for job in service.jobs.values():
                 if not job.handling:
                     job.interrupt()
             service.lanes.close()
@@ -250,7 +246,7 @@ class Worker(metaclass=NoPublicConstructor):
         await self._pulls_ended.wait()
         self._cut = sum(len(service.jobs) for service in self._standing())
         for service in self._standing():
-            for job in service.jobs:
+            for job in service.jobs.values():
                 job.interrupt()
         self._give_up_after(SETTLE_SECONDS)
 

@@ -103,7 +103,7 @@ async def test_poison_is_set_aside_after_max_deliveries(swarm: Swarm) -> None:
         # As a worker does that dies: neither a result nor a give-back.
         nonlocal runs
         runs += 1
-        (job,) = worker._services["coder"].jobs
+        (job,) = worker._services["coder"].jobs.values()
         job.lose_lease()
         await trio.sleep_forever()
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
+from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._broker import Delivery, Intake
+from trio_swarmtask._service import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,10 +87,10 @@ async def test_lease_that_cannot_be_renewed_ends_the_handler(
         await worker.handle("coder", zombie_at_first)
         future = await dispatcher.start("coder", Message())
         await began.wait()
-        (job,) = worker._services["coder"].jobs
+        (job,) = worker._services["coder"].jobs.values()
         monkeypatch.setattr(type(job.delivery), "renew", lambda delivery: None)
         await ended.wait()
-        assert (await future.wait()).attempt == 2
+        assert (await future.wait()).attempt > 1
         assert worker.statistics().leases_lost == 1
         assert worker.statistics().given_back == 0
 
@@ -176,3 +177,38 @@ async def test_no_more_arrive_than_asked_for(swarm: Swarm) -> None:
             other.ask(9)
             rest = [(await others.receive()).task_id for _ in range(3)]
         assert sorted([first.task_id, second.task_id, *rest]) == [f"t{n}" for n in range(5)]
+
+
+@within(30)
+async def test_lost_task_that_comes_back_waits_for_its_handler_to_end(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled and cleans up: the same task does not begin beside it, at this worker."""
+    swarm.configure(ack_wait=ACK_WAIT)
+    arrivals: list[int] = []
+    receive = Service.receive
+    runs, cleaned_up = 0, trio.Event()
+
+    def note(service: Service, delivery: Delivery) -> None:
+        arrivals.append(delivery.number)
+        receive(service, delivery)
+
+    async def lose_it(message: Message) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            (job,) = worker._services["coder"].jobs.values()
+            job.lose_lease()
+            with trio.CancelScope(shield=True):
+                await until(lambda: len(arrivals) > 1)
+                assert runs == 1
+                cleaned_up.set()
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Service, "receive", note)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", lose_it)
+        result = await dispatcher.run("coder", Message())
+        assert cleaned_up.is_set()
+        assert (runs, result.attempt) == (2, 3)
+        await swarm.wait_until_empty()
