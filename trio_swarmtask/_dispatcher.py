@@ -220,7 +220,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
 
     def _closed_error(self) -> SwarmTaskError:
         if isinstance(self._ended, BrokerError):
-            return BrokerError(*self._ended.args)
+            return type(self._ended)(*self._ended.args)
         return ClosedError("the dispatcher is closed; open another one to start tasks")
 
 

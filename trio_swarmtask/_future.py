@@ -11,6 +11,7 @@ import trio
 
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError
+from ._names import shorten
 from ._util import NoPublicConstructor
 from ._wire import Result
 
@@ -109,7 +110,10 @@ class Future(metaclass=NoPublicConstructor):
     def _decode(self) -> None:
         assert self._data is not None
         try:
-            self._result = Result.decode(self._data)
+            result = Result.decode(self._data)
+            if result.id not in ("", self._id):
+                raise InvalidMessageError(f"it is that of task {shorten(result.id)}")
+            self._result = result
         except InvalidMessageError as exc:
             # An answer all the same: whoever waits must hear that the task ended.
             self._result = Result(

@@ -19,6 +19,7 @@ from trio_swarmtask._nats._jetstream import NO_STREAM, APIError, RefusedError, c
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from trio_swarmtask._broker import Delivery
     from trio_swarmtask._nats._broker import NATSBroker
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
@@ -197,7 +198,13 @@ async def test_hint_after_the_end_is_no_reason_to_look(server: Server) -> None:
 
 @within(10)
 async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
+    deliveries: list[Delivery] = []
     async with open_broker(server.url) as broker, broker.open_outbox("key", Deaf()) as outbox:
         outbox.expect("mine")
-        outbox.on_refused("subscription", "notify.theirs")  # type: ignore[attr-defined]
-        assert await outbox.store("coder", "mine", b"data")
+        async with broker.open_intake("coder", deliveries.append) as intake:
+            for refused in broker.connection.on_refused:  # type: ignore[attr-defined]
+                refused("subscription", "notify.theirs")
+                refused("publish", "their.subject")
+            assert await outbox.store("coder", "mine", b"data")
+            intake.ask(1)
+            await until(lambda: deliveries)

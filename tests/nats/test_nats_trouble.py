@@ -12,7 +12,15 @@ from proxy import open_proxy
 from swarm import NATSSwarm, Raw, echo, until, within
 from test_nats_streams import REPUBLISH, make
 
-from trio_swarmtask import Dispatcher, Message, NATSConfig, Status, open_dispatcher, open_worker
+from trio_swarmtask import (
+    BrokerError,
+    Dispatcher,
+    Message,
+    NATSConfig,
+    Status,
+    open_dispatcher,
+    open_worker,
+)
 from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
@@ -221,3 +229,39 @@ async def test_network_that_drops_packets(server: Server, nats_swarm: NATSSwarm)
         await until(lambda: worker.statistics().leases_lost == 1)
         assert ended == [future.id]
         proxy.thaw()
+
+
+@within(30)
+async def test_dead_letters_of_a_stream_that_was_made_anew(nats_swarm: NATSSwarm) -> None:
+    """Its tasks are numbered from 1 again: what was kept before is no reason to keep no more."""
+    async with standing(nats_swarm) as (raw, dispatcher):
+        for task_id in ("bad-1", "bad-2"):
+            await raw.api("STREAM.DELETE.TASKS")
+            async with nats_swarm.outbox() as outbox:
+                await outbox.store("coder", task_id, b"not JSON")
+            assert (await dispatcher.run("coder", Message(id=task_id))).status == Status.FAILED
+        assert set(await nats_swarm.dead_letters()) == {"bad-1", "bad-2"}
+
+
+@pytest.mark.parametrize("stream", ["TASKS", "TASK_RESULTS"])
+@within(30)
+async def test_stream_that_is_not_ours_is_deleted_while_in_use(
+    nats_swarm: NATSSwarm, stream: str
+) -> None:
+    """It is not made again; everybody who needs it hears that it is missing."""
+    async with standing(nats_swarm):
+        pass  # makes what the others find
+    nats_swarm.configure(manage_streams=False)
+    needed = {"TASKS": "work.coder.*", "TASK_RESULTS": r"done.\*"}[stream]
+    missing = f"has no stream that holds {needed}, and manage_streams is False"
+    async with nats_swarm.raw() as raw, nats_swarm.dispatcher() as dispatcher:
+        with pytest.raises(BrokerError, match=missing):
+            async with nats_swarm.worker() as worker:
+                await worker.handle("coder", echo)
+                await dispatcher.run("coder", Message())
+                await raw.api(f"STREAM.DELETE.{stream}")
+                with pytest.raises(BrokerError, match=missing):
+                    await dispatcher.run("coder", Message(id="mine"))
+                if stream == "TASK_RESULTS":
+                    await dispatcher.start("coder", Message())  # a result to store
+                await trio.sleep_forever()

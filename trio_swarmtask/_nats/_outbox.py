@@ -75,6 +75,7 @@ class NATSOutbox(Outbox):
         self._key = key
         self._listener = listener
         self._looks: trio.Nursery
+        self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
         self._watched: dict[str, Subscription] = {}
         self._known_capabilities: set[str] = set()
@@ -180,20 +181,28 @@ class NATSOutbox(Outbox):
         self._listener.result_stored(result_id(message), message.data)
 
     def _on_hint(self, task_id: str, message: Msg) -> None:
-        if not self._closed:
+        if task_id in self._looking:
+            self._looking[task_id] = True
+        elif not self._closed:
+            self._looking[task_id] = False
             self._looks.start_soon(self._look, task_id)
 
     async def _look(self, task_id: str) -> None:
-        # The hint may come before the stream has stored the result, or be of one it refuses.
+        # The hint may come before the stream has stored the result, or be of one that it refuses.
+        # One look at a time for each task: anybody may give any number of hints.
         pause = _FIRST_LOOK
-        while task_id in self._listener.outstanding():
-            data = await self.fetch(task_id)
-            if data is not None:
-                self._listener.result_stored(task_id, data)
-            elif pause > _LAST_LOOK:
-                return  # the sweep goes on looking
-            await trio.sleep(pause)
-            pause *= 2
+        try:
+            while task_id in self._listener.outstanding():
+                self._looking[task_id] = False
+                data = await self.fetch(task_id)
+                if data is not None:
+                    self._listener.result_stored(task_id, data)
+                elif pause > _LAST_LOOK and not self._looking[task_id]:
+                    return  # the sweep goes on looking
+                await trio.sleep(min(pause, _LAST_LOOK))
+                pause *= 2
+        finally:
+            del self._looking[task_id]
 
     # What was missed
 

@@ -1,0 +1,128 @@
+"""Input that nobody should send: one test for each that once did harm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from hostile import Case
+from hostile_bytes import GREETINGS
+from plain_nats import open_plain_client
+from siege import MIB, open_broken, open_siege
+from swarm import within
+
+from trio_swarmtask import Message, Result, Status
+
+if TYPE_CHECKING:
+    from trio_swarmtask.server import Server
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
+@within(60)
+async def test_something_else_has_the_port(server: Server, greeting: bytes) -> None:
+    """It is tried again, until a NATS server is there."""
+    async with open_broken(server) as (proxy, siege):
+        proxy.greetings = [greeting] * 2  # one for the worker, one for the dispatcher
+        proxy.cut()
+        assert not await siege.serve(20)
+        assert not proxy.greetings
+
+
+@within(60)
+async def test_results_that_are_refused(server: Server) -> None:
+    """A hint starts no more look-ups than there are tasks."""
+    async with open_siege(server.port) as siege, open_plain_client(server.port) as spy:
+        gets = await spy.subscribe("$JS.API.DIRECT.GET.>")
+        await spy.flush()
+        await siege.dispatcher.start(
+            "nobody", Message(id="--")
+        )  # of no subject that is republished
+        before = gets.statistics().current_buffer_used
+        refused = b"NATS/1.0\r\nNats-Expected-Stream: OTHER\r\n\r\n"
+        await siege.attack([Case(b"done.--", b"bad", refused)] * 500)
+        await siege.attack([Case(b"done.--", b"bad")])
+        with trio.fail_after(5):
+            await (await siege.dispatcher.start("nobody", Message(id="--"))).wait()
+        assert gets.statistics().current_buffer_used - before < 100
+
+
+@within(60)
+async def test_flush_is_cancelled(server: Server) -> None:
+    """The PONG of a flush that nobody waits for any more does not end the reading."""
+    big = Message(inputs={"text": "x" * (MIB - 1000)})
+    async with open_broken(server) as (proxy, siege):
+        proxy.freeze()
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):  # more than the buffers of both sockets and the client's own limit
+                nursery.start_soon(siege.dispatcher.start, "nobody", big)
+            nursery.cancel_scope.deadline = trio.current_time() + 1
+        proxy.thaw()
+        assert not await siege.find_harm("a flush", 5)
+
+
+@pytest.mark.parametrize("ids", [(b"a*", b"a>"), (b"same", b"same"), (b"x" * 129, b"x" * 130)])
+@within(30)
+async def test_bad_tasks_with_one_token(server: Server, ids: tuple[bytes, bytes]) -> None:
+    """Each is a dead letter of its own."""
+    async with open_siege(server.port) as siege:
+        cases = [Case(b"work.work." + task_id, b"bad") for task_id in ids]
+        assert not await siege.wait_buried(await siege.attack(cases), 5)
+
+
+@pytest.mark.parametrize("pending", ["²", "9" * 5000], ids=["superscript", "long"])
+@within(30)
+async def test_status_with_an_odd_number(server: Server, pending: str) -> None:
+    async with open_siege(server.port) as siege:
+        block = f"NATS/1.0 408\r\nNats-Pending-Messages: {pending}\r\n\r\n".encode()
+        await siege.attack([Case(siege.targets.pulls[-1].encode(), b"", block)])
+        assert not await siege.find_harm("a status", 5)
+        assert not siege.log.tracebacks
+
+
+@pytest.mark.parametrize("answer", [b'{"stream":"TASK_DEAD"', b'{"stream":"TASK_RESULTS"'])
+@within(60)
+async def test_answer_to_a_worker_is_garbage(server: Server, answer: bytes) -> None:
+    async with open_broken(server) as (proxy, siege):
+        proxy.garbled = answer
+        assert not await siege.wait_buried(await siege.attack([Case(b"work.work.1", b"bad")]), 15)
+        assert not await siege.find_harm("an answer", 5)
+        assert not proxy.garbled
+
+
+@within(60)
+async def test_answer_to_a_dispatcher_is_garbage(server: Server) -> None:
+    async with open_broken(server) as (proxy, siege):
+        proxy.garbled = b'{"stream":"TASKS"'
+        assert not await siege.find_harm("an answer", 5)
+        assert not proxy.garbled
+
+
+@within(60)
+async def test_answer_of_the_api_is_garbage(server: Server) -> None:
+    async with open_broken(server) as (proxy, siege):
+        proxy.garbled = b'{"type":"io.nats.jetstream.api.v1.consumer_info_response"'
+        proxy.cut()  # the worker looks for its durable
+        assert not await siege.find_harm("an answer", 5)
+        assert not proxy.garbled
+
+
+@pytest.mark.parametrize("block", [b"NATS/1.0 404XY", b"NATS/1.0 503XY"])
+@within(30)
+async def test_result_that_looks_like_a_status(server: Server, block: bytes) -> None:
+    """The server cuts two bytes off a stored block, and puts headers of its own there."""
+    async with open_siege(server.port) as siege:
+        await siege.attack([Case(b"done.hidden", b"", block)])
+        with trio.fail_after(5):
+            result = await siege.dispatcher.run("work", Message(id="hidden"))
+        assert result.status == Status.FAILED
+
+
+@within(30)
+async def test_result_of_another_task(server: Server) -> None:
+    """Whoever waits is told that it is not the result."""
+    async with open_siege(server.port) as siege:
+        future = await siege.dispatcher.start("nobody", Message())
+        other = Result(id="other", status=Status.SUCCESS, outputs=1)
+        await siege.attack([Case(b"done." + future.id.encode(), other.encode())])
+        assert (await future.wait()).id == future.id
