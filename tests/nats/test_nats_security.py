@@ -1,0 +1,297 @@
+"""docs/security.md, held to a real server: its block of permissions works, and is the least.
+
+The block and the program `prepare.py` are taken from the document as they stand there, and so is
+what its tables say of each permission that is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+import trio
+from nats_servers import configured
+from proxy import Proxy, open_proxy
+from swarm import NATSSwarm, echo, until, within
+
+from trio_swarmtask import (
+    BrokerError,
+    Message,
+    NATSConfig,
+    Result,
+    Status,
+    open_dispatcher,
+    open_worker,
+)
+from trio_swarmtask._nats import _client, _outbox, _watch
+from trio_swarmtask._nats._connection import open_connection
+from trio_swarmtask._nats._requests import open_requests
+from trio_swarmtask._nats._subscribe import subscribe
+from trio_swarmtask.results import (
+    Result as Record,
+    ResultExistsError,
+    ResultNotFoundError,
+    ResultStatus,
+    open_kv_publisher,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from nats.aio.msg import Msg
+
+    from trio_swarmtask.server import Server
+
+DOCUMENT: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+
+REFUSED: Final = r"does not permit this user to (publish|subscribe) to (\S+)"
+
+
+def fenced(language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+BLOCK: Final = fenced("conf")
+ROLES: Final = ("dispatcher", "worker", "reader", "publisher")
+
+
+class Entry(NamedTuple):
+    """One line of the block: what a role may do."""
+
+    line: int
+    role: str
+    action: str
+    subject: str
+
+
+def entries() -> Iterator[Entry]:
+    role = action = ""
+    for number, line in enumerate(BLOCK.splitlines()):
+        if found := re.search(r"user: (\w+)", line):
+            role = found[1]
+        elif found := re.search(r"(publish|subscribe): \{allow: \[", line):
+            action = found[1]
+        elif found := re.fullmatch(r' +"(\S+)"', line):
+            yield Entry(number, role, action, found[1])
+
+
+ENTRIES: Final = list(entries())
+
+
+def without(entry: Entry) -> str:
+    """The block, with something useless in the place of this entry."""
+    lines = BLOCK.splitlines()
+    lines[entry.line] = '"nothing.at.all"'  # an empty list would allow everything
+    return "\n".join(lines)
+
+
+def said_of(entry: Entry) -> str:
+    """What the table of the role says comes of it when this entry is missing."""
+    (table,) = re.findall(rf"^\| the {entry.role} may .*\n((?:\|.*\n)+)", DOCUMENT, re.MULTILINE)
+    row = rf"^\| {entry.action} `{re.escape(entry.subject)}` \| .* \| `(.*)` \|$"
+    (said,) = re.findall(row, table, re.MULTILINE)
+    return str(said)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconnects at once, and looks up what was missed after an outage alone."""
+    monkeypatch.setattr(_client, "_RECONNECT_WAIT", 0.01)
+    monkeypatch.setattr(_outbox, "SWEEP_SECONDS", 3600)
+    monkeypatch.setattr(_watch, "SWEEP_SECONDS", 3600)
+    for role in ("admin", *ROLES):
+        monkeypatch.setenv(f"{role.upper()}_PASSWORD", f"s3cret-{role}")
+
+
+class Site:
+    """A server with the block's users, where the administrator has been."""
+
+    def __init__(self, server: Server, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.admin = NATSConfig(server.url, user="admin", password="s3cret-admin", ack_wait=1)
+        self.swarm = NATSSwarm(f"nats://admin:s3cret-admin@127.0.0.1:{server.port}")
+
+    def config(self, role: str) -> NATSConfig:
+        """A login that can be cut off, of somebody who makes nothing on the server."""
+        return NATSConfig(
+            self.proxy.url,
+            user=role,
+            password=f"s3cret-{role}",
+            connect_timeout=2,
+            manage_streams=False,
+        )
+
+
+@asynccontextmanager
+async def open_site(directory: Path, block: str = BLOCK) -> AsyncIterator[Site]:
+    async with configured(directory, block) as server, open_proxy(server.port) as proxy:
+        site = Site(server, proxy)
+        program: dict[str, Any] = {}
+        exec(fenced("python"), program)
+        await program["prepare"](site.admin)
+        yield site
+
+
+# What each role does
+
+
+async def dispatch(site: Site) -> None:
+    """Tasks of both kinds of IDs, one that is known, and results that come in an outage."""
+    async with open_dispatcher(site.config("dispatcher")) as dispatcher:
+        async with open_worker(site.admin) as worker:
+            await worker.handle("coder", echo)
+            assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+            for value in ("a", "b"):
+                result = await dispatcher.run("coder", Message(id="mine", inputs={"is": value}))
+                assert result.outputs == {"is": "a"}
+        async with site.swarm.outbox() as outbox:
+            await outbox.store("coder", "queued", Message(id="queued").encode())
+        futures = [await dispatcher.start("coder", Message(id=name)) for name in ("", "queued")]
+        site.proxy.cut(for_good=True)
+        for future in futures:
+            result = Result(id=future.id, status=Status.SUCCESS)
+            await site.swarm.store_result(future.id, result.encode())
+        site.proxy.mend()
+        for future in futures:
+            assert (await future.wait()).status == Status.SUCCESS
+
+
+async def work(site: Site) -> None:
+    """Tasks that end in each way, a lease that is renewed, and one that is given back."""
+    config = site.config("worker")
+    handled, renewed = trio.Event(), trio.Event()
+
+    async def handle(message: Message) -> str:
+        if message.id == "fails":
+            raise ValueError("no luck")
+        if message.id == "given-back" and not handled.is_set():
+            handled.set()
+            await trio.sleep_forever()
+        return "done"
+
+    def on_ack(ack: Msg) -> None:
+        if ack.data == b"+WPI":
+            renewed.set()
+
+    async with open_connection(site.admin) as admin, open_dispatcher(site.admin) as dispatcher:
+        admin.subscribe("$JS.ACK.>", on_ack)
+        with trio.CancelScope() as scope:
+            async with open_worker(config, max_deliveries=1) as worker:
+                await worker.handle("coder", handle)
+                future = await dispatcher.start("coder", Message(id="given-back"))
+                await handled.wait()
+                await renewed.wait()
+                scope.cancel()
+        async with open_worker(config, max_deliveries=1) as worker:
+            await worker.handle("coder", handle)
+            again = await future.wait()
+            assert (again.status, again.attempt) == (Status.SUCCESS, 2)
+            assert (await dispatcher.run("coder", Message(id="fails"))).error == "no luck"
+            async with site.swarm.outbox() as outbox:
+                await outbox.store("coder", "bad", b"no JSON")
+            assert (await dispatcher.run("coder", Message(id="bad"))).status == Status.FAILED
+    await site.swarm.wait_until_empty()
+    assert "bad" in await site.swarm.dead_letters()
+
+
+async def read(site: Site) -> None:
+    """Get, list and follow; and an end that is published in an outage."""
+    end = Record(status=ResultStatus.SUCCESS, output=b"end")
+    async with (
+        open_kv_publisher(site.admin) as publisher,
+        open_kv_publisher(site.config("reader")) as reader,
+    ):
+        with pytest.raises(ResultNotFoundError):
+            await reader.get("t1")
+        assert await reader.list() == []
+        await publisher.publish("t1", Record(status=ResultStatus.PENDING))
+        async with reader.subscribe("t1") as updates:
+            assert (await anext(updates)).status == ResultStatus.PENDING
+            site.proxy.cut(for_good=True)
+            await publisher.publish("t1", end)
+            site.proxy.mend()
+            assert (await anext(updates)).output == b"end"
+        async with reader.subscribe("t2") as updates:
+            await publisher.publish("t2", end)
+            assert (await anext(updates)).output == b"end"
+        assert (await reader.get("t1")).output == b"end"
+        assert [result.task_id for result in await reader.list()] == ["t1", "t2"]
+
+
+async def publish(site: Site) -> None:
+    """Publish, update and delete, and go on after an outage."""
+    async with open_kv_publisher(site.config("publisher")) as publisher:
+        await publisher.publish("t1", Record(status=ResultStatus.PENDING))
+        site.proxy.cut()
+        await publisher.publish("t1", Record(status=ResultStatus.SUCCESS))
+        with pytest.raises(ResultExistsError):
+            await publisher.publish("t1", Record(status=ResultStatus.PENDING))
+        await publisher.delete("t1")
+        with pytest.raises(ResultNotFoundError):
+            await publisher.get("t1")
+
+
+USES: Final = {"dispatcher": dispatch, "worker": work, "reader": read, "publisher": publish}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@within(20)
+async def test_role_works_with_its_permissions(
+    tmp_path: Path, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_site(tmp_path) as site:
+        await USES[role](site)
+    assert "permissions violation" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "entry", ENTRIES, ids=[f"{e.role}-{e.action}-{e.subject}" for e in ENTRIES]
+)
+@within(20)
+async def test_each_permission_is_needed(
+    tmp_path: Path, entry: Entry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it the role ends by an error that names it, or loses what the document says."""
+    said = said_of(entry)
+    async with open_site(tmp_path, without(entry)) as site:
+        if said == "BrokerError":
+            with trio.fail_after(5):
+                with pytest.raises(BrokerError, match=REFUSED) as raised:
+                    await USES[entry.role](site)
+            ((action, subject),) = re.findall(REFUSED, str(raised.value))
+            assert action == entry.action
+            assert fnmatchcase(subject, entry.subject.replace(">", "*"))
+            assert "s3cret" not in str(raised.value)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(USES[entry.role], site)
+            await until(lambda: said in caplog.text)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@within(20)
+async def test_role_may_not_harm_others(tmp_path: Path, role: str) -> None:
+    """Nobody but who is named in the document may publish what does harm, or hear all there is."""
+    harm = re.findall(r"^\| `(\S+)` \| .* \| the (\w+) \|$", DOCUMENT, re.MULTILINE)
+    assert len(harm) > 10
+    async with (
+        open_site(tmp_path) as site,
+        open_connection(site.config(role)) as connection,
+        trio.open_nursery() as nursery,
+        open_requests(connection, nursery) as requests,
+    ):
+        for pattern, left_to in harm:
+            if role != left_to:
+                subject = pattern.replace("*", "t1").replace(">", "1.1.1.1.0")
+                with pytest.raises(BrokerError, match=rf"to publish to {re.escape(subject)}$"):
+                    await requests.request(subject)
+        for subject in ("work.>", "done.>", "dead.>", "$KV.>", "$JS.>", ">"):
+            with pytest.raises(BrokerError, match="does not permit this user to"):
+                await subscribe(requests, subject, print)
+        nursery.cancel_scope.cancel()
