@@ -17,10 +17,17 @@ nox.options.download_python = "never"  # what isn't there is skipped; in CI it i
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-# Its tests are run under coverage, so by default not without it as well.
-MEASURED = PYTHONS[1]
-TESTED = [f"tests-{python}" for python in PYTHONS if python != MEASURED]
-nox.options.sessions = ["lint", "typing", *TESTED, "minimums", "coverage"]
+# Each Python runs the tests once by default: the oldest with the lowest dependencies, one under
+# coverage, the newest as it is.
+OLDEST, MEASURED, NEWEST = PYTHONS
+nox.options.sessions = [
+    "lint",
+    "typing",
+    f"tests-{NEWEST}",
+    "minimums",
+    "coverage",
+    "faults-short",
+]
 # For sessions that need only one: the Python that runs nox, or another that is supported.
 ANY_PYTHON = PROJECT["project"]["requires-python"]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -37,7 +44,8 @@ ASYNC_RULES = (
     "--per-file-ignores=tests/*:ASYNC124 examples/*:ASYNC124 benchmarks/*:ASYNC124",
 )
 
-IN_PARALLEL = ("--numprocesses=auto",)  # each test has a server of its own
+# Each test has a server of its own, and half of the time it waits for something.
+IN_PARALLEL = (f"--numprocesses={2 * (os.cpu_count() or 1)}",)
 
 # uv brings certificates of its own. pip trusts the system's, so let uv do as much.
 os.environ.setdefault("UV_SYSTEM_CERTS", "1")
@@ -87,7 +95,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *IN_PARALLEL, *session.posargs)
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=OLDEST)
 def minimums(session: nox.Session) -> None:
     """The tests with the lowest version of every dependency."""
     bounds = [*PROJECT["project"]["dependencies"], *EXTRAS["server"], *EXTRAS["nkeys"]]
@@ -104,6 +112,31 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *IN_PARALLEL, *session.posargs)
     session.run("coverage", "combine")
     session.run("coverage", "report")
+
+
+@nox.session(python=ANY_PYTHON)
+def faults(session: nox.Session) -> None:
+    """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
+    run_faults(session, "--full", "--ignore=tests/faults/test_can_fail.py", *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON, name="faults-short")
+def faults_short(session: nox.Session) -> None:
+    """Each fault a few times, and each guarantee taken away once."""
+    run_faults(session, *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON, name="faults-can-fail")
+def faults_can_fail(session: nox.Session) -> None:
+    """One guarantee after the other is taken away: each must be noticed."""
+    run_faults(session, "-rP", *session.posargs, files="tests/faults/test_can_fail.py")
+
+
+def run_faults(session: nox.Session, *options: str, files: str = "tests/faults") -> None:
+    session.install(".[server,nkeys]", *group("test"))
+    # Most of the time is waiting. A test may take minutes before it is taken for one that hangs.
+    waiting = ("--numprocesses=4", "--dist=worksteal", "-o", "faulthandler_timeout=900")
+    session.run("pytest", files, *waiting, *options)
 
 
 @nox.session(python=ANY_PYTHON)

@@ -1,0 +1,89 @@
+# A worker process of the fault suite: `python fault_worker.py <settings as JSON>`.
+#
+# Each handler writes a line to the ledger when it begins and when it ends, with one write, which
+# survives the process. SIGTERM is `shutdown(grace)`. "ready" on the standard output says that it
+# takes tasks; its log goes to the standard error.
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trio_swarmtask import Message, NATSConfig, open_worker
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+class LedgerFile:
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, event: str, task_id: str) -> None:
+        os.write(self._file, f"{time.time():.6f} {event} {task_id}\n".encode())
+
+
+async def main(
+    *,
+    url: str,
+    name: str,
+    ledger: str,
+    capability: str = "work",
+    max_in_flight: int = 10,
+    grace: float = 0.0,
+    max_deliveries: int = 1000,
+    broken: str = "",
+    **config: Any,
+) -> None:
+    file = LedgerFile(ledger)
+
+    async def handle(message: Message) -> dict[str, str]:
+        file.write("began", message.id)
+        try:
+            time.sleep(float(message.inputs.get("hog", 0)))  # noqa: ASYNC251 - that is the fault
+            await trio.sleep(float(message.inputs.get("seconds", 0)))
+        except BaseException:
+            file.write("cut", message.id)
+            raise
+        file.write("ended", message.id)
+        return {"by": name, **message.inputs}
+
+    if broken:
+        import mutants
+
+        mutants.apply(broken)
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with (
+            trio.open_nursery() as nursery,
+            open_worker(
+                NATSConfig(url, **config), name=name, max_deliveries=max_deliveries
+            ) as worker,
+        ):
+            nursery.start_soon(end_with_parent)
+            await worker.handle(capability, handle, max_in_flight=max_in_flight)
+            os.write(1, b"ready\n")
+            await anext(signals)
+            try:
+                await worker.shutdown(grace)
+            except trio.TooSlowError:
+                logging.info("handlers were cut short")
+            logging.info("%s", worker.statistics())
+            nursery.cancel_scope.cancel()
+
+
+async def end_with_parent() -> None:
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+        await stdin.receive_some(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    trio.run(lambda: main(**json.loads(sys.argv[1])))
