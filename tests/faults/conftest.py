@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("faults")
         terminalreporter.write_line("| fault | times | tasks | lost | doubled | recovery, s |")
         terminalreporter.write_line("|---|---|---|---|---|---|")
-        for row in rows:
+        for row in sorted(rows, key=lambda row: row.fault.lower()):
             terminalreporter.write_line(line(row))
 
 

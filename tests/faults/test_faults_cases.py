@@ -32,7 +32,7 @@ async def test_case(
     case: Callable[[Arena, str], Awaitable[None]],
 ) -> None:
     monkeypatch.setattr(_outbox, "SWEEP_SECONDS", 3600)  # it would find what was missed as well
-    row.fault = case.__name__.replace("_", " ")
+    row.fault = "case: " + case.__name__.replace("_", " ")
     for turn in range(times):
         directory = tmp_path / str(turn)
         directory.mkdir()
