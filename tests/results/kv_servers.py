@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from trio_swarmtask._nats._jetstream import persist
+
 if TYPE_CHECKING:
     from swarm import Raw
 
@@ -20,7 +22,8 @@ async def config_of(raw: Raw, stream: str = "KV_results") -> dict[str, Any]:
 async def make_bucket(raw: Raw, name: str = "KV_results", **settings: Any) -> dict[str, Any]:
     """A bucket as somebody else may have made it: a stream that holds its subjects, no more."""
     config = {"name": name, "subjects": ["$KV.results.>"], "max_msgs_per_subject": 1, **settings}
-    await raw.api(f"STREAM.CREATE.{name}", **config)
+    # nats-server 2.12 can't create a store while that of a deleted stream is being removed.
+    await persist(raw.connection, "make", lambda: raw.api(f"STREAM.CREATE.{name}", **config))
     return await config_of(raw, name)
 
 
