@@ -39,22 +39,27 @@ class Parser:
         """Take what was read, and hand on what is complete."""
         self._buffer += data
         try:
-            while True:
-                if self._coming is not None:
-                    message = self._take_message(*self._coming)
-                    if message is None:
-                        return
-                    await self._client._process_msg(*message)
-                else:
-                    line = self._take_line()
-                    if line is None:
-                        return
-                    if line.startswith((b"MSG ", b"HMSG ")):
-                        self._coming = _parse_message(line)
-                    else:
-                        await self._follow(line)
+            while await self._hand_on():
+                pass
         except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be made sense of
             await self._client.replace_connection(Unreadable(f"can't read what it sent: {exc!r}"))
+
+    async def _hand_on(self) -> bool:
+        """Whether there was something that is complete."""
+        if self._coming is not None:
+            message = self._take_message(*self._coming)
+            if message is None:
+                return False
+            await self._client._process_msg(*message)
+            return True
+        line = self._take_line()
+        if line is None:
+            return False
+        if line.startswith((b"MSG ", b"HMSG ")):
+            self._coming = _parse_message(line)
+        else:
+            await self._follow(line)
+        return True
 
     def _take_line(self) -> bytes | None:
         end = self._buffer.find(b"\r\n")
