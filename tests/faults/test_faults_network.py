@@ -120,7 +120,7 @@ async def test_black_hole(
                     before = trio.current_time()
                     with trio.move_on_after(0.5):
                         await arena.try_to_run(dispatcher)
-                    assert trio.current_time() - before < 0.6, "a deadline did not hold"
+                    assert trio.current_time() - before < 2, "a deadline did not hold"
                     if not noticed and told(proxy.url) and told(proxy.url, worker.log):
                         noticed = trio.current_time() - frozen_at
                 assert 0 < noticed < NOTICED
