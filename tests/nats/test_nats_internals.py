@@ -24,8 +24,7 @@ from trio_swarmtask._nats._requests import NoAnswer
 from trio_swarmtask._nats._streams import covers
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
+    from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 
 
@@ -89,7 +88,7 @@ async def test_step_of_a_coroutine_that_suspends(caplog: pytest.LogCaptureFixtur
 async def test_callback_that_raises_ends_nothing(
     nats_swarm: NATSSwarm, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(message: Msg) -> None:
+    def fail(message: Incoming) -> None:
         raise LookupError("mine")
 
     async with nats_swarm.raw() as raw:
@@ -136,9 +135,11 @@ async def test_reply_that_never_comes(
     monkeypatch.setattr(_requests, "REQUEST_SECONDS", 0.2)
     async with nats_swarm.raw() as raw:
         raw.connection.subscribe("silent", lambda message: None)
-        raw.requests.tell("silent", b"", pytest.fail)
+        heard: list[Incoming | None] = []
+        raw.requests.tell("silent", b"", heard.append)
         with pytest.raises(NoAnswer, match=r"no reply within 0\.2 seconds"):
             await raw.requests.request("silent")
+        assert heard == [None]
         with pytest.raises(BrokerError, match=r"did not dance within 0\.1 seconds"):
             await in_time(raw_with_timeout(raw), "dance", trio.sleep_forever)
 
@@ -158,8 +159,10 @@ async def test_requests_that_end_otherwise(nats_swarm: NATSSwarm) -> None:
         raw.connection.publish(raw.requests._prefix + "1")
         await raw.requests.echo()
         raw.requests._on_refused("subscription", "elsewhere")
-        raw.requests.tell("silent", b"", pytest.fail)
+        heard: list[Incoming | None] = []
+        raw.requests.tell("silent", b"", heard.append)
         raw.requests._on_refused("publish", "elsewhere")
+        assert heard == []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(closed, raw.requests)
             await until(lambda: len(raw.requests._waiting) == 2)
@@ -208,14 +211,14 @@ async def test_what_cannot_be_read_replaces_the_connection(
 ) -> None:
     """nats-py's read loop would end, and the client go on saying that it is connected."""
 
-    async def stumble(*args: object) -> None:
+    def stumble(*args: object) -> None:
         monkeypatch.undo()
         raise LookupError("odd")
 
     async with nats_swarm.raw() as raw, nats_swarm.worker() as worker:
         await worker.handle("coder", echo)
         async with open_dispatcher(nats_swarm.broker) as dispatcher:
-            monkeypatch.setattr(Client, "_process_msg", stumble)
+            monkeypatch.setattr(Client, "deliver", stumble)
             with trio.fail_after(5):
                 await dispatcher.run("coder", Message())
         assert raw.connection.lost is None

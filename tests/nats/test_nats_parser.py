@@ -10,7 +10,8 @@ import trio
 from hypothesis import given, settings, strategies as st
 
 from trio_swarmtask._nats import _parser
-from trio_swarmtask._nats._parser import Parser, Unreadable, parse_headers
+from trio_swarmtask._nats._incoming import parse_headers
+from trio_swarmtask._nats._parser import Parser, Unreadable
 
 
 class Heard:
@@ -20,7 +21,7 @@ class Heard:
         self.told: list[tuple[Any, ...]] = []
         self.given_up: list[str] = []
 
-    async def _process_msg(self, *message: object) -> None:
+    def deliver(self, *message: object) -> None:
         self.told.append(message)
 
     async def _process_info(self, info: object) -> None:
@@ -68,11 +69,11 @@ TOLD = [
     ("INFO", {"server_id": "S"}),
     ("PING",),
     ("PONG",),
-    (1, b"a.b", b"", b"hello", b""),
+    (1, b"a.b", b"", b"", b"hello"),
     (22, b"a.\xff\x0b.b", b"_INBOX.1", b"", b""),
-    (3, b"c", b"", b"abc", b"NATS/1.0\r\n\r\n"),
-    (3, b"c", b"reply", b"", b"NATS/1.0"),
-    (4, b"d", b"", b"\r\nPING", b""),
+    (3, b"c", b"", b"NATS/1.0\r\n\r\n", b"abc"),
+    (3, b"c", b"reply", b"NATS/1.0", b""),
+    (4, b"d", b"", b"", b"\r\nPING"),
     ("-ERR", "'some error'"),
 ]
 
@@ -139,10 +140,10 @@ def test_another_connection_begins_anew() -> None:
 @pytest.mark.parametrize(
     ("block", "headers"),
     [
-        (b"", None),
-        (b"N", None),
-        (b"NATS/1.0", None),
-        (b"NATS/1.0\r\n\r\n", None),
+        (b"", {}),
+        (b"N", {}),
+        (b"NATS/1.0", {}),
+        (b"NATS/1.0\r\n\r\n", {}),
         (b"NATS/1.0\r\na: b\r\nC:d\r\n\r\n", {"a": "b", "C": "d"}),
         (b"NATS/1.0\r\na: b: c\r\nnone\r\n\xff: \xff\r\n\r\n", {"a": "b: c", "\ufffd": "\ufffd"}),
         (b"NATS/1.0 503\r\n\r\n", {"Status": "503"}),
@@ -152,16 +153,16 @@ def test_another_connection_begins_anew() -> None:
             {"Status": "409", "Description": "Leadership Change", "Nats-Pending-Messages": "7"},
         ),
         (b"NATS/1.0 100 \xff\r\n\r\n", {"Status": "100", "Description": "\ufffd"}),
-        (b"NATS/1.0 4\xff4\r\n\r\n", None),
+        (b"NATS/1.0 4\xff4\r\n\r\n", {}),
         (b"NATS/1.0 404Nats-Stream: S\r\na: b\r\n\r\n", {"a": "b"}),
-        ("NATS/1.0 ²²²\r\n\r\n".encode(), None),
+        ("NATS/1.0 ²²²\r\n\r\n".encode(), {}),
     ],
 )
-def test_headers(block: bytes, headers: dict[str, str] | None) -> None:
+def test_headers(block: bytes, headers: dict[str, str]) -> None:
     assert parse_headers(block) == headers
 
 
 @given(st.binary(max_size=200))
 def test_headers_of_any_bytes(block: bytes) -> None:
     found = parse_headers(b"NATS/1.0" + block)
-    assert found is None or all(isinstance(part, str) for item in found.items() for part in item)
+    assert all(isinstance(part, str) for item in found.items() for part in item)

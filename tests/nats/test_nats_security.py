@@ -42,8 +42,7 @@ from trio_swarmtask.results import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from nats.aio.msg import Msg
-
+    from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 
 DOCUMENT: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
@@ -174,7 +173,7 @@ async def work(site: Site) -> None:
             await trio.sleep_forever()
         return "done"
 
-    def on_ack(ack: Msg) -> None:
+    def on_ack(ack: Incoming) -> None:
         if ack.data == b"+WPI":
             renewed.set()
 

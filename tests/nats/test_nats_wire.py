@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from nats.aio.client import Client as NATS
-from nats.aio.msg import Msg
 from swarm import NATSSwarm, Raw, echo, within
 
 from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._jetstream import APIError
 
@@ -30,17 +29,17 @@ class Ear:
     """What was heard on some subjects, in the order of its arrival."""
 
     def __init__(self, raw: Raw, *subjects: str) -> None:
-        self.messages: list[Msg] = []
+        self.messages: list[Incoming] = []
         self._heard = trio.Event()
         for subject in subjects:
             raw.connection.subscribe(subject, self._hear)
 
-    def _hear(self, message: Msg) -> None:
+    def _hear(self, message: Incoming) -> None:
         self.messages.append(message)
         self._heard.set()
         self._heard = trio.Event()
 
-    async def wait_for(self, prefix: str, data: bytes = b"") -> Msg:
+    async def wait_for(self, prefix: str, data: bytes = b"") -> Incoming:
         """The first message on a subject with this prefix, whose data begins like this."""
         while True:
             for message in self.messages:
@@ -216,7 +215,7 @@ async def test_forged_task_with_a_reply_that_is_no_ack(
         assert isinstance(intake, NATSIntake)
         intake.ask(2)
         for reply in ("", "victim", "$JS.ACK.TASKS", "$JS.ACK.TASKS.work-coder.x.1.1.1.0"):
-            intake._on_message(Msg(NATS(), subject="work.coder.t", reply=reply, data=b"{}"))
+            intake._on_message(Incoming("work.coder.t", reply, b"", b"{}"))
         assert got == []
         assert sum("JetStream did not send" in record.message for record in caplog.records) == 4
         async with nats_swarm.outbox() as outbox:

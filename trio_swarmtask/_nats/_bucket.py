@@ -20,7 +20,7 @@ from .._bucket import Bucket, Entry, Page, Refused, Watch
 from .._util import open_flat_nursery
 from ._ack_subject import parse_count
 from ._bucket_stream import BucketStream, find_bucket, make_bucket
-from ._client import Client
+from ._incoming import Incoming, parse_headers
 from ._jetstream import (
     NO_MESSAGE,
     NO_STREAM,
@@ -38,8 +38,6 @@ from ._watch import Watches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from nats.aio.msg import Msg
 
     from ._connection import Connection
 
@@ -201,7 +199,7 @@ class NATSBucket(Bucket):
                 raise NoResponders(f"the stream {stream.name}") from exc
             raise
         message: dict[str, Any] = answer["message"]
-        headers = Client._parse_header_lines(base64.b64decode(message.get("hdrs", "")))
+        headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
         data = base64.b64decode(message.get("data", ""))
         return self._entry(message["subject"], message["seq"], message["time"], headers, data)
 
@@ -237,12 +235,12 @@ class NATSBucket(Bucket):
         end = replies.pop()
         if status_of(end) not in ("204", "404"):
             raise NoResponders(f"a direct get of {stream.name}")
-        more = (end.headers or {}).get("Nats-Num-Pending", "0") != "0"
+        more = end.header("Nats-Num-Pending") not in ("", "0")
         return [self.read(reply) for reply in replies], more
 
-    def read(self, message: Msg) -> Entry:
+    def read(self, message: Incoming) -> Entry:
         """The entry in a message that the server hands out by another subject than its own."""
-        headers = message.headers or {}
+        headers = message.headers
         sequence = headers.get("Nats-Sequence", "")
         return self._entry(
             headers.get("Nats-Subject", ""),

@@ -18,11 +18,11 @@ from ._subscribe import subscribe
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from .._config import NATSConfig
     from ._connection import Connection
+    from ._incoming import Incoming
 
 
 @final
@@ -70,7 +70,7 @@ class NATSBus(MessageBus):
             await self._requests.lifetime.run(self._connection.wait_room)
 
     async def _attach(self, listener: Listener) -> None:
-        def on_message(message: Msg) -> None:
+        def on_message(message: Incoming) -> None:
             listener.hear(_as_message(message))
 
         self._subscriptions[listener] = await subscribe(
@@ -89,7 +89,7 @@ class NATSBus(MessageBus):
             self._close(self._connection.lost_error())
 
 
-def _as_message(message: Msg) -> BusMessage:
+def _as_message(message: Incoming) -> BusMessage:
     return BusMessage(message.subject, message.data, message.reply)
 
 

@@ -11,10 +11,13 @@
 #   does the PONG for a `flush` that was cancelled. And a greeting that can't be read ends the task
 #   that reconnects.
 #
-# `subscribe(future=…)` takes any object with `cancelled` and `set_result` and calls it for every
-# message in the read loop: no task and no queue for each subscription. A coroutine of the client
-# is stepped once from a Trio task: it only suspends when a buffer is full, which the limits
-# given to `connect` rule out.
+# - A message costs several tasks' turns and a future on its way through nats-py and asyncio. So
+#   where `is_known`, a Trio task reads the socket (`_reader.py`), and what is published is written
+#   by another one (`_outgoing.py`). Else, and with TLS for the reading, nats-py does both.
+#
+# The parser hands every message to the `Sink` that was given as the future of its subscription. A
+# coroutine of the client is stepped once from a Trio task: it only suspends when a buffer is full,
+# which the limits given to `connect` rule out.
 
 from __future__ import annotations
 
@@ -24,9 +27,12 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import nats.errors
-from nats.aio.client import Client as NATS, Srv
+from nats.aio.client import Client as NATS, Srv, __version__
+from nats.aio.transport import TcpTransport
 
-from ._parser import Parser, parse_headers
+from ._incoming import Incoming
+from ._parser import Parser
+from ._reader import read_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +48,9 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
+
+# The versions whose reading and writing are known well enough to do them for it.
+_KNOWN_VERSIONS: Final = "2.16."
 
 # A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
 # `Connection.wait_room` keeps to a lower one.
@@ -79,7 +88,8 @@ class Client(NATS):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = Parser(self)  # type: ignore[assignment]  # all that nats-py calls is there
+        self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
+        self._backlog = False  # there was some when the last was written
         self.trouble: Exception | None = None
         """Why the last connection was given up."""
 
@@ -111,20 +121,53 @@ class Client(NATS):
         self.abort()
         await super()._attempt_reconnect()
 
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        return self.msg_class(
-            subject=subject.decode(errors="backslashreplace"),
-            reply=reply.decode(errors="backslashreplace"),
-            data=data,
-            headers=headers,
-            _client=self,
-            _sid=sid,
-        )
+    def deliver(self, number: int, subject: bytes, reply: bytes, head: bytes, data: bytes) -> None:
+        """Hand a message to the subscription of that number."""
+        subscription = self._subs.get(number)
+        if subscription is not None:
+            message = Incoming(
+                subject.decode("utf-8", "backslashreplace"),
+                reply.decode("utf-8", "backslashreplace"),
+                head,
+                data,
+            )
+            cast("Sink", subscription._future).hear(message)
 
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        return parse_headers(headers)
+    async def _read_loop(self) -> None:
+        # Called once the connection stands.
+        transport = self._transport
+        if not is_known() or not isinstance(transport, TcpTransport) or self.is_encrypted():
+            await super()._read_loop()
+            return
+        stream: Any = transport._io_reader
+        writer: Any = transport._io_writer
+        writer.transport.pause_reading()
+        connection = writer.get_extra_info("socket").dup()
+        await self._parser.parse(bytes(stream._buffer))  # what asyncio has read by now
+        await read_socket(connection, self, self._parser)
+
+    def hold(self, command: bytes) -> None:
+        """Put something behind what is to be written."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+
+    def write_held(self) -> None:
+        """Write what is held; while there is no connection it is kept."""
+        if self._pending and self.is_connected:
+            assert self._transport is not None
+            self._transport.write(b"".join(self._pending))
+            self._pending = []
+            self._pending_data_size = 0
+            self._backlog = self._unwritten() > 0
+
+    @property
+    def unsent_size(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self._pending_data_size + (self._unwritten() if self._backlog else 0)
+
+    def _unwritten(self) -> int:
+        writer: Any = getattr(self._transport, "_io_writer", None)
+        return writer.transport.get_write_buffer_size() if writer is not None else 0
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # whoever waited for it was cancelled
@@ -152,20 +195,22 @@ class Client(NATS):
 
 
 class Sink:
-    """Calls ``callback`` for every message, in the read loop, in the Trio thread."""
+    """Calls ``callback`` for every message, as it is read, in the Trio thread."""
 
-    def __init__(self, callback: Callable[[Msg], None]) -> None:
+    def __init__(self, callback: Callable[[Incoming], None]) -> None:
         self._callback = callback
 
-    def cancelled(self) -> bool:
-        return False
-
-    def set_result(self, message: Msg) -> None:
+    def hear(self, message: Incoming) -> None:
         try:
             self._callback(message)
-        except Exception:  # it would end the read loop, and with it everything
+        except Exception:  # it would end the reading, and with it everything
             logger.exception("a message on %r could not be handled", message.subject)
 
     def as_future(self) -> asyncio.Future[Msg]:
         """Itself, under the type that nats-py declares."""
         return cast("asyncio.Future[Msg]", self)
+
+
+def is_known() -> bool:
+    """Whether this is a version of nats-py that the fast ways in and out were made for."""
+    return __version__.startswith(_KNOWN_VERSIONS)

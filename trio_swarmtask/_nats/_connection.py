@@ -19,18 +19,19 @@ import trio
 
 from .._errors import BrokerError
 from .._util import open_flat_nursery
-from ._client import Client, Sink, connect_options
+from ._client import Client, Sink, connect_options, is_known
 from ._credentials import check_credentials
 from ._errors import connect_error, fatal_error, lost_error, parse_violation
 from ._loop import Loop, open_loop
+from ._outgoing import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from .._config import NATSConfig
+    from ._incoming import Incoming
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Connection:
         self.on_down: list[Callable[[], None]] = []
         self.on_refused: list[Callable[[str, str], None]] = []
         self._loop: Loop
+        self._outgoing = Outgoing(self.client) if is_known() else None
         self._up = trio.Event()
         self._down = trio.Event()
         self._was_up = False
@@ -79,10 +81,13 @@ class Connection:
           NotConnected: if there is no connection now; nothing is kept.
         """
         self._check_up()
-        self._loop.step(self.client.publish(subject, data, reply, headers))
+        if self._outgoing:
+            self._outgoing.publish(subject, data, reply, headers)
+        else:
+            self._loop.step(self.client.publish(subject, data, reply, headers))
 
     def subscribe(
-        self, subject: str, callback: Callable[[Msg], None], queue: str = ""
+        self, subject: str, callback: Callable[[Incoming], None], queue: str = ""
     ) -> Subscription:
         """Call ``callback`` for every message, or those of ``queue`` that come here; also after a
         reconnect.
@@ -106,7 +111,7 @@ class Connection:
     @property
     def is_congested(self) -> bool:
         """Whether so much is to be sent that publishers should wait for room."""
-        return self.client.pending_data_size > _HIGH_WATER
+        return self.client.unsent_size > _HIGH_WATER
 
     async def wait_room(self) -> None:
         """Wait until less is to be sent."""
@@ -181,8 +186,7 @@ class Connection:
 
     async def _on_closed(self) -> None:
         if not self._closing.is_set():
-            # The server has thrown us out (a revoked user, say): nats-py does not come back, and
-            # keeps the reason to itself.
+            # Thrown out (a revoked user, say). nats-py does not come back, and keeps the reason.
             self._last_error = self.client.last_error or self._last_error
             self._lose(f"the server closed the connection: {self._last_error or 'no reason given'}")
 
@@ -212,10 +216,13 @@ class Connection:
         """Host the loop until closed."""
         # The shield is ended by `_closing`, which open_connection sets on its way out.
         with trio.CancelScope(shield=True):
-            async with open_loop() as self._loop:
+            async with open_loop() as self._loop, trio.open_nursery() as nursery:
+                if self._outgoing:
+                    nursery.start_soon(self._outgoing.send)
                 task_status.started()
                 await self._closing.wait()
                 await self._shut()
+                nursery.cancel_scope.cancel()
 
     async def _shut(self) -> None:
         # What is buffered goes out first, unless the network is dead: then the transport is

@@ -30,6 +30,7 @@ from ._jetstream import (
     check_size,
     persist,
     publish,
+    publish_soon,
 )
 from ._lookup import fetch_result
 from ._requests import status_of
@@ -37,8 +38,8 @@ from ._requests import status_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nats.aio.msg import Msg
-
+    from ._incoming import Incoming
+    from ._jetstream import PubAck
     from ._requests import Requests
     from ._streams import Streams
 
@@ -102,8 +103,9 @@ class NATSDelivery(Delivery):
         settlement = self._settlement
         asked_at = trio.current_time()
 
-        def renewed(reply: Msg) -> None:
-            if status_of(reply) is None:  # a 503 says that nobody has heard it
+        def renewed(reply: Incoming | None) -> None:
+            # A 503 says that nobody has heard it.
+            if reply is not None and status_of(reply) is None:
                 self.lease_until = asked_at + settlement.ack_wait
 
         try:
@@ -122,6 +124,19 @@ class NATSDelivery(Delivery):
             first = await self._store_result(result)
         self._settle(b"+ACK")
         return first
+
+    def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
+        settlement = self._settlement
+        if len(result) + _FIRST_BYTES > settlement.connection.client.max_payload:
+            return False
+
+        def on_ack(ack: PubAck | None) -> None:
+            if ack is not None:
+                self._settle(b"+ACK")
+            on_end(ack is not None)
+
+        subject = f"done.{self.task_id}"
+        return publish_soon(settlement.requests, subject, result, _FIRST, on_ack)
 
     async def is_done(self) -> bool:
         settlement = self._settlement

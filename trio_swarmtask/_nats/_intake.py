@@ -39,10 +39,10 @@ from ._requests import NoAnswer, Requests, open_requests, refused_error, status_
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from ._durables import Durable
+    from ._incoming import Incoming
     from ._streams import Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -130,7 +130,7 @@ class NATSIntake(Intake):
                 self._heard_at = trio.current_time()
             self._asked += batch
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Incoming) -> None:
         self._heard_at = trio.current_time()
         if message.subject.startswith(self._prefix):
             self._on_task(message)
@@ -144,7 +144,7 @@ class NATSIntake(Intake):
                 message.reply[:200],
             )
 
-    def _on_task(self, message: Msg) -> None:
+    def _on_task(self, message: Incoming) -> None:
         number = delivery_number(message.reply, self._durable)
         if number is None:
             logger.error(
@@ -169,16 +169,15 @@ class NATSIntake(Intake):
         )
         self._top_up()
 
-    def _on_status(self, message: Msg, status: str) -> None:
+    def _on_status(self, message: Incoming, status: str) -> None:
         if status == "100":
             return
-        headers = message.headers or {}
-        pending = parse_count(headers.get("Nats-Pending-Messages", ""))
+        pending = parse_count(message.header("Nats-Pending-Messages"))
         if status in ("404", "408", "409") and pending is not None:
             self._asked = max(0, self._asked - pending)
             self._top_up()
         else:
-            self._end_for(f"the server says {status} {headers.get('Description', '')}")
+            self._end_for(f"the server says {status} {message.headers.get('Description', '')}")
 
     def _end_for(self, reason: str) -> None:
         self._reason = reason

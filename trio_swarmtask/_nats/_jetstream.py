@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import trio
 
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
 from ._connection import Connection, NotConnected
 from ._requests import NoAnswer, Requests, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from ._incoming import Incoming
 
 T = TypeVar("T")
 
@@ -94,7 +97,39 @@ async def publish(
     connection = requests.connection
     if connection.is_congested:
         await connection.wait_room()
-    reply = await requests.request(subject, data, headers)
+    return _read_ack(subject, await requests.request(subject, data, headers))
+
+
+def publish_soon(
+    requests: Requests,
+    subject: str,
+    data: bytes,
+    headers: dict[str, str] | None,
+    on_end: Callable[[PubAck | None], None],
+) -> bool:
+    """As `publish`, without waiting: ``on_end`` is told None where that would raise.
+
+    Returns False if nothing was sent: there is no connection, or no room.
+    """
+
+    def on_reply(reply: Incoming | None) -> None:
+        ack = None
+        if reply is not None:
+            # The caller publishes again, and waits for what is said then.
+            with suppress(APIError, NoAnswer, NoResponders):
+                ack = _read_ack(subject, reply)
+        on_end(ack)
+
+    if requests.connection.is_congested:
+        return False
+    try:
+        requests.tell(subject, data, on_reply, headers)
+    except (NotConnected, SwarmTaskError):
+        return False  # as above
+    return True
+
+
+def _read_ack(subject: str, reply: Incoming) -> PubAck:
     if not reply.data:
         raise NoResponders(subject)  # an acknowledgement has a body; only a status has none
     try:

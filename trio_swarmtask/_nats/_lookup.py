@@ -18,8 +18,7 @@ from ._requests import Requests, status_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nats.aio.msg import Msg
-
+    from ._incoming import Incoming
     from ._streams import ResultStream
 
 # The server takes about a thousand subjects a request; 413 past that.
@@ -70,6 +69,6 @@ async def fetch_results(
     return found
 
 
-def result_id(message: Msg) -> str:
+def result_id(message: Incoming) -> str:
     """The task of a result that the server hands out by another subject than its own."""
-    return (message.headers or {}).get("Nats-Subject", "").removeprefix("done.")
+    return message.header("Nats-Subject").removeprefix("done.")

@@ -1,10 +1,13 @@
-# Reads what a server sends: the lines of NATS's protocol, messages, and their headers.
+# Reads what a server sends: the lines of NATS's protocol, and messages.
 #
 # In place of nats-py's parser, for what comes from the network must not end the reading. There, a
 # subject with a vertical tab, a header block of eight bytes or a status that is not UTF-8 (anyone
 # may store all of these) raise, and the read loop ends while the client says that it is connected.
 # Here a message is taken as it is, and what is against the protocol ends the connection, which is
 # then replaced.
+#
+# Messages are handed on without a coroutine: nobody who gets one waits. What else a server says,
+# a line now and then, is for nats-py's coroutines.
 #
 # Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
 # Bytes. The server's own limit is 4096, and can be set; an INFO names all servers of a cluster.
 _LONGEST_LINE: Final = 1 << 20
 
-_VERSION: Final = "NATS/1.0"
-
 
 class Parser:
     """The parser of one client, as nats-py calls it."""
@@ -31,55 +32,63 @@ class Parser:
 
     def reset(self) -> None:
         """Begin anew: there is another connection."""
-        self._buffer = bytearray()
-        # Of the message whose body is to come: see _parse_message.
-        self._coming: tuple[int, bytes, bytes, int, int] | None = None
+        self._rest = bytearray()  # of what was read: begins with a line that is not complete
+        self._needed = 0  # bytes: before there are so many, nothing more is complete
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read, and hand on what is complete."""
-        self._buffer += data
+        await self.follow(self.take(data))
+
+    def take(self, data: bytes) -> bytes | Exception | None:
+        """Hand on the messages that are complete.
+
+        Returns what else there is, for `follow`: a line that is no message, or what went wrong.
+        """
         try:
-            while await self._hand_on():
-                pass
+            return self._take(data)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be made sense of
-            await self._client.replace_connection(Unreadable(f"can't read what it sent: {exc!r}"))
+            return exc
 
-    async def _hand_on(self) -> bool:
-        """Whether there was something that is complete."""
-        if self._coming is not None:
-            message = self._take_message(*self._coming)
-            if message is None:
-                return False
-            await self._client._process_msg(*message)
-            return True
-        line = self._take_line()
-        if line is None:
-            return False
-        if line.startswith((b"MSG ", b"HMSG ")):
-            self._coming = _parse_message(line)
-        else:
-            await self._follow(line)
-        return True
+    async def follow(self, found: bytes | Exception | None) -> None:
+        """Do what a line says, and take what comes after it."""
+        while isinstance(found, bytes):
+            try:
+                await self._follow(found)
+                found = self.take(b"")
+            except Exception as exc:  # noqa: BLE001 - as above
+                found = exc
+        if found is not None:
+            reason = Unreadable(f"can't read what it sent: {found!r}")
+            await self._client.replace_connection(reason)
 
-    def _take_line(self) -> bytes | None:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            if len(self._buffer) > _LONGEST_LINE:
-                raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return line
+    def _take(self, data: bytes) -> bytes | None:
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return None
+            data = bytes(self._rest)
+        begin = 0
+        while (end := data.find(b"\r\n", begin)) >= 0:
+            body = end + 2
+            if not data.startswith((b"MSG ", b"HMSG "), begin):
+                self._keep(data, body, 0)
+                return data[begin:end]
+            number, subject, reply, head_size, size = _parse_message(data[begin:end])
+            after = body + size + 2
+            if after > len(data):
+                self._keep(data, begin, after - begin)
+                return None
+            begin = after
+            split = body + head_size
+            self._client.deliver(number, subject, reply, data[body:split], data[split : after - 2])
+        if len(data) - begin > _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
+        self._keep(data, begin, 0)
+        return None
 
-    def _take_message(
-        self, number: int, subject: bytes, reply: bytes, head_size: int, size: int
-    ) -> tuple[int, bytes, bytes, bytes, bytes] | None:
-        if len(self._buffer) < size + 2:
-            return None
-        head, data = bytes(self._buffer[:head_size]), bytes(self._buffer[head_size:size])
-        del self._buffer[: size + 2]
-        self._coming = None
-        return number, subject, reply, data, head
+    def _keep(self, data: bytes, begin: int, needed: int) -> None:
+        self._rest = bytearray(data[begin:])
+        self._needed = needed
 
     async def _follow(self, line: bytes) -> None:
         operation, _, rest = line.partition(b" ")
@@ -120,25 +129,3 @@ def _parse_info(text: bytes) -> dict[str, object]:
     if not isinstance(info, dict):
         raise TypeError(f"an INFO that is {type(info).__name__}")
     return info
-
-
-def parse_headers(block: bytes) -> dict[str, str] | None:
-    """A message's headers; what is not one is passed over.
-
-    A status that the server wrote into the first line is ``Status``, its text ``Description``.
-    """
-    if not block:
-        return None
-    first, *lines = block.decode(errors="replace").split("\r\n")
-    headers: dict[str, str] = {}
-    if len(first) > len(_VERSION):
-        status, _, description = first[len(_VERSION) :].strip().partition(" ")
-        if len(status) == 3 and status.isascii() and status.isdigit():
-            headers["Status"] = status
-            if description:
-                headers["Description"] = description
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name] = value.strip()
-    return headers or None

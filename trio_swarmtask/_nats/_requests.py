@@ -27,9 +27,8 @@ from .._lifetime import Lifetime
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nats.aio.msg import Msg
-
     from ._connection import Connection
+    from ._incoming import Incoming
 
 # A reply takes a millisecond. This is for one that never comes, or a server that is overloaded.
 REQUEST_SECONDS: Final = 5.0
@@ -48,8 +47,8 @@ class _Waiting:
     subject: str
     sent_at: float  # inf: never given up
     task: trio.lowlevel.Task | None
-    callback: Callable[[Msg], None] | None
-    collected: list[Msg] | None
+    callback: Callable[[Incoming | None], None] | None
+    collected: list[Incoming] | None
 
 
 class Requests:
@@ -69,7 +68,7 @@ class Requests:
 
     async def request(
         self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Msg:
+    ) -> Incoming:
         """Send and wait for one reply.
 
         Raises:
@@ -79,7 +78,7 @@ class Requests:
         """
         return await self._wait(self._send(subject, data, headers, current_task()))
 
-    async def ask(self, subject: str, data: bytes) -> Msg:
+    async def ask(self, subject: str, data: bytes) -> Incoming:
         """As `request`, for somebody who may take long: the deadline is the caller's.
 
         An outage does not end it, for the answer may come when the server is back.
@@ -88,15 +87,21 @@ class Requests:
         self._waiting[inbox].sent_at = math.inf
         return await self._wait(inbox)
 
-    async def collect(self, subject: str, data: bytes) -> list[Msg]:
+    async def collect(self, subject: str, data: bytes) -> list[Incoming]:
         """Send and wait for replies, up to one that has a status; that is the last of the list."""
-        collected: list[Msg] = []
+        collected: list[Incoming] = []
         await self._wait(self._send(subject, data, None, current_task(), collected=collected))
         return collected
 
-    def tell(self, subject: str, data: bytes, callback: Callable[[Msg], None]) -> None:
-        """Send, and call ``callback`` with the reply, if there is one."""
-        self._send(subject, data, None, None, callback)
+    def tell(
+        self,
+        subject: str,
+        data: bytes,
+        callback: Callable[[Incoming | None], None],
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Send, and call ``callback`` with the reply, or None if there is none."""
+        self._send(subject, data, headers, None, callback)
 
     async def echo(self) -> None:
         """Wait until the server has served what was sent before.
@@ -105,12 +110,12 @@ class Requests:
         """
         await self._wait(self._send(None, b"", None, current_task()))
 
-    async def _wait(self, inbox: str) -> Msg:
+    async def _wait(self, inbox: str) -> Incoming:
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._waiting[inbox]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        reply: Msg = await trio.lowlevel.wait_task_rescheduled(abort)
+        reply: Incoming = await trio.lowlevel.wait_task_rescheduled(abort)
         return reply
 
     def _send(
@@ -119,8 +124,8 @@ class Requests:
         data: bytes,
         headers: dict[str, str] | None,
         task: trio.lowlevel.Task | None,
-        callback: Callable[[Msg], None] | None = None,
-        collected: list[Msg] | None = None,
+        callback: Callable[[Incoming | None], None] | None = None,
+        collected: list[Incoming] | None = None,
     ) -> str:
         if self._closed is not None:
             raise self._closed_error()
@@ -133,7 +138,7 @@ class Requests:
         self._waiting[inbox] = _Waiting(subject, trio.current_time(), task, callback, collected)
         return inbox
 
-    def _on_reply(self, message: Msg) -> None:
+    def _on_reply(self, message: Incoming) -> None:
         waiting = self._waiting.get(message.subject)
         if waiting is None:
             return  # too late, or somebody else's idea
@@ -171,6 +176,9 @@ class Requests:
         waiting = self._waiting.pop(inbox)
         if waiting.task is not None:
             trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+        else:
+            assert waiting.callback is not None
+            waiting.callback(None)
 
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         for inbox in list(self._waiting):
@@ -210,13 +218,13 @@ def refused_error(connection: Connection, action: str) -> BrokerError:
     return BrokerError(f"{connection.config.safe_url} does not permit this user to {action}")
 
 
-def status_of(message: Msg) -> str | None:
+def status_of(message: Incoming) -> str | None:
     """The status line of a reply that carries one (``"503"``: nobody listens), else None."""
-    headers = message.headers
-    # A stored message may have a header of that name; it says where it is stored, or has a body.
-    if not headers or message.data or not headers.keys().isdisjoint(_STORED):
+    if not message.head or message.data:
         return None
-    return headers.get(STATUS)
+    headers = message.headers
+    # A stored message may have a header of that name; it says where it is stored.
+    return headers.get(STATUS) if headers.keys().isdisjoint(_STORED) else None
 
 
 @asynccontextmanager

@@ -14,12 +14,13 @@ from ._requests import Requests, refused_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
+
+    from ._incoming import Incoming
 
 
 async def subscribe(
-    requests: Requests, subject: str, callback: Callable[[Msg], None], queue: str = ""
+    requests: Requests, subject: str, callback: Callable[[Incoming], None], queue: str = ""
 ) -> Subscription:
     """Subscribe; return when the server listens for us. Waits through an outage.
 

@@ -28,10 +28,10 @@ from ._subscribe import subscribe
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from ._bucket import NATSBucket
+    from ._incoming import Incoming
     from ._requests import Requests
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -173,7 +173,7 @@ class NATSWatch(Watch):
         seen = self.told
         self.take(await self._watches.bucket.get(self.key), seen)
 
-    def _on_update(self, message: Msg) -> None:
+    def _on_update(self, message: Incoming) -> None:
         entry = self._watches.bucket.read(message)
         if self._early is not None:
             self._early.append(entry)
@@ -182,7 +182,7 @@ class NATSWatch(Watch):
         elif (entry.revision, entry.stored_at) != self.told:
             self._on_hint(message)
 
-    def _on_hint(self, message: Msg) -> None:
+    def _on_hint(self, message: Incoming) -> None:
         self._hinted = True
         self._follow_hints()
 

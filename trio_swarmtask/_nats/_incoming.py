@@ -1,0 +1,58 @@
+# A message that came in.
+#
+# In place of nats-py's `Msg`: half the cost, and the headers are parsed only where somebody asks
+# for them. Most of what comes in is asked for its body alone.
+
+from __future__ import annotations
+
+from typing import Final
+
+_VERSION: Final = "NATS/1.0"
+
+
+class Incoming:
+    """One message, as it was read. ``reply`` is empty where there is none."""
+
+    __slots__ = ("data", "head", "reply", "subject")
+
+    def __init__(self, subject: str, reply: str, head: bytes, data: bytes) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.head = head
+        """The header block, with its first line; empty where there is none."""
+        self.data = data
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers; what is not one is passed over. Parsed at each call.
+
+        A status that the server wrote into the first line is ``Status``, its text
+        ``Description``.
+        """
+        return parse_headers(self.head) if self.head else {}
+
+    def header(self, name: str) -> str:
+        """One header's value, found without parsing the others; empty if there is none."""
+        begin = self.head.rfind(b"\r\n%b:" % name.encode())
+        if begin < 0:
+            return ""
+        end = self.head.find(b"\r\n", begin + 2)
+        line = self.head[begin + 2 : end if end >= 0 else None]
+        return line[len(name) + 1 :].decode(errors="replace").strip()
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """See `Incoming.headers`."""
+    first, *lines = block.decode(errors="replace").split("\r\n")
+    headers: dict[str, str] = {}
+    if len(first) > len(_VERSION):
+        status, _, description = first[len(_VERSION) :].strip().partition(" ")
+        if len(status) == 3 and status.isascii() and status.isdigit():
+            headers["Status"] = status
+            if description:
+                headers["Description"] = description
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return headers
