@@ -46,8 +46,13 @@ class Outbox(ABC):
     """Whether results of its own key are heard without `expect`, as they should be."""
 
     @abstractmethod
-    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+    async def store(
+        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
+    ) -> bool:
         """Store one task; return once the broker has confirmed it.
+
+        Args:
+          tried: `store_soon` was called, and had no answer that counts.
 
         Returns:
           True if it is new. False if the broker knew the task already, or may have: it was not
@@ -56,6 +61,18 @@ class Outbox(ABC):
         Raises:
           InvalidMessageError: if ``data`` is larger than the broker takes.
         """
+
+    def store_soon(
+        self, capability: str, task_id: str, data: bytes, on_end: Callable[[bool | None], None]
+    ) -> bool:
+        """Begin `store` and don't wait: what it returns is told by ``on_end``, once at most.
+
+        Where there is no answer, or one that says no, None is told: then `store` finds out.
+
+        Returns:
+          False if that can't be done now: nothing was sent.
+        """
+        return False
 
     @abstractmethod
     def expect(self, task_id: str) -> None:
@@ -100,6 +117,17 @@ class Delivery(ABC):
         Raises:
           InvalidMessageError: if ``result`` is larger than the broker takes; nothing was stored.
         """
+
+    def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
+        """Begin `complete` and don't wait. ``on_end`` is called once at most.
+
+        It is told whether all is done, with this result as the one that was stored. If not, or if
+        the broker is closed before there is an answer, `complete` has to finish it.
+
+        Returns:
+          False if that can't be done now: nothing was sent.
+        """
+        return False
 
     @abstractmethod
     async def is_done(self) -> bool:

@@ -69,9 +69,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
         Raises:
           What `start` and `Future.wait` raise.
         """
-        future = await self.start(capability, message)
+        future, data, own = self._prepare(capability, message)
         try:
-            return await future.wait()
+            tried = own and await self._store_soon(capability, future, data)
+            if not future._is_resolved():
+                await self._store(capability, future, data, own=own, tried=tried)
+                self._started += 1
+                return await future.wait()
+            return future._take()
         finally:
             self._release(future)
 
@@ -100,6 +105,19 @@ class Dispatcher(metaclass=NoPublicConstructor):
 
         Source: JetStream's publish acknowledgement and its header ``Nats-Msg-Id``.
         """
+        future, data, own = self._prepare(capability, message)
+        stored = False
+        try:
+            await self._store(capability, future, data, own=own)
+            stored = True
+        finally:
+            if not stored:
+                self._release(future)
+        self._started += 1
+        return future
+
+    def _prepare(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
+        """A future that somebody holds, the envelope, and whether nobody knows its ID yet."""
         if self._closing or self._ended is not None:
             raise self._closed_error()
         check_capability(capability)
@@ -116,22 +134,37 @@ class Dispatcher(metaclass=NoPublicConstructor):
         if future is None:
             future = self._outstanding[task_id] = Future._create(task_id)
         future._holders += 1
-        stored = False
-        try:
-            if not (own and self._outbox.hears_key) and not future._expected:
-                future._expected = True
-                self._outbox.expect(task_id)
-            # An ID of the caller's own may be known. In this order nothing slips through: listen,
-            # look up, publish, and look up again if the broker knew it.
-            known = not own and await self._look_up(future)
-            if not known and not await self._outbox.store(capability, task_id, data):
-                await self._look_up(future)
-            stored = True
-        finally:
-            if not stored:
-                self._release(future)
-        self._started += 1
-        return future
+        return future, data, own
+
+    async def _store_soon(self, capability: str, future: Future, data: bytes) -> bool:
+        """Send, and wait for the result: it tells as much as the confirmation that was before it.
+
+        Returns:
+          False if nothing was sent. True, and no result, if the confirmation is not there.
+        """
+
+        def on_end(new: bool | None) -> None:
+            if new or future._is_resolved():
+                self._started += 1
+            else:
+                future._wake()
+
+        if not self._outbox.store_soon(capability, future.id, data, on_end):
+            return False
+        await future._park()
+        return True
+
+    async def _store(
+        self, capability: str, future: Future, data: bytes, *, own: bool, tried: bool = False
+    ) -> None:
+        if not (own and self._outbox.hears_key) and not future._expected:
+            future._expected = True
+            self._outbox.expect(future.id)
+        # An ID of the caller's own may be known. In this order nothing slips through: listen,
+        # look up, publish, and look up again if the broker knew it.
+        known = not own and await self._look_up(future)
+        if not known and not await self._outbox.store(capability, future.id, data, tried=tried):
+            await self._look_up(future)
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
         """Take no new work, and wait for the outstanding futures.

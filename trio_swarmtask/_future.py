@@ -66,6 +66,12 @@ class Future(metaclass=NoPublicConstructor):
             await trio.lowlevel.checkpoint()
         else:
             await self._park()
+        return self._take()
+
+    # The dispatcher's half
+
+    def _take(self) -> Result:
+        """What it was resolved by."""
         if self._result is None and self._error is None:
             self._decode()
         if self._error is not None:
@@ -73,8 +79,6 @@ class Future(metaclass=NoPublicConstructor):
             raise type(self._error)(*self._error.args) from self._error
         assert self._result is not None
         return self._result
-
-    # The dispatcher's half
 
     def _resolve(self, data: bytes) -> None:
         """Take the bytes of the stored result; only the first resolution counts."""

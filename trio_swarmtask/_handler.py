@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from ._codec import encode_success
 from ._envelope import Status
 from ._errors import InvalidMessageError
 from ._names import shorten
@@ -22,6 +23,9 @@ Handler = Callable[[Message], Awaitable[object]]
 # Characters of a failure's text that go onto the wire: enough to say what happened, and never so
 # much that the failed result itself is larger than the server takes.
 _ERROR_LIMIT: Final = 8000
+
+# Of a count on the wire.
+_LARGEST: Final = 2**63 - 1
 
 
 def check_handler(handler: object) -> None:
@@ -97,3 +101,37 @@ def fill_result(
         duration=round(seconds * 1000) if result.duration == 0 else result.duration,
         completed_at=datetime.now(UTC) if result.completed_at is None else result.completed_at,
     )
+
+
+def encode_result(
+    result: Result | Value, message: Message, number: int, agent: str, seconds: float
+) -> bytes:
+    """What came of ``message`` in its delivery of that number, as it is stored.
+
+    Raises:
+      InvalidMessageError: if it can't be sent, or names another task.
+    """
+    attempt = count_attempt(message, number)
+    if isinstance(result, Value):
+        return encode_success(
+            task_id=message.id,
+            correlation_id=message.correlation_id,
+            outputs=result.value,
+            agent=agent,
+            attempt=attempt,
+            duration=round(seconds * 1000),
+        )
+    return fill_result(
+        result,
+        task_id=message.id,
+        correlation_id=message.correlation_id,
+        agent=agent,
+        attempt=attempt,
+        seconds=seconds,
+    ).encode()
+
+
+def count_attempt(message: Message, number: int) -> int:
+    """Which attempt the delivery of that number is."""
+    # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
+    return min(max(1, message.attempt) + number - 1, _LARGEST)

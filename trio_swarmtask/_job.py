@@ -45,6 +45,7 @@ class Job:
         "blocked",
         "call",
         "delivery",
+        "encoded",
         "ending",
         "handling",
         "interrupted",
@@ -63,6 +64,7 @@ class Job:
         self.call: Awaitable[object] | None = None  # of the handler
         self.message: Message | None = None
         self.result: Result | Value | None = None
+        self.encoded = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # where somebody follows the task
         self.handling = False  # the handler was called
         self.started = 0.0  # when that was

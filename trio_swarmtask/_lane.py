@@ -5,6 +5,10 @@
 # the deadline is set where there is one, and taken back after. A scope that was cancelled is left,
 # and what the job came to is settled outside of it.
 #
+# Where all that is left of a job is to store its result, that is begun, and the lane is free: what
+# the broker answers comes by a callback. Only a result that can't be stored so has a task that
+# waits.
+#
 # Handlers must not notice: each one gets a copy of its own of the context variables that `handle`
 # was called with.
 
@@ -44,10 +48,12 @@ class Lanes:
         self._handler = handler
         self._nursery = nursery
         self._context = context
-        self._limit = limit
+        self.limit = limit
         self._on_handler_end = on_handler_end
         self._on_settled = on_settled
         self._idle: list[trio.lowlevel.Task] = []
+        self._settling: set[Job] = set()  # without a lane
+        self._all_settled = trio.Event()
         self._closed = False
 
     def start(self, job: Job) -> None:
@@ -65,6 +71,7 @@ class Lanes:
         for lane in self._idle:
             trio.lowlevel.reschedule(lane, outcome.Value(None))
         self._idle.clear()
+        self._nursery.start_soon(self._wait_settled)
 
     async def _run(self, first: Job) -> None:
         job: Job | None = first
@@ -75,9 +82,10 @@ class Lanes:
                         await self._handle(job, scope)
                         while not scope.cancel_called:
                             scope.deadline = math.inf
-                            await self._runner.settle(job)
-                            self._on_settled(job)
-                            job = None  # it is nobody's while the lane is idle
+                            if not self._settle_soon(job):
+                                await self._runner.settle(job)
+                                self._on_settled(job)
+                            job = None  # it is not the lane's while that is idle
                             job = await self._next_job()
                             if job is None:
                                 return
@@ -106,8 +114,43 @@ class Lanes:
             job.scope = None
             self._on_handler_end()
 
+    # Settling without a task that waits for it
+
+    def _settle_soon(self, job: Job) -> bool:
+        if self._closed or not self._runner.settle_soon(job, self._end):
+            return False
+        self._settling.add(job)
+        return True
+
+    def _end(self, job: Job) -> None:
+        self._settling.discard(job)
+        if job.settled:
+            self._on_settled(job)
+        else:
+            self._nursery.start_soon(self._settle, job)
+        if not self._settling:
+            self._all_settled.set()
+
+    async def _settle(self, job: Job) -> None:
+        try:
+            await self._runner.settle(job)
+        finally:
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await self._runner.give_back(job)
+            self._on_settled(job)
+
+    async def _wait_settled(self) -> None:
+        try:
+            while self._settling:
+                self._all_settled = trio.Event()
+                await self._all_settled.wait()
+        finally:
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                for job in self._settling:
+                    await self._runner.give_back(job)
+
     async def _next_job(self) -> Job | None:
-        if self._closed or len(self._idle) >= self._limit:
+        if self._closed or len(self._idle) >= self.limit:
             return None
         lane = trio.lowlevel.current_task()
         self._idle.append(lane)

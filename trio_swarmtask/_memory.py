@@ -162,7 +162,9 @@ class _MemoryOutbox(Outbox):
         self.expected: set[str] = set()
         self._lifetime = Lifetime()
 
-    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+    async def store(
+        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
+    ) -> bool:
         broker = self._broker
         broker._check_size(data)
         return await self._lifetime.run(partial(self._store, Task(capability, task_id, data)))

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ._codec import encode_success
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
-from ._handler import Handler, Value, describe, failed_result, fill_result
+from ._handler import (
+    Handler,
+    Value,
+    count_attempt,
+    describe,
+    encode_result,
+    failed_result,
+    fill_result,
+)
 from ._job import Ending, Job
 from ._names import check_task_id, is_task_id, shorten
 from ._statistics import Tally
@@ -36,9 +43,6 @@ SETTLE_SECONDS: Final = 1.0
 # Seconds before a task of a newer version is offered again: long enough not to spin, short enough
 # for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
-
-# Of a count on the wire.
-_LARGEST: Final = 2**63 - 1
 
 
 class Observer(ABC):
@@ -84,12 +88,35 @@ class JobRunner:
         if job.message is not None:
             if self.observers:
                 job.ending = Ending()
-                attempt = _attempt(job.delivery, job.message)
+                attempt = count_attempt(job.message, job.delivery.number)
                 for observer in self.observers:
                     self.aside.start_soon(
                         observer.follow_task, job.message, self._name, attempt, job.ending
                     )
             job.result = await self._call(handler, job, job.message)
+
+    def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
+        """Begin `settle`, without waiting, where all that is left is to store what came of it.
+
+        ``on_settled`` is called when it is settled, or has to be settled by `settle` after all.
+
+        Returns:
+          False if nothing was begun.
+        """
+        message, result = job.message, job.result
+        if message is None or result is None:
+            return False
+        try:
+            job.encoded = self._encode(job, result, message)
+        except InvalidMessageError:
+            return False  # `settle` says why
+
+        def on_end(stored: bool) -> None:
+            if stored:
+                self._settled(job, result, first=True)
+            on_settled(job)
+
+        return job.delivery.complete_soon(job.encoded, on_end)
 
     async def settle(self, job: Job) -> None:
         """Store the job's result, or do what there is to do where it has none."""
@@ -107,7 +134,6 @@ class JobRunner:
         message, result = job.message, job.result
         if message is None or job.settled:
             return
-        seconds = trio.current_time() - job.started
         if result is None and job.lost:
             self.tally.leases_lost += 1
             job.settled = True
@@ -120,7 +146,7 @@ class JobRunner:
             error = f"the handler did not end within {job.timeout:g} seconds"
             result = Result(status=Status.TIMEOUT, error=error)
         if result is not None:
-            await self._store(job, result, message, seconds)
+            await self._store(job, result, message)
 
     # Before the handler
 
@@ -220,14 +246,12 @@ class JobRunner:
 
     # After the handler
 
-    async def _store(
-        self, job: Job, result: Result | Value, message: Message, seconds: float
-    ) -> None:
+    async def _store(self, job: Job, result: Result | Value, message: Message) -> None:
         delivery = job.delivery
-        data = b""
         try:
-            data = self._encode(result, delivery, message, seconds)
-            first = await delivery.complete(data)
+            if not job.encoded:
+                job.encoded = self._encode(job, result, message)
+            first = await delivery.complete(job.encoded)
         except InvalidMessageError as exc:
             logger.error(
                 "the result of task %s of %s can't be stored: %s",
@@ -236,34 +260,19 @@ class JobRunner:
                 exc,
             )
             result = failed_result(str(exc))
-            data = self._encode(result, delivery, message, seconds)
-            first = await delivery.complete(data)
+            job.encoded = self._encode(job, result, message)
+            first = await delivery.complete(job.encoded)
+        self._settled(job, result, first=first)
+
+    def _encode(self, job: Job, result: Result | Value, message: Message) -> bytes:
+        seconds = trio.current_time() - job.started
+        return encode_result(result, message, job.delivery.number, self._name, seconds)
+
+    def _settled(self, job: Job, result: Result | Value, *, first: bool) -> None:
         job.settled = True
         self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
-        if first and job.ending is not None:
-            job.ending.tell(data)
-
-    def _encode(
-        self, result: Result | Value, delivery: Delivery, message: Message, seconds: float
-    ) -> bytes:
-        attempt = _attempt(delivery, message)
-        if isinstance(result, Value):
-            return encode_success(
-                task_id=delivery.task_id,
-                correlation_id=message.correlation_id,
-                outputs=result.value,
-                agent=self._name,
-                attempt=attempt,
-                duration=round(seconds * 1000),
-            )
-        return fill_result(
-            result,
-            task_id=delivery.task_id,
-            correlation_id=message.correlation_id,
-            agent=self._name,
-            attempt=attempt,
-            seconds=seconds,
-        ).encode()
+        if job.ending is not None:
+            job.ending.tell(job.encoded if first else None)
 
     def _count(self, status: Status, *, first: bool) -> None:
         if not first:
@@ -289,8 +298,3 @@ class JobRunner:
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
         else:
             self.tally.given_back += 1
-
-
-def _attempt(delivery: Delivery, message: Message) -> int:
-    # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
-    return min(max(1, message.attempt) + delivery.number - 1, _LARGEST)

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ._broker import Delivery, Intake
     from ._lane import Lanes
 
+# Results that may wait to be stored, above the number of handlers, before no more is asked for.
+_UNSETTLED: Final = 100
+
 
 class Service:
     """One capability that a worker handles."""
@@ -40,6 +43,7 @@ class Service:
         self.lanes: Lanes
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
+        self._owed = 0  # places that are free, and not asked for yet
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
         self._fresh_until = math.inf
@@ -67,6 +71,16 @@ class Service:
     def let_go(self, job: Job) -> None:
         """The job is settled."""
         del self.jobs[job.delivery.task_id]
+        if self._owed:
+            self._owed -= 1
+            self.intake.ask(1)
+
+    def free_place(self) -> None:
+        """A handler has ended: ask for another task, unless too many results wait to be stored."""
+        if len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
+            self._owed += 1
+        else:
+            self.intake.ask(1)
 
     async def keep_leases(self, on_round: Callable[[], None]) -> None:
         """Renew what is held, and cancel what could not be renewed, for ever."""

@@ -170,7 +170,7 @@ class Worker(metaclass=NoPublicConstructor):
         def on_handler_end() -> None:
             service.running -= 1
             if not self._stopping.is_set():
-                service.intake.ask(1)
+                service.free_place()
             else:
                 self._check_handlers_ended()
 

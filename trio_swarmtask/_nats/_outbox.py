@@ -31,18 +31,20 @@ from ._jetstream import (
     in_time,
     persist,
     publish,
+    publish_soon,
 )
 from ._lookup import BATCH, fetch_result, fetch_results, result_id
 from ._requests import Requests, open_requests, refused_error
 from ._subscribe import subscribe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from ._connection import Connection
+    from ._incoming import Incoming
+    from ._jetstream import PubAck
     from ._streams import ResultStream, Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -83,12 +85,13 @@ class NATSOutbox(Outbox):
         self._own: Subscription | None = None
         self._missed = trio.Event()
 
-    async def store(self, capability: str, task_id: str, data: bytes) -> bool:
+    async def store(
+        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
+    ) -> bool:
         check_size(self._connection, data, _HEADER_BYTES + len(task_id))
         if task_id in self._unheard:
             raise refused_error(self._connection, f"subscribe to {self._unheard[task_id]}")
-        tried = False
-        if capability in self._known_capabilities:
+        if not tried and capability in self._known_capabilities:
             # The way of nearly every task, without the frames that are for the rest.
             headers = {"Nats-Msg-Id": task_id}
             try:
@@ -98,6 +101,24 @@ class NATSOutbox(Outbox):
             else:
                 return not ack.duplicate
         return await self._store_in_the_end(capability, task_id, data, tried=tried)
+
+    def store_soon(
+        self, capability: str, task_id: str, data: bytes, on_end: Callable[[bool | None], None]
+    ) -> bool:
+        size = len(data) + _HEADER_BYTES + len(task_id)
+        if (
+            capability not in self._known_capabilities
+            or task_id in self._unheard
+            or size > self._connection.client.max_payload
+        ):
+            return False
+
+        def on_ack(ack: PubAck | None) -> None:
+            on_end(None if ack is None else not ack.duplicate)
+
+        headers = {"Nats-Msg-Id": task_id}
+        subject = f"work.{capability}.{task_id}"
+        return publish_soon(self._requests, subject, data, headers, on_ack)
 
     async def _store_in_the_end(
         self, capability: str, task_id: str, data: bytes, *, tried: bool
@@ -177,10 +198,10 @@ class NATSOutbox(Outbox):
 
     # Hearing of results
 
-    def _on_notify(self, message: Msg) -> None:
+    def _on_notify(self, message: Incoming) -> None:
         self._listener.result_stored(result_id(message), message.data)
 
-    def _on_hint(self, task_id: str, message: Msg) -> None:
+    def _on_hint(self, task_id: str, message: Incoming) -> None:
         if task_id in self._looking:
             self._looking[task_id] = True
         elif not self._closed:
