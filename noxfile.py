@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import nox
 
@@ -141,8 +142,16 @@ def run_faults(session: nox.Session, *options: str, files: str = "tests/faults")
 
 @nox.session(python=ANY_PYTHON)
 def bench(session: nox.Session) -> None:
-    """Tasks per second and latency, beside the same algorithm in plain asyncio."""
-    session.install(".[server]")
+    """Speed, beside the same work in plain asyncio and beside other libraries: half an hour."""
+    session.install(".[server]", *group("bench"))
+    if "--quick" not in session.posargs:
+        # The others have environments of their own: not all of them go together.
+        environments = Path(session.virtualenv.location).resolve() / "peers"
+        for name in ("peers", "peers-old"):
+            python = environments / name / "bin" / "python"
+            session.run("python", "-m", "venv", "--clear", str(environments / name))
+            session.run(str(python), "-m", "pip", "install", "--quiet", *group(name), external=True)
+        session.env["BENCH_ENVIRONMENTS"] = str(environments)
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
