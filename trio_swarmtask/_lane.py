@@ -81,7 +81,8 @@ class Lanes:
                     with trio.CancelScope() as scope:
                         await self._handle(job, scope)
                         while not scope.cancel_called:
-                            scope.deadline = math.inf
+                            if job.timeout < math.inf:  # setting it costs, and most have none
+                                scope.deadline = math.inf
                             if not self._settle_soon(job):
                                 await self._runner.settle(job)
                                 self._on_settled(job)

@@ -28,7 +28,7 @@ async def test_missed_heartbeats(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pull that the server has forgotten, with the connection up: it is begun anew."""
-    monkeypatch.setattr(_intake, "_SILENCE", 0.3)
+    monkeypatch.setattr(_intake, "_LOOK_SECONDS", 0.15)
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
         await worker.handle("coder", echo)
         await until(lambda: "no heartbeat of the pull of coder" in caplog.text)

@@ -235,7 +235,7 @@ class NATSBucket(Bucket):
         end = replies.pop()
         if status_of(end) not in ("204", "404"):
             raise NoResponders(f"a direct get of {stream.name}")
-        more = end.header("Nats-Num-Pending") not in ("", "0")
+        more = end.header(b"Nats-Num-Pending") not in ("", "0")
         return [self.read(reply) for reply in replies], more
 
     def read(self, message: Incoming) -> Entry:

@@ -89,7 +89,7 @@ class Client(NATS):
     def __init__(self) -> None:
         super().__init__()
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
-        self._backlog = False  # there was some when the last was written
+        self._has_backlog = False  # when something was last written
         self.trouble: Exception | None = None
         """Why the last connection was given up."""
 
@@ -127,11 +127,14 @@ class Client(NATS):
         if subscription is not None:
             message = Incoming(
                 subject.decode("utf-8", "backslashreplace"),
-                reply.decode("utf-8", "backslashreplace"),
+                reply.decode("utf-8", "backslashreplace") if reply else "",
                 head,
                 data,
             )
-            cast("Sink", subscription._future).hear(message)
+            try:
+                cast("Sink", subscription._future).callback(message)
+            except Exception:  # it would end the reading, and with it everything
+                logger.exception("a message on %r could not be handled", message.subject)
 
     async def _read_loop(self) -> None:
         # Called once the connection stands.
@@ -158,12 +161,12 @@ class Client(NATS):
             self._transport.write(b"".join(self._pending))
             self._pending = []
             self._pending_data_size = 0
-            self._backlog = self._unwritten() > 0
+            self._has_backlog = self._unwritten() > 0
 
     @property
     def unsent_size(self) -> int:
         """Bytes that the system has not taken yet."""
-        return self._pending_data_size + (self._unwritten() if self._backlog else 0)
+        return self._pending_data_size + (self._unwritten() if self._has_backlog else 0)
 
     def _unwritten(self) -> int:
         writer: Any = getattr(self._transport, "_io_writer", None)
@@ -195,16 +198,12 @@ class Client(NATS):
 
 
 class Sink:
-    """Calls ``callback`` for every message, as it is read, in the Trio thread."""
+    """Has ``callback`` called for every message, as it is read, in the Trio thread."""
+
+    __slots__ = ("callback",)
 
     def __init__(self, callback: Callable[[Incoming], None]) -> None:
-        self._callback = callback
-
-    def hear(self, message: Incoming) -> None:
-        try:
-            self._callback(message)
-        except Exception:  # it would end the reading, and with it everything
-            logger.exception("a message on %r could not be handled", message.subject)
+        self.callback = callback
 
     def as_future(self) -> asyncio.Future[Msg]:
         """Itself, under the type that nats-py declares."""

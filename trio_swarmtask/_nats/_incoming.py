@@ -31,14 +31,10 @@ class Incoming:
         """
         return parse_headers(self.head) if self.head else {}
 
-    def header(self, name: str) -> str:
+    def header(self, name: bytes) -> str:
         """One header's value, found without parsing the others; empty if there is none."""
-        begin = self.head.rfind(b"\r\n%b:" % name.encode())
-        if begin < 0:
-            return ""
-        end = self.head.find(b"\r\n", begin + 2)
-        line = self.head[begin + 2 : end if end >= 0 else None]
-        return line[len(name) + 1 :].decode(errors="replace").strip()
+        _, found, value = self.head.rpartition(b"\r\n%b:" % name)
+        return value.partition(b"\r\n")[0].decode(errors="replace").strip() if found else ""
 
 
 def parse_headers(block: bytes) -> dict[str, str]:

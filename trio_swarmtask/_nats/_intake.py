@@ -49,7 +49,9 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _NANOSECONDS: Final = 1_000_000_000
 _HEARTBEAT: Final = 5
-_SILENCE: Final = 2.5 * _HEARTBEAT
+# Two heartbeats may get lost; a look costs less than to note the time of every message.
+_LOOK_SECONDS: Final = 1.25 * _HEARTBEAT
+_SILENT_LOOKS: Final = 2
 _ECHO_SECONDS: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -79,7 +81,7 @@ class NATSIntake(Intake):
         self._prefix = f"work.{capability}."
         self._free = 0  # places
         self._asked = 0  # of these, asked for and not arrived
-        self._heard_at = 0.0
+        self._heard = False  # since it was last asked
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
@@ -127,11 +129,11 @@ class NATSIntake(Intake):
                 self._end_for("there is no connection")
                 return
             if self._asked == 0:
-                self._heard_at = trio.current_time()
+                self._heard = True  # the silence begins now
             self._asked += batch
 
     def _on_message(self, message: Incoming) -> None:
-        self._heard_at = trio.current_time()
+        self._heard = True
         if message.subject.startswith(self._prefix):
             self._on_task(message)
         elif (status := status_of(message)) is not None:
@@ -172,7 +174,7 @@ class NATSIntake(Intake):
     def _on_status(self, message: Incoming, status: str) -> None:
         if status == "100":
             return
-        pending = parse_count(message.header("Nats-Pending-Messages"))
+        pending = parse_count(message.header(b"Nats-Pending-Messages"))
         if status in ("404", "408", "409") and pending is not None:
             self._asked = max(0, self._asked - pending)
             self._top_up()
@@ -228,14 +230,16 @@ class NATSIntake(Intake):
 
     async def _watch(self) -> None:
         # Returns when there is trouble, or silence where a heartbeat was due.
+        silent = 0
         while not self._trouble.is_set():
-            silent_at = self._heard_at + _SILENCE if self._asked else trio.current_time() + _SILENCE
-            if silent_at <= trio.current_time():
+            self._heard = not self._asked
+            with trio.move_on_after(_LOOK_SECONDS):
+                await self._trouble.wait()
+            silent = 0 if self._heard else silent + 1
+            if silent == _SILENT_LOOKS and not self._trouble.is_set():
                 self._reason = "no heartbeat"
                 logger.warning("no heartbeat of the pull of %s: pulling anew", self._capability)
                 return
-            with trio.move_on_at(silent_at):
-                await self._trouble.wait()
 
     def on_down(self) -> None:
         self._end_for("the connection was lost")

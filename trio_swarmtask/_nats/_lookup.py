@@ -71,4 +71,4 @@ async def fetch_results(
 
 def result_id(message: Incoming) -> str:
     """The task of a result that the server hands out by another subject than its own."""
-    return message.header("Nats-Subject").removeprefix("done.")
+    return message.header(b"Nats-Subject").removeprefix("done.")

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 # Bytes. The server's own limit is 4096, and can be set; an INFO names all servers of a cluster.
 _LONGEST_LINE: Final = 1 << 20
+
+
+# MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the headers
+# before that of it all.
+_MESSAGE: Final = re.compile(
+    rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n"
+    rb"|HMSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18}) (\d{1,18})\r\n"
+)
 
 
 class Parser:
@@ -68,19 +77,29 @@ class Parser:
                 return None
             data = bytes(self._rest)
         begin = 0
-        while (end := data.find(b"\r\n", begin)) >= 0:
-            body = end + 2
-            if not data.startswith((b"MSG ", b"HMSG "), begin):
-                self._keep(data, body, 0)
-                return data[begin:end]
-            number, subject, reply, head_size, size = _parse_message(data[begin:end])
-            after = body + size + 2
+        while found := _MESSAGE.match(data, begin):
+            subject, number, reply, size, subject_h, number_h, reply_h, head_size, size_h = (
+                found.groups(b"")
+            )
+            body = found.end()
+            split = body
+            if head_size:
+                subject, number, reply, size = subject_h, number_h, reply_h, size_h
+                split += int(head_size)
+            after = body + int(size) + 2
+            if split > after - 2:
+                raise ValueError(f"a message with more headers than bytes: {found[0][:200]!r}")
             if after > len(data):
                 self._keep(data, begin, after - begin)
                 return None
             begin = after
-            split = body + head_size
-            self._client.deliver(number, subject, reply, data[body:split], data[split : after - 2])
+            self._client.deliver(
+                int(number), subject, reply, data[body:split], data[split : after - 2]
+            )
+        end = data.find(b"\r\n", begin)
+        if end >= 0:
+            self._keep(data, end + 2, 0)
+            return data[begin:end]
         if len(data) - begin > _LONGEST_LINE:
             raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
         self._keep(data, begin, 0)
@@ -106,22 +125,6 @@ class Parser:
 
 class Unreadable(Exception):
     """What a server sent is against the protocol."""
-
-
-def _parse_message(line: bytes) -> tuple[int, bytes, bytes, int, int]:
-    # MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the
-    # headers before that of it all.
-    operation, *words = line.split(b" ")
-    sizes = 2 if operation == b"HMSG" else 1
-    if len(words) not in (2 + sizes, 3 + sizes) or not words[0]:
-        raise ValueError(f"a message that begins with {line[:40]!r}")
-    if not (words[1].isdigit() and words[-1].isdigit() and words[-sizes].isdigit()):
-        raise ValueError(f"a message that begins with {line[:40]!r}")
-    reply = words[2] if len(words) == 3 + sizes else b""
-    head_size, size = int(words[-2]) if sizes == 2 else 0, int(words[-1])
-    if head_size > size:
-        raise ValueError(f"a message of {size} bytes with headers of {head_size}")
-    return int(words[1]), words[0], reply, head_size, size
 
 
 def _parse_info(text: bytes) -> dict[str, object]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import outcome
@@ -42,13 +41,22 @@ class NoAnswer(Exception):
     """Nothing came back; the request may have been served all the same."""
 
 
-@dataclass(slots=True)
 class _Waiting:
-    subject: str
-    sent_at: float  # inf: never given up
-    task: trio.lowlevel.Task | None
-    callback: Callable[[Incoming | None], None] | None
-    collected: list[Incoming] | None
+    __slots__ = ("callback", "collected", "sent_in", "subject", "task")
+
+    def __init__(
+        self,
+        subject: str,
+        sent_in: float,
+        task: trio.lowlevel.Task | None,
+        callback: Callable[[Incoming | None], None] | None,
+        collected: list[Incoming] | None,
+    ) -> None:
+        self.subject = subject
+        self.sent_in = sent_in  # the round of `expire`; inf: never given up
+        self.task = task
+        self.callback = callback
+        self.collected = collected
 
 
 class Requests:
@@ -59,6 +67,7 @@ class Requests:
         self._prefix = connection.client.new_inbox() + "."
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
+        self._round = 0
         self.lifetime = Lifetime()
         self._closed: Exception | None = None
         self._subject = self._prefix + "*"
@@ -84,7 +93,7 @@ class Requests:
         An outage does not end it, for the answer may come when the server is back.
         """
         inbox = self._send(subject, data, None, current_task())
-        self._waiting[inbox].sent_at = math.inf
+        self._waiting[inbox].sent_in = math.inf
         return await self._wait(inbox)
 
     async def collect(self, subject: str, data: bytes) -> list[Incoming]:
@@ -135,19 +144,19 @@ class Requests:
             self.connection.publish(subject)  # to ourselves
         else:
             self.connection.publish(subject, data, inbox, headers)
-        self._waiting[inbox] = _Waiting(subject, trio.current_time(), task, callback, collected)
+        self._waiting[inbox] = _Waiting(subject, self._round, task, callback, collected)
         return inbox
 
     def _on_reply(self, message: Incoming) -> None:
-        waiting = self._waiting.get(message.subject)
+        waiting = self._waiting.pop(message.subject, None)
         if waiting is None:
             return  # too late, or somebody else's idea
         if waiting.collected is not None:
             waiting.collected.append(message)
             if status_of(message) is None:
-                waiting.sent_at = trio.current_time()
+                waiting.sent_in = self._round
+                self._waiting[message.subject] = waiting
                 return
-        del self._waiting[message.subject]
         if waiting.task is not None:
             trio.lowlevel.reschedule(waiting.task, outcome.Value(message))
         else:
@@ -159,7 +168,7 @@ class Requests:
             self._fail_all(self.connection.lost_error)
             return
         for inbox, waiting in list(self._waiting.items()):
-            if waiting.sent_at < math.inf:
+            if waiting.sent_in < math.inf:
                 self._fail(inbox, NoAnswer("the connection was lost"))
 
     def _on_refused(self, action: str, subject: str) -> None:
@@ -202,9 +211,9 @@ class Requests:
         # One slow timer for all. A deadline for each would cost more than the request.
         while True:
             await trio.sleep(REQUEST_SECONDS / 2)
-            before = trio.current_time() - REQUEST_SECONDS
+            self._round += 1
             for inbox, waiting in list(self._waiting.items()):
-                if waiting.sent_at < before:
+                if waiting.sent_in < self._round - 2:
                     self._fail(inbox, NoAnswer(f"no reply within {REQUEST_SECONDS:g} seconds"))
 
     def release(self) -> None:
