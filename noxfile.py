@@ -27,7 +27,9 @@ nox.options.sessions = [
     f"tests-{NEWEST}",
     "minimums",
     "coverage",
+    "public-api",
     "faults-short",
+    "bench-short",
 ]
 # For sessions that need only one: the Python that runs nox, or another that is supported.
 ANY_PYTHON = PROJECT["project"]["requires-python"]
@@ -115,6 +117,15 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session(python=ANY_PYTHON, name="public-api")
+def public_api(session: nox.Session) -> None:
+    """What a server is needed for, as with a nats-py that is not known: without the fast ways."""
+    session.install(".[server,nkeys]", *group("test"))
+    session.env["SWARMTASK_PUBLIC_API"] = "1"
+    folders = session.posargs or ("tests/conformance", "tests/nats")
+    session.run("pytest", *IN_PARALLEL, *folders)
+
+
 @nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
@@ -153,6 +164,13 @@ def bench(session: nox.Session) -> None:
             session.run(str(python), "-m", "pip", "install", "--quiet", *group(name), external=True)
         session.env["BENCH_ENVIRONMENTS"] = str(environments)
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON, name="bench-short")
+def bench_short(session: nox.Session) -> None:
+    """A minute of it: is the rate, against the same work by hand, what it should be at least?"""
+    session.install(".[server]", *group("bench"))
+    session.run("python", "benchmarks/run.py", "--quick", "--minimum-ratio", "0.7")
 
 
 @nox.session(python=ANY_PYTHON)

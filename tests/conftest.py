@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from ports import free_ports
+from public_api import use_public_api_if_asked
 from swarm import MemorySwarm, NATSSwarm, Swarm
 from trio.testing import MockClock
 
@@ -14,6 +15,9 @@ from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+use_public_api_if_asked()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

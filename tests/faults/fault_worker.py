@@ -19,7 +19,9 @@ import trio
 
 from trio_swarmtask import Message, NATSConfig, open_worker
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from public_api import use_public_api_if_asked
 
 
 class LedgerFile:
@@ -85,5 +87,6 @@ async def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    use_public_api_if_asked()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     trio.run(lambda: main(**json.loads(sys.argv[1])))
