@@ -23,7 +23,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -104,7 +104,8 @@ async def background(run: Coroutine[None, None, object]) -> AsyncIterator[None]:
 
 async def serve(handler: Handler) -> None:
     """Answer the driver of a worker."""
-    async for _order in orders():
+    orders = await open_orders()
+    while await orders.readline():
         answer({"cpu": time.process_time(), "rss": resident(), "served": handler.served})
 
 
@@ -116,7 +117,9 @@ def resident() -> int:
 
 async def follow(dispatcher: Dispatcher) -> None:
     """Do what the driver of a dispatcher orders."""
-    async for order in orders():
+    orders = await open_orders()
+    while line := await orders.readline():
+        order = json.loads(line)
         text = "x" * order.get("payload", 0)
         started, cpu = time.perf_counter(), time.process_time()
         if order["do"] == "enqueue":
@@ -163,15 +166,14 @@ async def each(tasks: int, send: Callable[[], Awaitable[object]]) -> None:
     await asyncio.gather(*(lane() for _ in range(SENDS)))
 
 
-async def orders() -> AsyncIterator[dict[str, Any]]:
+async def open_orders() -> asyncio.StreamReader:
     """The driver's lines. A pipe, not a thread: a thread would keep a failed runner from ending."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
     print("ready", flush=True)
-    while line := await reader.readline():
-        yield json.loads(line)
+    return reader
 
 
 def answer(figures: dict[str, object]) -> None:

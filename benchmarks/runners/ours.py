@@ -12,6 +12,7 @@ from role import Meter, Options, capabilities, in_turn, read_arguments
 from trio_role import serve_dispatcher, serve_worker
 
 from trio_swarmtask import Message, open_dispatcher, open_worker
+from trio_swarmtask._nats import _client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +58,8 @@ async def serve(dispatcher: Dispatcher, capabilities: Iterator[str]) -> None:
 
 
 def use_public_api() -> None:
-    from trio_swarmtask._nats import _client
-
-    switch = getattr(_client, "use_public_api", None)
-    if switch is None:
-        raise SystemExit("this version of the library has no switch to the public API alone")
-    switch()
+    """Be as with a nats-py that is not known: nothing but its public API."""
+    _client._KNOWN_VERSIONS = "none"  # type: ignore[misc]  # Final, but for this
 
 
 def main() -> None:
