@@ -49,9 +49,9 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _NANOSECONDS: Final = 1_000_000_000
 _HEARTBEAT: Final = 5
-# Two heartbeats may get lost; a look costs less than to note the time of every message.
-_LOOK_SECONDS: Final = 1.25 * _HEARTBEAT
-_SILENT_LOOKS: Final = 2
+# Two heartbeats may get lost. To look now and then costs less than to note each message's time.
+_LOOK_SECONDS: Final = _HEARTBEAT / 2
+_SILENT_LOOKS: Final = 5
 _ECHO_SECONDS: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
