@@ -74,6 +74,10 @@ class Job:
         self.lost = False  # the lease lapsed: the task is another worker's
         self.settled = False  # nothing is left to do for it
 
+    def was_cancelled(self, scope: trio.CancelScope) -> bool:
+        """Whether the scope that its handler ran in was cancelled: by the two below, or in time."""
+        return self.interrupted or self.lost or (self.timeout < math.inf and scope.cancel_called)
+
     def interrupt(self) -> None:
         self.interrupted = True
         if self.scope is not None:

@@ -80,7 +80,7 @@ class Lanes:
                 try:
                     with trio.CancelScope() as scope:
                         await self._handle(job, scope)
-                        while not scope.cancel_called:
+                        while not job.was_cancelled(scope):
                             if job.timeout < math.inf:  # setting it costs, and most have none
                                 scope.deadline = math.inf
                             if not self._settle_soon(job):

@@ -90,6 +90,8 @@ class Client(NATS):
         super().__init__()
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
         self._has_backlog = False  # when something was last written
+        self.usable = False
+        """Whether there is a connection, and the server knows all subscriptions."""
         self.trouble: Exception | None = None
         """Why the last connection was given up."""
 
@@ -132,7 +134,7 @@ class Client(NATS):
                 data,
             )
             try:
-                cast("Sink", subscription._future).callback(message)
+                subscription._future.callback(message)  # type: ignore[union-attr]  # a Sink
             except Exception:  # it would end the reading, and with it everything
                 logger.exception("a message on %r could not be handled", message.subject)
 
@@ -154,23 +156,30 @@ class Client(NATS):
         self._pending.append(command)
         self._pending_data_size += len(command)
 
-    def write_held(self) -> None:
-        """Write what is held; while there is no connection it is kept."""
-        if self._pending and self.is_connected:
-            assert self._transport is not None
-            self._transport.write(b"".join(self._pending))
-            self._pending = []
-            self._pending_data_size = 0
-            self._has_backlog = self._unwritten() > 0
+    def write_held(self) -> bool:
+        """Write what is held; while there is no connection it is kept.
+
+        Returns:
+          Whether asyncio has something left to do: its loop has to come round.
+        """
+        if not self._pending or not self.is_connected:
+            return False
+        writer: Any = cast("TcpTransport", self._transport)._io_writer
+        data = b"".join(self._pending)
+        self._pending = []
+        self._pending_data_size = 0
+        writer.write(data)
+        self._has_backlog = writer.transport.get_write_buffer_size() > 0
+        return self._has_backlog or writer.is_closing()
 
     @property
     def unsent_size(self) -> int:
         """Bytes that the system has not taken yet."""
-        return self._pending_data_size + (self._unwritten() if self._has_backlog else 0)
-
-    def _unwritten(self) -> int:
-        writer: Any = getattr(self._transport, "_io_writer", None)
-        return writer.transport.get_write_buffer_size() if writer is not None else 0
+        size = self._pending_data_size
+        if self._has_backlog:
+            writer: Any = cast("TcpTransport", self._transport)._io_writer
+            size += writer.transport.get_write_buffer_size()
+        return size
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # whoever waited for it was cancelled
@@ -180,7 +189,19 @@ class Client(NATS):
     async def _process_op_err(self, e: Exception) -> None:
         # While it reconnects, further errors are of no interest to nats-py either.
         self.trouble = e if self.is_connected else self.trouble
+        self.usable = False
         await super()._process_op_err(e)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        self.usable = False
+        await super()._close(status, do_cbs)
+
+    async def end_reconnecting(self) -> None:
+        """Let no attempt to connect go on; some swallow a cancellation, and then succeed."""
+        task = self._reconnection_task
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_RECONNECT_WAIT)
 
     async def replace_connection(self, reason: Exception) -> None:
         """Drop the connection and make another one."""

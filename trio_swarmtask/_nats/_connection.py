@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
@@ -125,7 +125,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        return self._up.is_set() and self.client.is_connected
+        return self.client.usable
 
     async def wait_up(self) -> None:
         """Wait until there is a connection.
@@ -147,10 +147,8 @@ class Connection:
         return type(self.lost)(*self.lost.args)
 
     def _check_up(self) -> None:
-        if self.lost is not None:
-            raise self.lost_error()
-        if not self.is_up:
-            raise NotConnected
+        if not self.client.usable:
+            raise NotConnected if self.lost is None else self.lost_error()
 
     # The client's callbacks: asyncio's side, in the Trio thread
 
@@ -182,6 +180,7 @@ class Connection:
         logger.warning("connected again to %s", self.config.safe_url)
         self._fatal = trio.Event()
         self._down = trio.Event()
+        self.client.usable = self.lost is None
         self._up.set()
 
     async def _on_closed(self) -> None:
@@ -216,13 +215,11 @@ class Connection:
         """Host the loop until closed."""
         # The shield is ended by `_closing`, which open_connection sets on its way out.
         with trio.CancelScope(shield=True):
-            async with open_loop() as self._loop, trio.open_nursery() as nursery:
-                if self._outgoing:
-                    nursery.start_soon(self._outgoing.send)
-                task_status.started()
-                await self._closing.wait()
-                await self._shut()
-                nursery.cancel_scope.cancel()
+            async with open_loop() as self._loop:
+                with self._outgoing.writing() if self._outgoing else nullcontext():
+                    task_status.started()
+                    await self._closing.wait()
+                    await self._shut()
 
     async def _shut(self) -> None:
         # What is buffered goes out first, unless the network is dead: then the transport is
@@ -232,6 +229,7 @@ class Connection:
             with trio.move_on_after(_CLOSE_SECONDS):
                 try:
                     await self.call(self.client.close())
+                    await self.call(self.client.end_reconnecting())
                 except Exception as exc:  # noqa: BLE001 - a TypeError of asyncio's, in an outage
                     logger.debug("closing: %r", exc)
         self.client.abort()
@@ -257,8 +255,8 @@ class Connection:
                             **connect_options(config),
                         )
                     )
+                    self.client.usable = self._was_up = True
                     self._up.set()
-                    self._was_up = True
                 except BrokerError as exc:
                     self._last_error = exc
                 nursery.cancel_scope.cancel()

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -113,11 +112,10 @@ def publish_soon(
     """
 
     def on_reply(reply: Incoming | None) -> None:
-        ack = None
-        if reply is not None:
-            # The caller publishes again, and waits for what is said then.
-            with suppress(APIError, NoAnswer, NoResponders):
-                ack = _read_ack(subject, reply)
+        try:
+            ack = None if reply is None else _read_ack(subject, reply)
+        except (APIError, NoAnswer, NoResponders):
+            ack = None  # the caller publishes again, and waits for what is said then
         on_end(ack)
 
     if requests.connection.is_congested:

@@ -26,9 +26,9 @@ _LONGEST_LINE: Final = 1 << 20
 
 # MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the headers
 # before that of it all.
-_MESSAGE: Final = re.compile(
-    rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n"
-    rb"|HMSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18}) (\d{1,18})\r\n"
+_PLAIN: Final = re.compile(rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n")
+_WITH_HEADERS: Final = re.compile(
+    rb"HMSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18}) (\d{1,18})\r\n"
 )
 
 
@@ -77,15 +77,16 @@ class Parser:
                 return None
             data = bytes(self._rest)
         begin = 0
-        while found := _MESSAGE.match(data, begin):
-            subject, number, reply, size, subject_h, number_h, reply_h, head_size, size_h = (
-                found.groups(b"")
-            )
-            body = found.end()
-            split = body
-            if head_size:
-                subject, number, reply, size = subject_h, number_h, reply_h, size_h
-                split += int(head_size)
+        while True:
+            if found := _PLAIN.match(data, begin):
+                subject, number, reply, size = found.groups(b"")
+                split = body = found.end()
+            elif found := _WITH_HEADERS.match(data, begin):
+                subject, number, reply, head_size, size = found.groups(b"")
+                body = found.end()
+                split = body + int(head_size)
+            else:
+                break
             after = body + int(size) + 2
             if split > after - 2:
                 raise ValueError(f"a message with more headers than bytes: {found[0][:200]!r}")
