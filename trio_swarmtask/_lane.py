@@ -124,6 +124,8 @@ class Lanes:
         return True
 
     def _end(self, job: Job) -> None:
+        if job not in self._settling:
+            return  # given up
         self._settling.discard(job)
         if job.settled:
             self._on_settled(job)
@@ -146,8 +148,10 @@ class Lanes:
                 self._all_settled = trio.Event()
                 await self._all_settled.wait()
         finally:
+            given_up = list(self._settling)
+            self._settling.clear()
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                for job in self._settling:
+                for job in given_up:
                     await self._runner.give_back(job)
 
     async def _next_job(self) -> Job | None:

@@ -142,8 +142,7 @@ class Client(NATS):
         # Called once the connection stands.
         transport = self._transport
         if not is_known() or not isinstance(transport, TcpTransport) or self.is_encrypted():
-            await super()._read_loop()
-            return
+            return await super()._read_loop()
         stream: Any = transport._io_reader
         writer: Any = transport._io_writer
         writer.transport.pause_reading()

@@ -1,0 +1,295 @@
+"""The fast ways in and out, piece by piece: what is read and written without nats-py's help."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import nats.errors
+import pytest
+import trio
+import trio.testing
+from nats.aio.transport import TcpTransport
+from nats_servers import listening
+from proxy import open_proxy
+from swarm import NATSSwarm, echo, until, within
+from test_nats_streams import REPUBLISH, make
+
+from trio_swarmtask import (
+    InvalidMessageError,
+    Message,
+    NATSConfig,
+    Status,
+    _service,
+    open_broker,
+    open_dispatcher,
+    open_worker,
+)
+from trio_swarmtask._nats import _client, _connection, _reader
+from trio_swarmtask._nats._connection import Connection, open_connection
+from trio_swarmtask._nats._requests import open_requests
+
+if TYPE_CHECKING:
+    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask.server import Server
+
+
+class Socket:
+    """Always readable; each read does what comes next in the script."""
+
+    def __init__(self, *script: bytes | OSError) -> None:
+        self._real, other = socket.socketpair()
+        other.close()
+        self._script = iter(script)
+
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def recv(self, size: int) -> bytes:
+        what = next(self._script)
+        if isinstance(what, OSError):
+            raise what
+        return what
+
+    def close(self) -> None:
+        self._real.close()
+
+
+class State:
+    """What the reader asks its client."""
+
+    is_reconnecting = False
+    is_closed = False
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [(ConnectionResetError("reset"), ConnectionResetError), (b"", nats.errors.UnexpectedEOF)],
+)
+async def test_reading_until_the_connection_breaks(
+    end: bytes | OSError, error: type[Exception]
+) -> None:
+    """Also where the system says that there is something to read, and there is not."""
+    taken: list[bytes] = []
+    followed: list[bytes | Exception] = []
+
+    def take(data: bytes) -> bytes | None:
+        taken.append(data)
+        return b"PING" if data == b"b" else None
+
+    async def follow(found: bytes | Exception) -> None:
+        followed.append(found)
+
+    connection = Socket(b"a", BlockingIOError(), b"b", end)
+    try:
+        found = await _reader._read(connection, State(), take, follow)  # type: ignore[arg-type]
+    finally:
+        connection.close()
+    assert type(found) is error
+    assert taken == [b"a", b"b"]
+    assert followed == [b"PING"]
+
+
+async def test_what_comes_from_a_connection_that_was_given_up_is_not_taken() -> None:
+    state = State()
+    state.is_reconnecting = True
+    connection = Socket(b"a")
+    try:
+        ended = await _reader._read(connection, state, pytest.fail, pytest.fail)  # type: ignore[arg-type]
+    finally:
+        connection.close()
+    assert ended is None
+
+
+@within(20)
+async def test_what_the_server_would_not_take_is_not_sent(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        limit = raw.connection.client.max_payload
+        with pytest.raises(InvalidMessageError, match=rf"{limit + 1} bytes on x: the server takes"):
+            raw.connection.publish("x", b"x" * (limit + 1))
+        with pytest.raises(InvalidMessageError, match="a header of more than one line"):
+            raw.connection.publish("x", headers={"a": "b\r\nPUB y 0\r\n"})
+        await raw.requests.echo()
+
+
+@within(20)
+async def test_header_that_is_not_ascii(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        heard: list[Incoming] = []
+        raw.connection.subscribe("x", heard.append)
+        raw.connection.publish("x", b"data", headers={"a": "é", "b": "c"})
+        await raw.requests.echo()
+        (message,) = heard
+        assert message.headers == {"a": "é", "b": "c"}
+        assert [message.header(name) for name in (b"a", b"b", b"c")] == ["é", "c", ""]
+        assert message.data == b"data"
+
+
+@within(20)
+async def test_more_than_the_system_takes_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits at the transport, counts as unsent, and arrives whole and in order."""
+    monkeypatch.setattr(_connection, "_HIGH_WATER", 1 << 20)
+    size, count = 1 << 19, 40
+    heard: list[tuple[int, bytes]] = []
+    async with (
+        open_proxy(server.port) as proxy,
+        open_connection(NATSConfig(proxy.url)) as connection,
+        trio.open_nursery() as nursery,
+        open_requests(connection, nursery) as requests,
+    ):
+
+        def hear(message: Incoming) -> None:
+            heard.append((len(message.data), message.data[:9]))
+
+        connection.subscribe("x", hear)
+        await requests.echo()
+        proxy.freeze()
+        for number in range(count):
+            connection.publish("x", b"%09d" % number + b"x" * size)
+        await until(lambda: connection.client._has_backlog)
+        assert connection.is_congested
+        proxy.thaw()
+        await connection.wait_room()
+        await until(lambda: len(heard) == count)
+        assert heard == [(size + 9, b"%09d" % number) for number in range(count)]
+        assert not connection.is_congested
+        nursery.cancel_scope.cancel()
+
+
+@within(20)
+async def test_write_that_fails_is_told_and_the_next_one_is_made(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(client: _client.Client) -> bool:
+        monkeypatch.undo()
+        raise LookupError("mine")
+
+    async with nats_swarm.raw() as raw:
+        monkeypatch.setattr(_client.Client, "write_held", fail)
+        await raw.requests.echo()
+    assert "writing to the connection failed" in caplog.text
+
+
+@within(20)
+async def test_attempt_to_connect_that_swallows_its_cancellation(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `asyncio.wait_for` may before Python 3.12: nothing of it outlives the block."""
+    trying = trio.Event()
+    ended = trio.Event()
+    connect = TcpTransport.connect
+
+    async def greet_nobody(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        ended.set()
+
+    async with open_proxy(server.port) as proxy, listening(greet_nobody) as port:
+
+        async def swallow(transport: TcpTransport, uri: object, **options: Any) -> None:
+            trying.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:  # noqa: ASYNC103 - that is the point
+                there = urlparse(f"nats://127.0.0.1:{port}")
+                await connect(transport, there, **options)  # noqa: ASYNC102 - as above
+
+        async with open_connection(NATSConfig(proxy.url)):
+            monkeypatch.setattr(TcpTransport, "connect", swallow)
+            proxy.cut(for_good=True)
+            await trying.wait()
+        await ended.wait()
+
+
+@within(20)
+async def test_unknown_version_of_the_client(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads, writes and publishes by itself."""
+    monkeypatch.setattr(_client, "_KNOWN_VERSIONS", "none")
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        for _ in range(3):
+            assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        assert dispatcher.statistics().started == 3
+
+
+@within(20)
+async def test_run_where_there_is_no_room_or_no_connection(
+    server: Server, nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        open_proxy(server.port) as proxy,
+        open_broker(proxy.url) as broker,
+        open_dispatcher(broker) as dispatcher,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())
+        congested = iter([True, False, False, False])
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "is_congested", property(lambda _: next(congested)))
+            await dispatcher.run("coder", Message())
+        proxy.cut(for_good=True)
+        connection = broker.connection  # type: ignore[attr-defined]  # of a NATSBroker
+        await until(lambda: not connection.is_up)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dispatcher.run, "coder", Message())
+            await trio.testing.wait_all_tasks_blocked()
+            proxy.mend()
+        assert dispatcher.statistics().started == 3
+        assert dispatcher.statistics().resolved == 3
+
+
+@within(20)
+async def test_leaving_with_results_that_are_on_their_way(
+    server: Server, nats_swarm: NATSSwarm
+) -> None:
+    """A worker waits for what it has sent; what gets no answer is given up in time."""
+    nats_swarm.configure(ack_wait=1)
+    async with open_proxy(server.port) as proxy, nats_swarm.dispatcher() as dispatcher:
+        config = NATSConfig(proxy.url, ack_wait=1)
+        with trio.fail_after(10):
+            async with open_worker(config) as worker:
+
+                async def freeze(message: Message) -> None:
+                    proxy.freeze()
+
+                await worker.handle("coder", freeze)
+                future = await dispatcher.start("coder", Message())
+                await until(lambda: worker._services["coder"].lanes._settling)
+        proxy.thaw()
+        async with nats_swarm.worker() as other:
+            await other.handle("coder", echo)
+            assert (await future.wait()).status == Status.SUCCESS
+
+
+@within(20)
+async def test_results_that_wait_to_be_stored_are_not_without_limit(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_service, "_UNSETTLED", 3)
+    ran: list[str] = []
+
+    async def note(message: Message) -> None:
+        ran.append(message.id)
+
+    async with nats_swarm.raw() as raw:
+        limits: dict[str, Any] = {"max_msgs": 1, "discard": "new", "republish": REPUBLISH}
+        await make(raw, "ANSWERS", "done.>", **limits)
+        await raw.store("done.filler", b"")
+        async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+            await worker.handle("coder", note, max_in_flight=1)
+            futures = [await dispatcher.start("coder", Message()) for _ in range(20)]
+            await until(lambda: len(ran) >= 4)
+            for _ in range(20):
+                await raw.requests.echo()
+            assert len(ran) <= 5
+            limits["max_msgs"] = 99
+            await raw.api("STREAM.UPDATE.ANSWERS", name="ANSWERS", subjects=["done.>"], **limits)
+            for future in futures:
+                await future.wait()
+    assert len(ran) == 20
