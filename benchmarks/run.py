@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from suite.figures import Figures, Key
+from suite.peers import first_reason
+from suite.roles import RoleError
 from suite.sections import QUICK, SECTIONS
 from suite.servers import open_servers
 from suite.tables import section_table, targets_table
@@ -34,8 +36,11 @@ async def measure(sections: Mapping[str, Section], figures: Figures) -> None:
     for name, section in sections.items():
         print(f"\n{name}: {section.title}", flush=True)
         started = time.monotonic()
-        async with open_servers() as servers:
-            await section.measure(servers, figures)
+        try:
+            async with open_servers() as servers:
+                await section.measure(servers, figures)
+        except* RoleError as group:  # the others can be measured all the same
+            figures.problems[name, ""] = first_reason(group)
         print(section_table(name, figures))
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
 

@@ -29,7 +29,6 @@ ALL_ENTRANTS: Final = (
     OURS_ENTRANT,
     Entrant("ours-public", PUBLIC, optional=True),
     Entrant("ours-memory", MEMORY),
-    Entrant("naive", NAIVE),
 )
 # A worker has 100 places of 10 ms each. A dispatcher that awaits 100 results at a time leaves them
 # empty for as long as results and tasks travel; one that awaits 400 does not.
@@ -50,6 +49,13 @@ async def no_op(servers: Servers, figures: Figures) -> None:
         Workload("1,000 in flight", 1000),
     ]
     await Contest("no-op", ALL_ENTRANTS, workloads, 5, 0.6).run(servers, figures)
+
+
+async def naive(servers: Servers, figures: Figures) -> None:
+    # Apart from the others: it is slow, and with 1,000 in flight it came to a halt.
+    workloads = [Workload("1 in flight", 1), Workload("100 in flight", 100)]
+    entrants = [OURS_ENTRANT, Entrant("naive", NAIVE)]
+    await Contest("naive", entrants, workloads, 4, 0.6).run(servers, figures)
 
 
 async def payload(servers: Servers, figures: Figures) -> None:
@@ -119,6 +125,7 @@ class Section:
 QUICK: Final = {"quick": Section("A handler that does nothing", quick)}
 SECTIONS: Final = {
     "no-op": Section("A handler that does nothing", no_op),
+    "naive": Section("A handler that does nothing, beside `aio_as_trio` round every call", naive),
     "payload": Section("A handler that returns its input", payload),
     "sleep": Section("A handler that waits 10 ms, one worker with 100 places", sleep),
     "workers": Section("One to four worker processes", workers),
