@@ -169,7 +169,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(python=ANY_PYTHON, name="bench-short")
 def bench_short(session: nox.Session) -> None:
     """A minute of it: is the rate, against the same work by hand, what it should be at least?"""
-    session.install(".[server]", *group("bench"))
+    session.install(".[server]")
     session.run("python", "benchmarks/run.py", "--quick", "--minimum-ratio", "0.7")
 
 
