@@ -28,6 +28,7 @@ async def test_full_buffer_drops_the_oldest(buses: Buses, size: int) -> None:
             await other.publish("a", b"next")
             assert (await anext(messages)).data == b"next"
             assert messages.dropped == 10 - size
+            await settle(other, bus)
         assert await rest(member) == [*published, b"next"][-size:]
 
 
