@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HOST = "127.0.0.1"
+ANSWER_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,14 @@ class PlainClient:
             return await replies.receive()
 
     async def api(self, request: str, /, **body: object) -> dict[str, Any]:
-        """One request of JetStream's API; an error is a KeyError of its code."""
-        reply = await self.request(f"$JS.API.{request}", body or None)
+        """One request of JetStream's API; an error is a KeyError of its code.
+
+        A question is asked again: a cluster that elects who has to answer gives no answer at all.
+        """
+        reply = None
+        while reply is None:
+            with trio.move_on_after(ANSWER_SECONDS if ".INFO." in request else math.inf):
+                reply = await self.request(f"$JS.API.{request}", body or None)
         if not reply.data:
             raise KeyError(reply.status)
         answer: dict[str, Any] = json.loads(reply.data)
