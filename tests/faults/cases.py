@@ -133,7 +133,9 @@ async def queue_is_full(arena: Arena, broken: str) -> None:
 async def worker_leaves(arena: Arena, broken: str) -> None:
     """It gives its tasks back, and nobody else is there to take them."""
     worker = await arena.add_worker(max_in_flight=4, broken=broken)
-    futures = [await arena.start(60 * MOMENT) for _ in range(3)]
+    # One handler cleans up for a while: the others' tasks must not come in again meanwhile.
+    futures = [await arena.start(60 * MOMENT) for _ in range(2)]
+    futures.append(await arena.start(60 * MOMENT, clean_up=f"{MOMENT}"))
     await worker.wait_running(3)
     worker.terminate()
     demand(await worker.wait() == 0, f"the worker failed: {worker.log}")

@@ -53,6 +53,8 @@ async def main(
             await trio.sleep(float(message.inputs.get("seconds", 0)))
         except BaseException:
             file.write("cut", message.id)
+            with trio.move_on_after(float(message.inputs.get("clean_up", 0)), shield=True):
+                await trio.sleep_forever()
             raise
         file.write("ended", message.id)
         return {"by": name, **message.inputs}
