@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -27,6 +28,7 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._nats import _client, _connection, _reader
 from trio_swarmtask._nats._connection import Connection, open_connection
+from trio_swarmtask._nats._loop import open_loop
 from trio_swarmtask._nats._requests import open_requests
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class State:
 
     is_reconnecting = False
     is_closed = False
+    replace_connection = pytest.fail
 
 
 @pytest.mark.parametrize(
@@ -96,14 +99,14 @@ async def test_reading_until_the_connection_breaks(
 
 
 async def test_what_comes_from_a_connection_that_was_given_up_is_not_taken() -> None:
+    """Nor is it replaced by the reader: somebody else is at it."""
     state = State()
     state.is_reconnecting = True
+    parser = SimpleNamespace(take=pytest.fail, follow=pytest.fail)
     connection = Socket(b"a")
-    try:
-        ended = await _reader._read(connection, state, pytest.fail, pytest.fail)  # type: ignore[arg-type]
-    finally:
-        connection.close()
-    assert ended is None
+    async with open_loop() as loop:
+        await loop.run(_reader.read_socket(connection, state, parser))  # type: ignore[arg-type]
+    assert connection.fileno() == -1
 
 
 @fast
