@@ -24,6 +24,10 @@ class Runner:
     """``nats`` or ``redis``."""
     in_one_process: bool = False
     """The dispatcher does the worker's part as well."""
+    most: int = 0
+    """Tasks that it can be asked for at once, where it fails above; 0: any number."""
+    rest: float = 0.0
+    """Seconds that it has to be left alone before each turn."""
     environment: str = ""
     """Whose Python it runs with; empty: with this one."""
 
@@ -51,7 +55,8 @@ NAIVE: Final = Runner("naive", "runners/naive.py")
 # The other Python libraries. Not all of them can be installed beside each other, so they have
 # environments of their own: the dependency groups `peers` and `peers-old`.
 PEERS: Final = (
-    Runner("taskiq-nats", "peers/taskiq_nats_runner.py", environment="peers"),
+    # Its results leave too many consumers behind: see its file.
+    Runner("taskiq-nats", "peers/taskiq_nats_runner.py", most=400, rest=6.0, environment="peers"),
     Runner("repid", "peers/repid_runner.py", environment="peers"),
     Runner("taskiq-redis", "peers/taskiq_redis_runner.py", server="redis", environment="peers"),
     Runner("streaq", "peers/streaq_runner.py", server="redis", environment="peers"),

@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from .roles import Role, RoleError, open_role
 
 if TYPE_CHECKING:
@@ -86,7 +88,10 @@ class Total:
 class Pair:
     """A dispatcher with its workers, ready to work. Made by `open_pair`."""
 
-    def __init__(self, server: Server, dispatcher: Role, workers: Sequence[Role]) -> None:
+    def __init__(
+        self, runner: Runner, server: Server, dispatcher: Role, workers: Sequence[Role]
+    ) -> None:
+        self._runner = runner
         self._server = server
         self._dispatcher = dispatcher
         self._workers = workers
@@ -110,9 +115,10 @@ class Pair:
             tasks *= 4
         wanted = int(tasks / taken * seconds)
         longest = int(tasks / taken * LONGEST_TURN)
-        return max(1, min(max(wanted, least), longest))
+        return max(1, min(max(wanted, least), longest, self._runner.most or longest))
 
     async def _run(self, workload: Workload, tasks: int) -> dict[str, Any]:
+        await trio.sleep(self._runner.rest)
         return await self._dispatcher.ask(
             do="run", tasks=tasks, in_flight=workload.in_flight, payload=workload.payload
         )
@@ -142,7 +148,7 @@ async def open_pair(server: Server, entrant: Entrant, capability: str) -> AsyncI
         workers = 0 if entrant.runner.in_one_process else entrant.workers
         # The workers come first: they make the streams.
         roles = [await start("worker") for _ in range(workers)]
-        yield Pair(server, await start("dispatcher"), roles)
+        yield Pair(entrant.runner, server, await start("dispatcher"), roles)
 
 
 @dataclass
