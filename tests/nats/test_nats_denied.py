@@ -13,9 +13,19 @@ from test_nats_streams import make, make_durable
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
 from trio_swarmtask._nats import _outbox
 from trio_swarmtask._nats._delivery import NATSDelivery, Settlement
+from trio_swarmtask._nats._result_store import ResultStore
+from trio_swarmtask._nats._streams import Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from swarm import Raw
+
+
+def make_settlement(raw: Raw) -> Settlement:
+    streams = Streams(raw.connection, raw.requests)
+    results = ResultStore(raw.requests, streams)
+    return Settlement(raw.connection, raw.requests, streams, results, 30)
 
 
 @within(20)
@@ -78,8 +88,8 @@ async def test_newer_version_waits_where_no_notes_are_kept(
 
 @within(20)
 async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
-    async with nats_swarm.raw() as raw, nats_swarm.open() as broker:
-        settlement = Settlement(raw.connection, raw.requests, broker._streams, 30)  # type: ignore[attr-defined]
+    async with nats_swarm.raw() as raw:
+        settlement = make_settlement(raw)
         delivery = NATSDelivery(
             settlement, "coder", "t1", b"", "$JS.ACK.GONE.work-coder.1.1.1.1.0", 1, again=False
         )
@@ -155,11 +165,11 @@ async def lose(*_: object) -> NoReturn:
 async def test_dead_letter_when_the_connection_is_lost(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with nats_swarm.raw() as raw, nats_swarm.open() as broker:
-        settlement = Settlement(raw.connection, raw.requests, broker._streams, 30)  # type: ignore[attr-defined]
+    async with nats_swarm.raw() as raw:
+        settlement = make_settlement(raw)
         reply = "$JS.ACK.T.D.1.1.1.1.0"
         delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, again=False)
-        monkeypatch.setattr(Settlement, "persist", lose)
+        monkeypatch.setattr(Streams, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)
         with pytest.raises(BrokerError, match="lost for good"):
             await delivery.bury("no reason", None)

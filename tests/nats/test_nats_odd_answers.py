@@ -11,7 +11,7 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_connect import refusal
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
-from trio_swarmtask._nats import _delivery, _durables, _lookup, _streams
+from trio_swarmtask._nats import _delivery, _durables, _result_store, _streams
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
 from trio_swarmtask._nats._jetstream import NO_STREAM, APIError, RefusedError, call
@@ -96,7 +96,7 @@ async def test_odd_refusal_of_a_look_up_is_an_error(
     async with swarm.raw() as raw:
         await raw.api("STREAM.CREATE.R", name="R", subjects=["done.>"], storage="memory")
     async with swarm.dispatcher() as dispatcher:
-        answer(monkeypatch, _lookup, "STREAM.MSG.GET", ODD)
+        answer(monkeypatch, _result_store, "STREAM.MSG.GET", ODD)
         with pytest.raises(BrokerError, match="refuses to look up task mine: an odd request"):
             await dispatcher.start("coder", Message(id="mine"))
 

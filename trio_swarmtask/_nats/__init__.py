@@ -7,7 +7,7 @@
 #   _outbox  _intake       a dispatcher's side, a worker's side
 #   _delivery              how a task at a worker is settled
 #   _streams  _durables    found by what is needed, made where missing
-#   _lookup                stored results, fetched
+#   _result_store          the results of tasks: stored, fetched
 #   _jetstream             publish with an acknowledgement, the JSON API, trying again
 #   _subscribe             a subscription that the server has confirmed
 #   _requests              requests and replies over one inbox

@@ -1,54 +1,44 @@
 # One task at a worker, and how it is settled.
 #
 # The order is what makes a loss impossible: first the result is stored and its PubAck is there,
-# only then is the task acked. The header `Nats-Expected-Last-Subject-Sequence: 0` lets the first
-# result in and no other, so a result that was published twice because its PubAck got lost is
-# stored once.
+# only then is the task acked.
 
 from __future__ import annotations
 
 import logging
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from .._broker import Delivery
-from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
+from .._errors import BrokerError, SwarmTaskError
 from ._ack_subject import message_key
 from ._connection import Connection, NotConnected
 from ._jetstream import (
-    MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
     NO_STREAM,
-    WRONG_LAST_SEQUENCE,
     APIError,
     NoResponders,
-    RefusedError,
     call,
     check_size,
-    persist,
     publish,
     publish_soon,
 )
-from ._lookup import fetch_result
 from ._requests import status_of
+from ._result_store import FIRST, FIRST_BYTES, ResultStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from ._incoming import Incoming
     from ._jetstream import PubAck
     from ._requests import Requests
     from ._streams import Streams
 
-T = TypeVar("T")
-
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-_FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
-_FIRST_BYTES: Final = len("NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n")
 _NOTE_SECONDS: Final = 0.5
 _REASON_LIMIT: Final = 1000
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
@@ -61,17 +51,8 @@ class Settlement:
     connection: Connection
     requests: Requests
     streams: Streams
+    results: ResultStore
     ack_wait: float
-
-    async def persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        async def looking_up_streams_anew() -> T:
-            try:
-                return await attempt()
-            except NoResponders:
-                self.streams.forget()
-                raise
-
-        return await persist(self.connection, what, looking_up_streams_anew)
 
 
 class NATSDelivery(Delivery):
@@ -115,19 +96,19 @@ class NATSDelivery(Delivery):
 
     async def complete(self, result: bytes) -> bool:
         settlement = self._settlement
-        check_size(settlement.connection, result, _FIRST_BYTES)
+        check_size(settlement.connection, result, FIRST_BYTES)
         first = True
         # The way of nearly every result, without the frames that are for the rest.
         try:
-            await publish(settlement.requests, f"done.{self.task_id}", result, _FIRST)
+            await publish(settlement.requests, f"done.{self.task_id}", result, FIRST)
         except NO_ANSWER_YET:
-            first = await self._store_result(result)
+            first = await settlement.results.put(self.task_id, result)
         self._settle(b"+ACK")
         return first
 
     def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
         settlement = self._settlement
-        if len(result) + _FIRST_BYTES > settlement.connection.client.max_payload:
+        if len(result) + FIRST_BYTES > settlement.connection.client.max_payload:
             return False
 
         def on_ack(ack: PubAck | None) -> None:
@@ -136,16 +117,12 @@ class NATSDelivery(Delivery):
             on_end(ack is not None)
 
         subject = f"done.{self.task_id}"
-        return publish_soon(settlement.requests, subject, result, _FIRST, on_ack)
+        return publish_soon(settlement.requests, subject, result, FIRST, on_ack)
 
     async def is_done(self) -> bool:
         settlement = self._settlement
 
-        async def look() -> bool:
-            stream = await settlement.streams.results()
-            return await fetch_result(settlement.requests, stream, self.task_id) is not None
-
-        done = await settlement.persist(f"look up task {self.task_id}", look)
+        done = await settlement.results.get(self.task_id) is not None
         if done:
             self._settle(b"+ACK")
         return done
@@ -178,41 +155,16 @@ class NATSDelivery(Delivery):
             subjects: dict[str, int] = info["state"].get("subjects") or {}
             return subjects.get(subject, 0)
 
-        return await settlement.persist(f"count the give-backs of task {self.task_id}", count)
+        return await settlement.streams.persist(
+            f"count the give-backs of task {self.task_id}", count
+        )
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         await self._keep_dead_letter(reason)
-        first = result is not None and await self._store_result(result)
+        settlement = self._settlement
+        first = result is not None and await settlement.results.put(self.task_id, result)
         self._settle(f"+TERM {_one_line(reason)}".encode())
         return first
-
-    async def _store_result(self, result: bytes) -> bool:
-        settlement = self._settlement
-        subject = f"done.{self.task_id}"
-
-        async def store() -> bool:
-            # Made again, if it went and is ours to make.
-            stream = await settlement.streams.results()
-            try:
-                await publish(settlement.requests, subject, result, _FIRST)
-            except APIError as exc:
-                if exc.err_code not in WRONG_LAST_SEQUENCE:
-                    raise
-            else:
-                return True
-            # Ours, if only the answer to an attempt before this one was lost.
-            return await fetch_result(settlement.requests, stream, self.task_id) == result
-
-        what = f"store the result of task {self.task_id}"
-        try:
-            return await settlement.persist(what, store)
-        except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(result)} bytes is larger than the stream of results "
-                    f"takes: {exc}"
-                ) from exc
-            raise
 
     async def _keep_dead_letter(self, reason: str) -> None:
         settlement = self._settlement
@@ -229,7 +181,7 @@ class NATSDelivery(Delivery):
 
         what = f"keep the dead letter of task {self.task_id}"
         try:
-            await settlement.persist(what, keep)
+            await settlement.streams.persist(what, keep)
         except BrokerError as exc:
             if settlement.connection.lost is not None:
                 raise

@@ -35,6 +35,7 @@ from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
 from ._jetstream import in_time
 from ._requests import NoAnswer, Requests, open_requests, refused_error, status_of
+from ._result_store import ResultStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -276,7 +277,8 @@ async def open_nats_intake(
             lambda: find_durable(connection, requests, streams, capability),
         )
         await in_time(connection, "name the stream of dead letters", streams.dead)
-        settlement = Settlement(connection, requests, streams, durable.ack_wait)
+        results = ResultStore(requests, streams)
+        settlement = Settlement(connection, requests, streams, results, durable.ack_wait)
         intake = NATSIntake(
             connection, requests, streams, durable, settlement, capability, on_delivery
         )

@@ -33,8 +33,8 @@ from ._jetstream import (
     publish,
     publish_soon,
 )
-from ._lookup import BATCH, fetch_result, fetch_results, result_id
 from ._requests import Requests, open_requests, refused_error
+from ._result_store import BATCH, ResultStore, fetch_result, result_id
 from ._subscribe import subscribe
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class NATSOutbox(Outbox):
         self._connection = connection
         self._requests = requests
         self._streams = streams
+        self._results = ResultStore(requests, streams)
         self._stream = stream
         self.hears_key = stream.notifies
         self._key = key
@@ -178,17 +179,7 @@ class NATSOutbox(Outbox):
             self._connection.unsubscribe(subscription)
 
     async def fetch(self, task_id: str) -> bytes | None:
-        async def attempt() -> bytes | None:
-            stream = await self._streams.results()
-            try:
-                return await fetch_result(self._requests, stream, task_id)
-            except NoResponders:
-                self._streams.forget()
-                raise
-
-        return await self._requests.lifetime.run(
-            partial(persist, self._connection, f"look up task {task_id}", attempt)
-        )
+        return await self._requests.lifetime.run(partial(self._results.get, task_id))
 
     def close(self) -> None:
         if not self._closed:
@@ -254,19 +245,8 @@ class NATSOutbox(Outbox):
     async def _sweep(self) -> None:
         task_ids = iter(list(self._listener.outstanding()))
         while batch := list(itertools.islice(task_ids, BATCH)):
-            for task_id, data in (await self._fetch_many(batch)).items():
+            for task_id, data in (await self._results.get_many(batch)).items():
                 self._listener.result_stored(task_id, data)
-
-    async def _fetch_many(self, task_ids: list[str]) -> dict[str, bytes]:
-        async def attempt() -> dict[str, bytes]:
-            stream = await self._streams.results()
-            try:
-                return await fetch_results(self._requests, stream, task_ids)
-            except NoResponders:
-                self._streams.forget()
-                raise
-
-        return await persist(self._connection, "look up results", attempt)
 
     def on_down(self) -> None:
         if self._connection.lost is not None:

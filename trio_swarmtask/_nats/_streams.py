@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._errors import BrokerError
 from ._jetstream import (
@@ -23,9 +23,13 @@ from ._jetstream import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .._config import NATSConfig
     from ._connection import Connection
     from ._requests import Requests
+
+T = TypeVar("T")
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -81,6 +85,18 @@ class Streams:
                 raise
 
         await persist(self._connection, "say what JetStream may use", look)
+
+    async def persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """As `_jetstream.persist`; where nobody answers, streams are looked up anew."""
+
+        async def attempt_or_forget() -> T:
+            try:
+                return await attempt()
+            except NoResponders:
+                self.forget()
+                raise
+
+        return await persist(self._connection, what, attempt_or_forget)
 
     def forget(self) -> None:
         """Look everything up again when it is needed next: something was not there."""

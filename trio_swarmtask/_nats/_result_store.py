@@ -1,0 +1,146 @@
+# The results of tasks on the server: stored, and fetched, one by one or many after an outage.
+#
+# The first result of a task is the one that counts. The header FIRST lets that one in and no other,
+# so a result that is published twice because its PubAck got lost is stored once.
+#
+# A stream that keeps one a task and refuses others is asked for the last; any other is asked for
+# the first from sequence 1. Replicas may lag behind a PubAck, so a stream that has some asks its
+# leader for a single one; in bulk a result that is missed is found by the next sweep.
+
+from __future__ import annotations
+
+import base64
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from .._errors import InvalidMessageError
+from ._jetstream import (
+    MESSAGE_TOO_LARGE,
+    NO_MESSAGE,
+    NO_STREAM,
+    WRONG_LAST_SEQUENCE,
+    APIError,
+    NoResponders,
+    RefusedError,
+    call,
+    publish,
+)
+from ._requests import Requests, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ._incoming import Incoming
+    from ._streams import ResultStream, Streams
+
+FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
+FIRST_BYTES: Final = len("NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n")
+
+# The server takes about a thousand subjects a request; 413 past that.
+BATCH: Final = 500
+
+
+class ResultStore:
+    """Results, stored and fetched through outages, for one role."""
+
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self._requests = requests
+        self._streams = streams
+
+    async def put(self, task_id: str, result: bytes) -> bool:
+        """Store the result of a task, unless one is there; whether this is the one that counts.
+
+        Raises:
+          InvalidMessageError: if it is larger than the stream takes.
+        """
+        try:
+            return await self._streams.persist(
+                f"store the result of task {task_id}", partial(self._put, task_id, result)
+            )
+        except RefusedError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(result)} bytes is larger than the stream of results "
+                    f"takes: {exc}"
+                ) from exc
+            raise
+
+    async def _put(self, task_id: str, result: bytes) -> bool:
+        # The stream is made again, if it went and is ours to make.
+        stream = await self._streams.results()
+        try:
+            await publish(self._requests, f"done.{task_id}", result, FIRST)
+        except APIError as exc:
+            if exc.err_code not in WRONG_LAST_SEQUENCE:
+                raise
+        else:
+            return True
+        # Ours, if only the answer to an attempt before this one was lost.
+        return await fetch_result(self._requests, stream, task_id) == result
+
+    async def get(self, task_id: str) -> bytes | None:
+        """The first result stored for a task, or None."""
+
+        async def fetch() -> bytes | None:
+            return await fetch_result(self._requests, await self._streams.results(), task_id)
+
+        return await self._streams.persist(f"look up task {task_id}", fetch)
+
+    async def get_many(self, task_ids: Sequence[str]) -> dict[str, bytes]:
+        """The results stored for these tasks, at most `BATCH` of them."""
+
+        async def fetch() -> dict[str, bytes]:
+            return await fetch_results(self._requests, await self._streams.results(), task_ids)
+
+        return await self._streams.persist("look up results", fetch)
+
+
+async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -> bytes | None:
+    """The first result stored for a task, or None."""
+    subject = f"done.{task_id}"
+    if stream.direct and stream.one_each and not stream.replicated:
+        reply = await requests.request(f"$JS.API.DIRECT.GET.{stream.name}.{subject}")
+        status = status_of(reply)
+        if status is None:
+            return reply.data
+        if status == "404":
+            return None
+        raise NoResponders(f"a direct get of {stream.name}")
+    body = {"last_by_subj": subject} if stream.one_each else {"seq": 1, "next_by_subj": subject}
+    try:
+        answer = await call(requests, f"STREAM.MSG.GET.{stream.name}", **body)
+    except APIError as exc:
+        if exc.err_code == NO_MESSAGE:
+            return None
+        if exc.err_code == NO_STREAM:
+            raise NoResponders(f"the stream {stream.name}") from exc
+        raise
+    return base64.b64decode(answer["message"].get("data", ""))
+
+
+async def fetch_results(
+    requests: Requests, stream: ResultStream, task_ids: Iterable[str]
+) -> dict[str, bytes]:
+    """The results stored for these tasks, at most `BATCH` of them."""
+    found: dict[str, bytes] = {}
+    if stream.direct and stream.one_each:
+        body = msgspec.json.encode({"multi_last": [f"done.{task_id}" for task_id in task_ids]})
+        replies = await requests.collect(f"$JS.API.DIRECT.GET.{stream.name}", body)
+        status = status_of(replies[-1])
+        if status not in ("204", "404"):
+            raise NoResponders(f"a direct get of {stream.name}")
+        for reply in replies[:-1]:
+            found[result_id(reply)] = reply.data
+        return found
+    for task_id in task_ids:
+        data = await fetch_result(requests, stream, task_id)
+        if data is not None:
+            found[task_id] = data
+    return found
+
+
+def result_id(message: Incoming) -> str:
+    """The task of a result that the server hands out by another subject than its own."""
+    return message.header(b"Nats-Subject").removeprefix("done.")
