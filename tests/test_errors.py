@@ -19,6 +19,7 @@ from trio_swarmtask import (
     Result,
     Status,
     SwarmTaskError,
+    TaskCancelledError,
     TaskFailedError,
     TaskTimeoutError,
     UnsupportedVersionError,
@@ -34,6 +35,7 @@ PARENTS: Final[dict[type[SwarmTaskError], tuple[type[BaseException], ...]]] = {
     InvalidCapabilityError: (SwarmTaskError, ValueError),
     UnsupportedVersionError: (SwarmTaskError, ValueError),
     TaskFailedError: (SwarmTaskError,),
+    TaskCancelledError: (TaskFailedError,),
     TaskTimeoutError: (SwarmTaskError,),
     BrokerError: (SwarmTaskError, ConnectionError),
     AuthenticationError: (BrokerError,),
@@ -56,7 +58,10 @@ def test_every_public_error_is_tested() -> None:
     assert public == set(PARENTS)
 
 
-@pytest.mark.parametrize("error", [error for error in PARENTS if error not in RESULT_ERRORS])
+@pytest.mark.parametrize(
+    "error",
+    [error for error in PARENTS if error not in (*RESULT_ERRORS, TaskCancelledError)],
+)
 def test_error_text(error: type[SwarmTaskError]) -> None:
     """One argument, the text; an OSError with two would show an errno."""
     assert str(error("it is closed")) == "it is closed"
@@ -74,6 +79,14 @@ def test_result_error_text(error: type[TaskFailedError | TaskTimeoutError]) -> N
 def test_result_error_text_without_agent(error: type[TaskFailedError | TaskTimeoutError]) -> None:
     result = Result(status=Status.FAILED, id="t-1", error="disk full")
     assert str(error(result)) == f"task t-1 {RESULT_ERRORS[error]} nobody: disk full"
+
+
+def test_cancelled_text() -> None:
+    result = Result(status=Status.FAILED, id="t-1", metadata={"swarm-cancelled-by": "boss"})
+    assert result.cancelled_by == "boss"
+    assert str(TaskCancelledError(result)) == "task t-1 was cancelled by boss"
+    success = Result(status=Status.SUCCESS, metadata={"swarm-cancelled-by": "boss"})
+    assert success.cancelled_by == ""
 
 
 @pytest.mark.parametrize("error", RESULT_ERRORS)

@@ -22,9 +22,13 @@ SUCCESS = Result(id="t-1", status=Status.SUCCESS, outputs={"a": [1]})
 FAILED = Result(id="t-1", status=Status.FAILED, error="disk full")
 
 
+async def cancel(future: Future, grace: float) -> bool:
+    pytest.fail("nobody has asked for it")
+
+
 @pytest.fixture
 def future() -> Future:
-    return Future._create("t-1")
+    return Future._create("t-1", "coder", cancel)
 
 
 async def test_id_and_repr(future: Future) -> None:

@@ -27,6 +27,8 @@ LAYERS: Final = (
         "_dispatcher",
         "_worker",
         "_future",
+        "_futures",
+        "_cancelled",
         "_handler",
         "_job",
         "_runner",
@@ -36,7 +38,7 @@ LAYERS: Final = (
         "_statistics",
     ),
     BROKERS,
-    ("_broker", "_bucket", "_bus", "_buffer", "_lifetime", "_source"),
+    ("_broker", "_bucket", "_bus", "_buffer", "_expiring", "_lifetime", "_source"),
     ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
 )
 

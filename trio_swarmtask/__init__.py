@@ -22,6 +22,7 @@ from ._errors import (
     InvalidCapabilityError as InvalidCapabilityError,
     InvalidMessageError as InvalidMessageError,
     SwarmTaskError as SwarmTaskError,
+    TaskCancelledError as TaskCancelledError,
     TaskFailedError as TaskFailedError,
     TaskTimeoutError as TaskTimeoutError,
     UnsupportedVersionError as UnsupportedVersionError,

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from ._bucket import Bucket
@@ -87,8 +87,28 @@ class Outbox(ABC):
         """The first result stored for ``task_id``, or None."""
 
     @abstractmethod
+    async def store_result(self, task_id: str, result: bytes) -> bool:
+        """Store the result of a task in its worker's place, unless one is there.
+
+        Returns:
+          Whether this result is the one that was stored.
+        """
+
+    @abstractmethod
+    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+        """Take a task whose result is stored out of the queue, and have its handler cancelled.
+
+        Args:
+          capability: None if it is not known; then a task that is in no queue is not found.
+          grace: Seconds to wait until the handler has ended.
+
+        Returns:
+          Whether no handler of it runs any more: none was ever called, or its worker says so.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """End everything that waits in `store` or `fetch` with `ClosedError`."""
+        """End everything that waits in a method of this object with `ClosedError`."""
 
 
 class Delivery(ABC):
@@ -153,6 +173,20 @@ class Delivery(ABC):
         """
 
 
+class Notice(ABC):
+    """A task is cancelled: its result is stored. Called in the Trio thread; never raises."""
+
+    task_id: str
+
+    @abstractmethod
+    def running(self) -> None:
+        """Answer: it is in hand here."""
+
+    @abstractmethod
+    def ended(self) -> None:
+        """Answer: its handler, which ran here, has ended."""
+
+
 class Intake(ABC):
     """A worker's side of the broker, for one capability."""
 
@@ -162,6 +196,17 @@ class Intake(ABC):
     @abstractmethod
     def ask(self, places: int) -> None:
         """Allow ``places`` more deliveries. Each arrival uses one up."""
+
+    @abstractmethod
+    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
+        """Have ``on_notice`` called for each task of the capability that is cancelled.
+
+        ``on_gap`` is called when some may have been missed: `find_done` then tells which.
+        """
+
+    @abstractmethod
+    async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
+        """The results that are stored for these tasks."""
 
     @abstractmethod
     async def stop(self) -> None:

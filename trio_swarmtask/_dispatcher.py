@@ -5,9 +5,6 @@
 # result is heard through the key it begins with. One that the caller gave may be known already, so
 # its result is listened for, then looked up, and only then is the task published: in this order no
 # result can slip between the look-up and the listening.
-#
-# Invariant: a future is in `_outstanding` from before its task is published until it is resolved,
-# failed, or given up by everyone who held it; no longer, no less.
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from ._broker import Broker, Outbox, ResultListener
 from ._codec import encode
 from ._envelope import MessageEnvelope
 from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
-from ._future import Future
+from ._futures import Futures
 from ._names import check_capability, check_task_id, check_timeout, make_key, shorten
 from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
@@ -31,6 +28,8 @@ from ._wire import Message, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
+
+    from ._future import Future
 
 
 @final
@@ -44,17 +43,15 @@ class Dispatcher(metaclass=NoPublicConstructor):
         self._name = name
         self._key = make_key()
         self._numbers = itertools.count(1)
-        self._outstanding: dict[str, Future] = {}
-        self._none_outstanding = trio.Event()
+        self._futures = Futures(name)
         self._closing = False
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
         self._started = 0
-        self._resolved = 0
         self._aborted = 0
 
     def __repr__(self) -> str:
-        return f"<Dispatcher {self._name!r}, {len(self._outstanding)} outstanding>"
+        return f"<Dispatcher {self._name!r}, {len(self._futures.waiting)} outstanding>"
 
     async def run(self, capability: str, message: Message) -> Result:
         """Start one task and wait for its result: `start`, then `Future.wait`.
@@ -78,7 +75,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
                 return await future.wait()
             return future._take()
         finally:
-            self._release(future)
+            self._futures.release(future)
 
     async def start(self, capability: str, message: Message) -> Future:
         """Store one task on the broker and return its `Future`.
@@ -112,14 +109,55 @@ class Dispatcher(metaclass=NoPublicConstructor):
             stored = True
         finally:
             if not stored:
-                self._release(future)
+                self._futures.release(future)
         self._started += 1
         return future
 
-    def _prepare(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
-        """A future that somebody holds, the envelope, and whether nobody knows its ID yet."""
+    async def attach(self, task_id: str) -> Future:
+        """Hold the result of a task that was started elsewhere, or before a restart.
+
+        The future resolves at once if the result is stored, else when it comes. That there is such
+        a task is not looked at: one that never was does not end.
+
+        Args:
+          task_id: 1 to 128 of ``A-Z a-z 0-9 _ -``: the `Future.id` of whoever started it.
+
+        Raises:
+          InvalidMessageError: if ``task_id`` has another form.
+          BrokerError: if the server is lost for good, or refuses.
+          ClosedError: if this dispatcher is closed.
+        """
+        self._check_open()
+        check_task_id(task_id)
+        future = self._futures.hold(task_id, None)
+        found = False
+        try:
+            self._futures.expect(future)
+            await self._futures.look_up(future)
+            found = True
+        finally:
+            if not found:
+                self._futures.release(future)
+        return future
+
+    def forget(self, future: Future) -> None:
+        """Hold the result of ``future`` no longer: nobody will wait for it here.
+
+        The task goes on. Once for each `start` or `attach` that gave the future; when it is held
+        no more, and has no result, its waiters get `ClosedError`.
+        """
+        if self._futures.waiting.get(future.id) is future:
+            self._futures.release(future)
+            if future._holders == 0:
+                future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
+
+    def _check_open(self) -> None:
         if self._closing or self._ended is not None:
             raise self._closed_error()
+
+    def _prepare(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
+        """A future that somebody holds, the envelope, and whether nobody knows its ID yet."""
+        self._check_open()
         check_capability(capability)
         if not isinstance(message, Message):
             raise InvalidMessageError(f"{shorten(message)} is not a Message")
@@ -130,11 +168,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
             check_task_id(task_id)
         data = encode(message, MessageEnvelope, partial(self._fill, task_id))
 
-        future = self._outstanding.get(task_id)
-        if future is None:
-            future = self._outstanding[task_id] = Future._create(task_id)
-        future._holders += 1
-        return future, data, own
+        return self._futures.hold(task_id, capability), data, own
 
     async def _store_soon(self, capability: str, future: Future, data: bytes) -> bool:
         """Send, and wait for the result: it tells as much as the confirmation that was before it.
@@ -157,14 +191,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
     async def _store(
         self, capability: str, future: Future, data: bytes, *, own: bool, tried: bool = False
     ) -> None:
-        if not (own and self._outbox.hears_key) and not future._expected:
-            future._expected = True
-            self._outbox.expect(future.id)
+        if not (own and self._outbox.hears_key):
+            self._futures.expect(future)
         # An ID of the caller's own may be known. In this order nothing slips through: listen,
         # look up, publish, and look up again if the broker knew it.
-        known = not own and await self._look_up(future)
+        known = not own and await self._futures.look_up(future)
         if not known and not await self._outbox.store(capability, future.id, data, tried=tried):
-            await self._look_up(future)
+            future._capability = None if not own else capability  # perhaps it is another's
+            await self._futures.look_up(future)
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
         """Take no new work, and wait for the outstanding futures.
@@ -178,14 +212,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
         """
         timeout = check_timeout(timeout)
         self._closing = True
-        waiting_for = len(self._outstanding)
+        waiting_for = len(self._futures.waiting)
         try:
             with trio.move_on_after(timeout):
                 await trio.lowlevel.checkpoint()
-                while self._outstanding:
-                    if self._none_outstanding.is_set():
-                        self._none_outstanding = trio.Event()
-                    await self._none_outstanding.wait()
+                await self._futures.wait_none()
         finally:
             self._end(ClosedError("the dispatcher was closed before the result came"))
         if waiting_for and self._aborted:
@@ -202,7 +233,9 @@ class Dispatcher(metaclass=NoPublicConstructor):
     def statistics(self) -> DispatcherStatistics:
         """Counts at this moment."""
         return DispatcherStatistics(
-            outstanding=len(self._outstanding), started=self._started, resolved=self._resolved
+            outstanding=len(self._futures.waiting),
+            started=self._started,
+            resolved=self._futures.resolved,
         )
 
     def _fill(self, task_id: str, envelope: MessageEnvelope) -> None:
@@ -214,42 +247,12 @@ class Dispatcher(metaclass=NoPublicConstructor):
         if envelope.submitted_by == "":
             envelope.submitted_by = self._name
 
-    async def _look_up(self, future: Future) -> bool:
-        data = await self._outbox.fetch(future.id)
-        if data is None:
-            return False
-        self._resolve(future.id, data)
-        return True
-
-    def _resolve(self, task_id: str, data: bytes) -> None:
-        future = self._drop(task_id)
-        if future is not None:
-            self._resolved += 1
-            future._resolve(data)
-
-    def _release(self, future: Future) -> None:
-        future._holders -= 1
-        if future._holders == 0 and self._outstanding.get(future.id) is future:
-            self._drop(future.id)
-
-    def _drop(self, task_id: str) -> Future | None:
-        future = self._outstanding.pop(task_id, None)
-        if future is not None and future._expected:
-            self._outbox.forget(task_id)
-        if not self._outstanding:
-            self._none_outstanding.set()
-        return future
-
     def _end(self, error: SwarmTaskError) -> None:
         if self._ended is not None:
             return
         self._ended = error
         self._outbox.close()
-        self._aborted = len(self._outstanding)
-        for task_id in list(self._outstanding):
-            future = self._drop(task_id)
-            assert future is not None
-            future._fail(error)
+        self._aborted = self._futures.fail_all(error)
 
     def _closed_error(self) -> SwarmTaskError:
         if isinstance(self._ended, BrokerError):
@@ -263,10 +266,10 @@ class _Listener(ResultListener):
         self._dispatcher = dispatcher
 
     def result_stored(self, task_id: str, data: bytes) -> None:
-        self._dispatcher._resolve(task_id, data)
+        self._dispatcher._futures.resolve(task_id, data)
 
     def outstanding(self) -> Collection[str]:
-        return self._dispatcher._outstanding
+        return self._dispatcher._futures.waiting
 
     def broker_lost(self, error: BrokerError) -> None:
         self._dispatcher._end(error)
@@ -277,7 +280,7 @@ async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher
     """Run a dispatcher on an open broker; leaving the block is its `aclose`."""
     dispatcher = Dispatcher._create(name)
     async with broker.open_outbox(dispatcher._key, _Listener(dispatcher)) as outbox:
-        dispatcher._outbox = outbox
+        dispatcher._outbox = dispatcher._futures.outbox = outbox
         try:
             yield dispatcher
         finally:

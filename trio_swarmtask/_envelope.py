@@ -17,6 +17,9 @@ import msgspec
 VERSION: int = 1
 """The version of the envelopes that this library writes, and the newest that it reads."""
 
+CANCELLED_BY: Final = "swarm-cancelled-by"
+"""In a failed result's metadata: the task was cancelled, by the dispatcher or worker named."""
+
 GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
 

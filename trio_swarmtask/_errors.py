@@ -74,6 +74,13 @@ class TaskFailedError(SwarmTaskError):
         return _tell(self.result, "failed")
 
 
+class TaskCancelledError(TaskFailedError):
+    """`Result.raise_for_status` on the result of a task that was cancelled."""
+
+    def __str__(self) -> str:
+        return f"task {self.result.id} was cancelled by {self.result.cancelled_by}"
+
+
 class TaskTimeoutError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``timeout``."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import final
 
 import trio
@@ -15,6 +16,9 @@ from ._names import shorten
 from ._util import NoPublicConstructor
 from ._wire import Result
 
+Canceller = Callable[["Future", float], Awaitable[bool]]
+"""Cancels a task and waits so many seconds for its handler; whether that runs no more."""
+
 
 @final
 class Future(metaclass=NoPublicConstructor):
@@ -22,6 +26,8 @@ class Future(metaclass=NoPublicConstructor):
 
     __slots__ = (
         "__weakref__",
+        "_canceller",
+        "_capability",
         "_data",
         "_error",
         "_expected",
@@ -31,8 +37,10 @@ class Future(metaclass=NoPublicConstructor):
         "_waiting",
     )
 
-    def __init__(self, task_id: str) -> None:
+    def __init__(self, task_id: str, capability: str | None, canceller: Canceller) -> None:
         self._id = task_id
+        self._capability = capability
+        self._canceller = canceller
         self._data: bytes | None = None
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
@@ -68,6 +76,21 @@ class Future(metaclass=NoPublicConstructor):
             await self._park()
         return self._take()
 
+    async def cancel(self) -> None:
+        """Cancel the task, wherever it waits or runs.
+
+        Returns once the task has its one stored result. If it had none, that is a failure which
+        says that it was cancelled (`Result.cancelled_by`; `TaskCancelledError` from
+        `Result.raise_for_status`), the task is out of the queue, and its worker was told to cancel
+        the handler, which may still be cleaning up. A worker that can't be reached hears of it
+        when it is back. A task that has ended keeps its result: nothing is done.
+
+        Raises:
+          ClosedError: if the dispatcher is closed, unless the result is here.
+          BrokerError: if the server is lost for good, or does not permit it.
+        """
+        await self._canceller(self, 0.0)
+
     # The dispatcher's half
 
     def _take(self) -> Result:
@@ -91,6 +114,12 @@ class Future(metaclass=NoPublicConstructor):
         if not self._is_resolved():
             self._error = error
             self._wake()
+
+    def _was_cancelled(self) -> bool:
+        """Whether it is resolved by the result of a task that was cancelled."""
+        if self._data is not None:
+            self._decode()
+        return self._result is not None and self._result.cancelled_by != ""
 
     def _is_resolved(self) -> bool:
         return self._data is not None or self._result is not None or self._error is not None

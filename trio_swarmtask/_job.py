@@ -1,13 +1,15 @@
 # One delivery at a worker, from its arrival until it is settled.
 #
 # A job ends in exactly one of these ways: its result is stored and the task ended (a success, a
-# failure, a timeout), it is a dead letter, it is given back, or its lease was lost and it is let
-# be. Which one, is decided after the handler's scope was left, from what cancelled it: the scope's
-# own deadline is a timeout; `interrupted` and `lost` are set before the worker cancels the scope.
+# failure, a timeout, a cancellation), it is a dead letter, it is given back, or its lease was lost
+# and it is let be. Which one, is decided after the handler's scope was left, from what cancelled
+# it: the scope's own deadline is a timeout; `interrupted`, `cancelled` and `lost` are set before
+# the worker cancels the scope.
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,7 +17,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ._broker import Delivery
+    from ._broker import Delivery, Notice
     from ._handler import Value
     from ._wire import Message, Result
 
@@ -38,12 +40,25 @@ class Ending:
         return self._result
 
 
+class Observer(ABC):
+    """Hears of a worker's tasks, beside the handlers. Each call is a Trio task; none may raise."""
+
+    @abstractmethod
+    async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
+        """A handler is about to be called; ``end`` tells what comes of it."""
+
+    @abstractmethod
+    async def bury_task(self, task_id: str, result: bytes) -> None:
+        """A task that no handler was called for has ended with ``result``."""
+
+
 class Job:
     """One delivery in hand, and what it came to."""
 
     __slots__ = (
         "blocked",
         "call",
+        "cancelled",
         "delivery",
         "encoded",
         "ending",
@@ -51,10 +66,13 @@ class Job:
         "interrupted",
         "lost",
         "message",
+        "notices",
         "result",
         "scope",
         "settled",
         "started",
+        "stored",
+        "superseded",
         "timeout",
     )
 
@@ -71,15 +89,33 @@ class Job:
         self.timeout = math.inf
         self.interrupted = False  # the worker stops: give the task back
         self.blocked = False  # its handler kept the Trio thread to itself
+        self.cancelled = False  # the task has a result: another one's, or that of who cancelled it
+        self.stored: bytes | None = None  # that result, where it was looked up
+        self.notices: list[Notice] = []  # of those who wait for the handler to end
         self.lost = False  # the lease lapsed: the task is another worker's
+        self.superseded = False  # another result was stored before its own
         self.settled = False  # nothing is left to do for it
 
     def was_cancelled(self, scope: trio.CancelScope) -> bool:
-        """Whether the scope that its handler ran in was cancelled: by the two below, or in time."""
-        return self.interrupted or self.lost or (self.timeout < math.inf and scope.cancel_called)
+        """Whether the scope that its handler ran in was cancelled: by those below, or in time."""
+        return (
+            self.interrupted
+            or self.lost
+            or self.cancelled
+            or (self.timeout < math.inf and scope.cancel_called)
+        )
+
+    def runs_since(self, time: float) -> bool:
+        """Whether its handler runs, and was called before ``time``."""
+        return self.handling and self.scope is not None and self.started < time
 
     def interrupt(self) -> None:
         self.interrupted = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def cancel(self) -> None:
+        self.cancelled = True
         if self.scope is not None:
             self.scope.cancel()
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._broker import Broker, Delivery, Intake, Outbox, ResultListener
+from ._broker import Broker, Delivery, Intake, Notice, Outbox, ResultListener
 from ._errors import ClosedError, InvalidMessageError
+from ._expiring import Expiring
 from ._lifetime import Lifetime
 from ._memory_bucket import Shelf, open_memory_bucket
-from ._memory_queue import Expiring, MemoryIntake, Queue, Room, Store, Task
+from ._memory_queue import MemoryIntake, Queue, Room, Store, Task
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
@@ -192,5 +193,43 @@ class _MemoryOutbox(Outbox):
         await trio.lowlevel.checkpoint()
         return self._broker._results.get(task_id)
 
+    async def store_result(self, task_id: str, result: bytes) -> bool:
+        return await self._lifetime.run(partial(self._broker._finish, task_id, result))
+
+    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+        return await self._lifetime.run(partial(self._stop, capability, task_id, grace))
+
+    async def _stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        if capability is not None:
+            queues = [self._broker._queue(capability)]
+        else:
+            queues = [queue for queue in self._broker._queues.values() if task_id in queue]
+        notice = _MemoryNotice(task_id)
+        for queue in queues:
+            queue.cancel(notice)
+        with trio.move_on_after(grace):
+            await notice.wait_ended()
+        return not notice.is_running
+
     def close(self) -> None:
         self._lifetime.end(lambda: ClosedError("the dispatcher was closed meanwhile"))
+
+
+class _MemoryNotice(Notice):
+    # Those who run the task answer at once, for all are in this process.
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.is_running = False
+        self._ended = trio.Event()
+
+    def running(self) -> None:
+        self.is_running = True
+
+    def ended(self) -> None:
+        self.is_running = False
+        self._ended.set()
+
+    async def wait_ended(self) -> None:
+        if self.is_running:
+            await self._ended.wait()

@@ -8,57 +8,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
-from ._broker import Delivery, Intake
+from ._broker import Delivery, Intake, Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-T = TypeVar("T")
-
-
-class Expiring(Generic[T]):
-    """Values by name, each kept for ``ttl`` seconds; first in, first out."""
-
-    def __init__(self, ttl: float, limit: float) -> None:
-        self._ttl = ttl
-        self._limit = limit
-        self._values: dict[str, tuple[float, T]] = {}
-
-    def put(self, name: str, value: T) -> None:
-        self._values[name] = (trio.current_time() + self._ttl, value)
-
-    def get(self, name: str) -> T | None:
-        self._expire()
-        entry = self._values.get(name)
-        return None if entry is None else entry[1]
-
-    def __contains__(self, name: str) -> bool:
-        self._expire()
-        return name in self._values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def is_full(self) -> bool:
-        self._expire()
-        return len(self._values) >= self._limit
-
-    async def wait_for_expiry(self) -> None:
-        """Wait until the oldest value expires."""
-        oldest = next(iter(self._values.values()))
-        await trio.sleep_until(oldest[0])
-
-    def _expire(self) -> None:
-        now = trio.current_time()
-        while self._values:
-            name, (expires, _) = next(iter(self._values.items()))
-            if expires > now:
-                break
-            del self._values[name]
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 
 class Room:
@@ -111,10 +68,15 @@ class Queue:
         self._waiting: deque[Task] = deque()
         self._delayed: list[tuple[float, Task]] = []
         self._leased: dict[Task, Delivery] = {}
+        self._tasks: dict[str, Task] = {}  # all of them
         self._next_check = math.inf
         self._check_earlier = trio.Event()
 
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._tasks
+
     def add(self, task: Task) -> None:
+        self._tasks[task.task_id] = task
         self._waiting.append(task)
         self.hand_out()
 
@@ -140,8 +102,16 @@ class Queue:
     def end(self, task: Task) -> None:
         if not task.ended:
             task.ended = True
+            del self._tasks[task.task_id]
             self._leased.pop(task, None)
             self.store.room.free()
+
+    def cancel(self, notice: Notice) -> None:
+        task = self._tasks.get(notice.task_id)
+        if task is not None:
+            self.end(task)
+        for intake in list(self.intakes):
+            intake.on_notice(notice)
 
     async def keep_time(self) -> None:
         while True:
@@ -186,6 +156,7 @@ class MemoryIntake(Intake):
     def __init__(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> None:
         self.ack_wait = queue.store.ack_wait
         self.on_delivery = on_delivery
+        self.on_notice: Callable[[Notice], None] = lambda _: None
         self.places = 0
         self._queue = queue
         queue.intakes.append(self)
@@ -193,6 +164,14 @@ class MemoryIntake(Intake):
     def ask(self, places: int) -> None:
         self.places += places
         self._queue.hand_out()
+
+    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
+        self.on_notice = on_notice  # and nothing is missed
+
+    async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
+        await trio.lowlevel.checkpoint()
+        results = {task_id: self._queue.store.result_of(task_id) for task_id in task_ids}
+        return {task_id: result for task_id, result in results.items() if result is not None}
 
     async def stop(self) -> None:
         self.close()

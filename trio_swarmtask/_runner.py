@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ._cancelled import cancelled_result
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
 from ._handler import (
@@ -23,7 +23,7 @@ from ._handler import (
     failed_result,
     fill_result,
 )
-from ._job import Ending, Job
+from ._job import Ending, Job, Observer
 from ._names import check_task_id, is_task_id, shorten
 from ._statistics import Tally
 from ._util import find_interrupt
@@ -43,18 +43,6 @@ SETTLE_SECONDS: Final = 1.0
 # Seconds before a task of a newer version is offered again: long enough not to spin, short enough
 # for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
-
-
-class Observer(ABC):
-    """Hears of a worker's tasks, beside the handlers. Each call is a Trio task; none may raise."""
-
-    @abstractmethod
-    async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
-        """A handler is about to be called; ``end`` tells what comes of it."""
-
-    @abstractmethod
-    async def bury_task(self, task_id: str, result: bytes) -> None:
-        """A task that no handler was called for has ended with ``result``."""
 
 
 class JobRunner:
@@ -133,6 +121,8 @@ class JobRunner:
     async def _settle(self, job: Job) -> None:
         message, result = job.message, job.result
         if message is None or job.settled:
+            if job.cancelled and not job.settled:
+                job.settled = await job.delivery.is_done()
             return
         if result is None and job.lost:
             self.tally.leases_lost += 1
@@ -142,6 +132,9 @@ class JobRunner:
                 job.delivery.task_id,
                 job.delivery.capability,
             )
+        elif result is None and job.cancelled:
+            # It is there by all accounts; else this one says what happened.
+            result = cancelled_result(self._name)
         elif result is None and not job.interrupted:
             error = f"the handler did not end within {job.timeout:g} seconds"
             result = Result(status=Status.TIMEOUT, error=error)
@@ -234,7 +227,7 @@ class JobRunner:
 
     def failure(self, job: Job, exc: Exception) -> Result | None:
         """What an exception of the handler comes to; None if the cancellation was ours."""
-        if job.interrupted or job.lost:
+        if job.interrupted or job.lost or job.cancelled:
             return None  # its clean-up stumbled over the cancellation: not the task's failure
         logger.error(
             "the handler of task %s of %s failed",
@@ -270,19 +263,21 @@ class JobRunner:
 
     def _settled(self, job: Job, result: Result | Value, *, first: bool) -> None:
         job.settled = True
-        self._count(Status.SUCCESS if isinstance(result, Value) else result.status, first=first)
-        if job.ending is not None:
-            job.ending.tell(job.encoded if first else None)
-
-    def _count(self, status: Status, *, first: bool) -> None:
-        if not first:
+        job.superseded = not first
+        if job.cancelled:
+            self.tally.cancelled += 1
+        elif not first:
             self.tally.superseded += 1
-        elif status == Status.SUCCESS:
-            self.tally.succeeded += 1
-        elif status == Status.FAILED:
-            self.tally.failed += 1
         else:
-            self.tally.timed_out += 1
+            self.tally.count(Status.SUCCESS if isinstance(result, Value) else result.status)
+        if job.ending is not None:
+            job.ending.tell(job.encoded if first else self._stored_by_others(job))
+
+    def _stored_by_others(self, job: Job) -> bytes | None:
+        if not job.cancelled:
+            return None  # whoever stored it tells
+        assert job.message is not None
+        return job.stored or self._encode(job, cancelled_result(self._name), job.message)
 
     async def give_back(self, job: Job) -> None:
         """Give the task to others, if that is what is left to do; never raises."""

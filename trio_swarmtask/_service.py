@@ -10,6 +10,13 @@
 # A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
 # or the durable was made anew. It is not run a second time here; the job has the newer lease.
 #
+# Cancellations. The broker tells of each task that is cancelled: its handler's scope is cancelled,
+# and the one who asked is told when the task is let go. What is not heard (the connection was down,
+# the push got lost) is found by looking for results of what runs: after a gap, and in each round of
+# renewal for what has run through the one before. A task that is not here yet may be on its way: it
+# is remembered, and its result is looked for before it is started. So is one that has ended here
+# with a result that came after the canceller's, whose push may come later still.
+#
 # A delivery may have waited in the socket while the thread was held up, and be another's by now. So
 # what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
 # for first.
@@ -18,18 +25,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ._errors import BrokerError
+from ._expiring import Expiring
 from ._job import Job
+from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._broker import Delivery, Intake
+    from ._broker import Delivery, Intake, Notice
     from ._lane import Lanes
+
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+
+# A task that was cancelled before it came is remembered for so many seconds; so many are.
+_REMEMBERED_SECONDS: Final = 60.0
+_REMEMBERED: Final = 100_000
+# Those that wait for one handler to end; anybody may send any number.
+_NOTICES: Final = 100
 
 # Results that may wait to be stored, above the number of handlers, before no more is asked for.
 _UNSETTLED: Final = 100
@@ -43,6 +62,10 @@ class Service:
         self.lanes: Lanes
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
+        self._over: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._early: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._look_due = trio.Event()
+        self._look_at_all = False
         self._owed = 0  # places that are free, and not asked for yet
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
@@ -64,6 +87,8 @@ class Service:
             return
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
             delivery.again = True
+        if self._early and delivery.task_id in self._early:
+            delivery.again = True
         self.jobs[delivery.task_id] = job = Job(delivery)
         self.running += 1
         self.lanes.start(job)
@@ -71,6 +96,10 @@ class Service:
     def let_go(self, job: Job) -> None:
         """The job is settled."""
         del self.jobs[job.delivery.task_id]
+        for notice in job.notices:
+            notice.ended()
+        if job.superseded and not self._over.is_full():
+            self._over.put(job.delivery.task_id, None)
         if self._owed:
             self._owed -= 1
             self.intake.ask(1)
@@ -81,6 +110,55 @@ class Service:
             self._owed += 1
         else:
             self.intake.ask(1)
+
+    # Cancellations
+
+    def cancel(self, notice: Notice) -> None:
+        """A task of this capability was cancelled."""
+        job = self.jobs.get(notice.task_id)
+        if job is not None:
+            notice.running()
+            if len(job.notices) < _NOTICES:
+                job.notices.append(notice)
+            job.cancel()
+        elif self._over and notice.task_id in self._over:
+            notice.ended()
+        elif not self._early.is_full():
+            self._early.put(notice.task_id, None)
+
+    def look(self) -> None:
+        """Some cancellation may have been missed."""
+        self._look_at_all = True
+        self._look_due.set()
+
+    async def _find_cancelled(self) -> None:
+        told = ""
+        while True:
+            await self._look_due.wait()
+            self._look_due = trio.Event()
+            since = math.inf if self._look_at_all else trio.current_time() - self.ack_wait / 3
+            self._look_at_all = False
+            running = [name for name, job in self.jobs.items() if job.runs_since(since)]
+            try:
+                found = await self.intake.find_done(running)
+            except BrokerError as exc:
+                if str(exc) != told:
+                    told = str(exc)
+                    logger.warning("can't look whether running tasks are cancelled: %s", exc)
+                continue
+            for task_id, result in found.items():
+                job = self.jobs.get(task_id)
+                if job is not None and job.scope is not None:  # else it may be its own
+                    job.stored = result
+                    job.cancel()
+
+    # Leases
+
+    async def stand(self, on_round: Callable[[], None]) -> None:
+        """Renew leases and look for cancellations, for ever."""
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(self._find_cancelled)
+            await self.keep_leases(on_round)
 
     async def keep_leases(self, on_round: Callable[[], None]) -> None:
         """Renew what is held, and cancel what could not be renewed, for ever."""
@@ -105,6 +183,8 @@ class Service:
                     self._fresh_from = now + 4 / 3 * self.ack_wait
                 next_round = self._plan_round()
                 on_round()
+                if self.jobs:
+                    self._look_due.set()
 
     def _plan_round(self) -> float:
         now, ack_wait = trio.current_time(), self.ack_wait

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ._envelope import Status
+
 
 @dataclass(frozen=True, slots=True)
 class DispatcherStatistics:
@@ -38,6 +40,9 @@ class WorkerStatistics:
     timed_out: int
     """Tasks whose result, a timeout, this worker stored."""
 
+    cancelled: int
+    """Tasks that were cancelled, or had another's result, while this worker had them in hand."""
+
     superseded: int
     """Results that were not stored because another one was first."""
 
@@ -58,7 +63,17 @@ class Tally:
     succeeded: int = 0
     failed: int = 0
     timed_out: int = 0
+    cancelled: int = 0
     superseded: int = 0
     given_back: int = 0
     dead_letters: int = 0
     leases_lost: int = 0
+
+    def count(self, status: Status) -> None:
+        """One more result that was stored."""
+        if status == Status.SUCCESS:
+            self.succeeded += 1
+        elif status == Status.FAILED:
+            self.failed += 1
+        else:
+            self.timed_out += 1

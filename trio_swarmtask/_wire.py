@@ -12,8 +12,8 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from ._codec import decode_message, decode_result, encode, read_as
-from ._envelope import VERSION, MessageEnvelope, ResultEnvelope, Status
-from ._errors import InvalidMessageError, TaskFailedError, TaskTimeoutError
+from ._envelope import CANCELLED_BY, VERSION, MessageEnvelope, ResultEnvelope, Status
+from ._errors import InvalidMessageError, TaskCancelledError, TaskFailedError, TaskTimeoutError
 from ._names import check_task_id, shorten
 
 T = TypeVar("T")
@@ -217,13 +217,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
           TaskFailedError: if its status is ``failed``.
+          TaskCancelledError: a `TaskFailedError`, if the task was cancelled.
           TaskTimeoutError: if its status is ``timeout``.
         """
         if self.status == Status.FAILED:
-            raise TaskFailedError(self)
+            raise TaskCancelledError(self) if self.cancelled_by else TaskFailedError(self)
         if self.status == Status.TIMEOUT:
             raise TaskTimeoutError(self)
         return self
+
+    @property
+    def cancelled_by(self) -> str:
+        """The dispatcher or worker that cancelled the task; empty if nobody did."""
+        return "" if self.status != Status.FAILED else self.metadata.get(CANCELLED_BY, "")
 
     def outputs_as(self, type: type[T]) -> T:  # noqa: A002 - msgspec's name for it
         """The outputs as ``type``, read by msgspec.

@@ -143,6 +143,7 @@ class Worker(metaclass=NoPublicConstructor):
             succeeded=tally.succeeded,
             failed=tally.failed,
             timed_out=tally.timed_out,
+            cancelled=tally.cancelled,
             superseded=tally.superseded,
             given_back=tally.given_back,
             dead_letters=tally.dead_letters,
@@ -192,10 +193,11 @@ class Worker(metaclass=NoPublicConstructor):
                         service.let_go,
                     )
                     self._entering.discard(entering)
+                    intake.hear(service.cancel, service.look)
                     task_status.started(None)
                     intake.ask(max_in_flight)
                     self._watchdog.watch(service)
-                    await service.keep_leases(self._watchdog.beat)
+                    await service.stand(self._watchdog.beat)
             self._check_open()  # only a worker that stops cancels this scope
         except Exception as exc:  # noqa: BLE001 - it is raised elsewhere, see below
             if entering in self._entering:

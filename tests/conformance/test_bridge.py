@@ -103,6 +103,55 @@ async def test_dead_letter_is_announced_as_failed(swarm: Swarm) -> None:
 
 
 @within(10)
+async def test_cancellation_is_announced_as_failed(swarm: Swarm) -> None:
+    started = trio.Event()
+
+    async def wait(message: Message) -> None:
+        started.set()
+        await trio.sleep_forever()
+
+    async with (
+        MemoryPublisher() as publisher,
+        publisher.subscribe("t-1") as updates,
+        swarm.worker() as worker,
+        swarm.dispatcher() as dispatcher,
+    ):
+        publish_results(worker, publisher)
+        await worker.handle("coder", wait)
+        future = await dispatcher.start("coder", Message(id="t-1"))
+        await started.wait()
+        await future.cancel()
+        _, ended = [update async for update in updates]
+    assert (ended.status, ended.error) == (FAILED, "the task was cancelled")
+
+
+@within(10)
+async def test_result_that_ended_a_handler_is_announced(swarm: Swarm) -> None:
+    """Another worker stored it, which may have died since."""
+    started = trio.Event()
+    swarm.configure(ack_wait=1)
+
+    async def wait(message: Message) -> None:
+        started.set()
+        await trio.sleep_forever()
+
+    async with (
+        MemoryPublisher() as publisher,
+        publisher.subscribe("t-1") as updates,
+        swarm.worker() as worker,
+        swarm.dispatcher() as dispatcher,
+    ):
+        publish_results(worker, publisher)
+        await worker.handle("coder", wait)
+        await dispatcher.start("coder", Message(id="t-1"))
+        await started.wait()
+        theirs = TaskResult(id="t-1", status=Status.SUCCESS, outputs="theirs")
+        await swarm.store_result("t-1", theirs.encode())
+        _, ended = [update async for update in updates]
+    assert (ended.status, ended.output) == (SUCCESS, b'"theirs"')
+
+
+@within(10)
 async def test_result_of_another_worker_is_not_announced(swarm: Swarm) -> None:
     """Only the task's own result is: the first that was stored."""
 

@@ -6,14 +6,12 @@
 # yet sent is kept here. Where it can't be known (the connection was lost, the consumer went,
 # heartbeats stay out), everything starts anew: another inbox, a count of zero.
 #
-# A server that is killed forgets the last deliveries it made, and the last acks: a task that was
-# done may come again as if for the first time. So after each new start, what is older than that
-# start is marked: the worker looks for its result first.
+# A server that is killed forgets the last deliveries and acks: a task that was done may come again
+# as if for the first time. So after each new start what is older is marked, to be looked for first.
 #
 # Invariant: what is asked for is never more than the free places, so an idle worker's neighbour
 # never has tasks waiting for it. A place that became free is asked for at once, unless half of the
-# free places are asked for already: then the next task has a place to come to, and the next
-# arrival tops it up.
+# free places are asked for already: then the next arrival tops it up.
 
 from __future__ import annotations
 
@@ -25,20 +23,21 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from .._broker import Delivery, Intake
+from .._broker import Delivery, Intake, Notice
 from .._errors import BrokerError, SwarmTaskError
 from .._subjects import matches
 from .._util import open_flat_nursery
 from ._ack_subject import delivery_number, parse_count, stream_sequence
+from ._cancel import Pushes
 from ._connection import Connection, NotConnected
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
 from ._jetstream import in_time
-from ._requests import NoAnswer, Requests, open_requests, refused_error, status_of
+from ._requests import NoAnswer, open_requests, refused_error, status_of
 from ._result_store import ResultStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from nats.aio.subscription import Subscription
 
@@ -63,23 +62,20 @@ class NATSIntake(Intake):
 
     def __init__(
         self,
-        connection: Connection,
-        requests: Requests,
-        streams: Streams,
         durable: Durable,
         settlement: Settlement,
         capability: str,
         on_delivery: Callable[[Delivery], None],
     ) -> None:
         self.ack_wait = durable.ack_wait
-        self._connection = connection
-        self._requests = requests
-        self._streams = streams
+        self._connection = settlement.connection
+        self._requests = settlement.requests
+        self._streams = settlement.streams
         self._durable = durable
         self._settlement = settlement
         self._capability = capability
-        self._on_delivery = on_delivery
         self._prefix = f"work.{capability}."
+        self._on_delivery = on_delivery
         self._free = 0  # places
         self._asked = 0  # of these, asked for and not arrived
         self._heard = False  # since it was last asked
@@ -89,11 +85,20 @@ class NATSIntake(Intake):
         self._known_until = 0  # sequence of the stream: may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
         self._refused: str | None = None
+        self.pushes = Pushes(settlement.connection, capability)
+        self._on_gap: Callable[[], None] = lambda: None
         self._stopped = False
 
     def ask(self, places: int) -> None:
         self._free += places
         self._top_up()
+
+    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
+        self.pushes.hear(on_notice)
+        self._on_gap = on_gap
+
+    async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
+        return await self._settlement.results.get_many(task_ids)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -217,6 +222,7 @@ class NATSIntake(Intake):
             self._known_until = self._durable.last_sequence
             self.ack_wait = self._durable.ack_wait
             self._settlement = replace(self._settlement, ack_wait=self.ack_wait)
+            self._on_gap()
 
     def _begin(self) -> None:
         self._asked = 0
@@ -250,6 +256,7 @@ class NATSIntake(Intake):
         if action == "subscription":
             if subject == self._inbox.lower():
                 self._refuse(f"subscribe to {self._inbox}")
+            self.pushes.on_refused(subject)
             return
         durable = f"{self._durable.stream}.{self._durable.name}"
         pull = f"$JS.API.CONSUMER.MSG.NEXT.{durable}"
@@ -279,9 +286,7 @@ async def open_nats_intake(
         await in_time(connection, "name the stream of dead letters", streams.dead)
         results = ResultStore(requests, streams)
         settlement = Settlement(connection, requests, streams, results, durable.ack_wait)
-        intake = NATSIntake(
-            connection, requests, streams, durable, settlement, capability, on_delivery
-        )
+        intake = NATSIntake(durable, settlement, capability, on_delivery)
         connection.on_down.append(intake.on_down)
         connection.on_refused.append(intake.on_refused)
         nursery.start_soon(intake.stand)
@@ -290,5 +295,6 @@ async def open_nats_intake(
         finally:
             connection.on_down.remove(intake.on_down)
             connection.on_refused.remove(intake.on_refused)
+            intake.pushes.end()
             intake.end_pull()
             nursery.cancel_scope.cancel()

@@ -22,6 +22,7 @@ import trio
 from .._broker import Outbox, ResultListener
 from .._errors import BrokerError, InvalidMessageError
 from .._util import open_flat_nursery
+from ._cancel import Cancellation
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
@@ -180,6 +181,14 @@ class NATSOutbox(Outbox):
 
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._requests.lifetime.run(partial(self._results.get, task_id))
+
+    async def store_result(self, task_id: str, result: bytes) -> bool:
+        return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
+
+    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+        self._requests.lifetime.check()
+        cancellation = Cancellation(self._requests, self._streams, task_id)
+        return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
 
     def close(self) -> None:
         if not self._closed:

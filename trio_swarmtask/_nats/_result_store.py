@@ -89,12 +89,16 @@ class ResultStore:
         return await self._streams.persist(f"look up task {task_id}", fetch)
 
     async def get_many(self, task_ids: Sequence[str]) -> dict[str, bytes]:
-        """The results stored for these tasks, at most `BATCH` of them."""
+        """The results stored for these tasks."""
 
-        async def fetch() -> dict[str, bytes]:
-            return await fetch_results(self._requests, await self._streams.results(), task_ids)
+        async def fetch(batch: Sequence[str]) -> dict[str, bytes]:
+            return await fetch_results(self._requests, await self._streams.results(), batch)
 
-        return await self._streams.persist("look up results", fetch)
+        found: dict[str, bytes] = {}
+        for start in range(0, len(task_ids), BATCH):
+            batch = task_ids[start : start + BATCH]
+            found |= await self._streams.persist("look up results", partial(fetch, batch))
+        return found
 
 
 async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -> bytes | None:

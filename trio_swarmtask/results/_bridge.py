@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 import msgspec
 import trio
 
+from .._job import Observer
 from .._names import shorten
-from .._runner import Observer
 from .._wire import Message, Result as TaskResult
 from .._worker import Worker
 from ._errors import InvalidResultError, ResultExistsError

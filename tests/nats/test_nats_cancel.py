@@ -1,0 +1,265 @@
+"""Cancelling a task from afar, as it goes over a real server."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from proxy import open_proxy
+from swarm import NATSSwarm, echo, until, within
+
+from trio_swarmtask import (
+    BrokerError,
+    Message,
+    NATSConfig,
+    Result,
+    Status,
+    _service,
+    open_dispatcher,
+    open_worker,
+)
+from trio_swarmtask._nats import _cancel
+
+if TYPE_CHECKING:
+    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask.server import Server
+
+
+class Waiting:
+    """A handler that waits until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.started = trio.Event()
+        self.cancelled = trio.Event()
+
+    async def __call__(self, message: Message) -> None:
+        self.started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.cancelled.set()
+
+
+@within(20)
+async def test_nobody_who_listens_is_not_waited_for(nats_swarm: NATSSwarm) -> None:
+    """A worker of another kind has the task: what it stores later is not the result."""
+    arrived: list[Delivery] = []
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
+        async with broker.open_intake("coder", arrived.append) as intake:
+            intake.ask(1)
+            future = await dispatcher.start("coder", Message())
+            await until(lambda: arrived)
+            assert not await dispatcher._futures.cancel(future, math.inf)
+            late = Result(id=future.id, status=Status.SUCCESS, agent="late")
+            assert not await arrived[0].complete(late.encode())
+        assert (await future.wait()).cancelled_by
+
+
+@within(20)
+async def test_only_inboxes_are_answered(nats_swarm: NATSSwarm) -> None:
+    """An answer on another subject could mean something there."""
+    handler = Waiting()
+    answers: list[tuple[str, bytes]] = []
+
+    def hear(message: Incoming) -> None:
+        answers.append((message.subject, message.data))
+
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        raw.connection.subscribe("elsewhere", hear)
+        raw.connection.subscribe("_INBOX.mine.1", hear)
+        await raw.requests.echo()
+        for reply in ("elsewhere", "", "_INBOX.mine.1"):
+            raw.connection.publish(f"cancel.coder.{future.id}", b"", reply)
+        await until(lambda: len(answers) == 2)
+        assert answers == [("_INBOX.mine.1", b"running"), ("_INBOX.mine.1", b"ended")]
+        # Nobody has stored a result, so the worker did.
+        assert (await future.wait()).cancelled_by == worker.name
+
+
+@within(20)
+async def test_more_wait_than_are_told(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_service, "_NOTICES", 2)
+    handler = Waiting()
+    answers: list[bytes] = []
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        raw.connection.subscribe("_INBOX.mine", lambda message: answers.append(message.data))
+        await raw.requests.echo()
+        for _ in range(3):
+            raw.connection.publish(f"cancel.coder.{future.id}", b"", "_INBOX.mine")
+        await until(lambda: len(answers) == 5)
+        assert sorted(answers) == [b"ended"] * 2 + [b"running"] * 3
+
+
+@within(20)
+async def test_worker_that_was_away_hears_of_it_when_it_is_back(server: Server) -> None:
+    handler = Waiting()
+    async with (
+        open_proxy(server.port) as proxy,
+        open_worker(proxy.url) as worker,
+        open_dispatcher(server.url) as dispatcher,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        proxy.cut(for_good=True)
+        await future.cancel()
+        assert not handler.cancelled.is_set()
+        proxy.mend()
+        await handler.cancelled.wait()
+        await until(lambda: worker.statistics().in_flight == 0)
+        assert worker.statistics().cancelled == 1
+
+
+@within(30)
+async def test_canceller_that_is_cut_off_goes_on_when_it_is_back(server: Server) -> None:
+    handler = Waiting()
+    async with (
+        open_proxy(server.port) as proxy,
+        open_worker(server.url) as worker,
+        open_dispatcher(proxy.url) as dispatcher,
+        trio.open_nursery() as nursery,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        proxy.cut(for_good=True)
+        nursery.start_soon(future.cancel)
+        with trio.move_on_after(0.3):
+            await handler.cancelled.wait()
+        assert not handler.cancelled.is_set()
+        proxy.mend()
+        await handler.cancelled.wait()
+        assert (await future.wait()).cancelled_by
+
+
+@within(20)
+async def test_task_that_is_not_due_is_taken_out_too(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        future = await dispatcher.start("coder", Message())
+        await raw.store(f"work.coder.{future.id}.later", b"")
+        await future.cancel()
+        assert await raw.subjects("TASKS", ">") == []
+
+
+@within(20)
+async def test_cancelling_where_the_queue_is_gone(nats_swarm: NATSSwarm) -> None:
+    """The stream was deleted: the task is lost, and its dispatcher hears of an end at least."""
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        futures = [await dispatcher.start("coder", Message()) for _ in range(2)]
+        await raw.api("STREAM.DELETE.TASKS")
+        await futures[0].cancel()
+        assert (await futures[0].wait()).cancelled_by
+        await raw.api("STREAM.DELETE.TASKS")
+        async with nats_swarm.dispatcher() as other:
+            future = await other.attach(futures[1].id)
+            await future.cancel()
+        assert (await futures[1].wait()).cancelled_by
+
+
+@within(20)
+async def test_stream_that_goes_while_it_is_asked(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = _cancel.Cancellation._delivered
+
+    async def delete_first(canceller: _cancel.Cancellation, stream: str, capability: str) -> int:
+        monkeypatch.undo()
+        await raw.api("STREAM.DELETE.TASKS")
+        return await delivered(canceller, stream, capability)
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        future = await dispatcher.start("coder", Message())
+        monkeypatch.setattr(_cancel.Cancellation, "_delivered", delete_first)
+        assert not await dispatcher._futures.cancel(future, 0)
+
+
+@pytest.mark.parametrize("request_", ["STREAM.DELETE.TASKS", "STREAM.PURGE.TASKS"])
+@within(20)
+async def test_task_that_goes_just_before_it_is_taken_out(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    """Its worker has ended it; or the stream was deleted."""
+    delivered = _cancel.Cancellation._delivered
+
+    async def end_it(canceller: _cancel.Cancellation, stream: str, capability: str) -> int:
+        monkeypatch.undo()
+        sequence = await delivered(canceller, stream, capability)
+        await raw.api(request_)
+        return sequence
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        future = await dispatcher.start("coder", Message())
+        monkeypatch.setattr(_cancel.Cancellation, "_delivered", end_it)
+        await future.cancel()
+        assert await raw.subjects("TASKS", ">") == []
+
+
+@within(20)
+async def test_queue_that_refuses_is_an_error(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        settings = {"subjects": ["work.>"], "retention": "workqueue", "deny_delete": True}
+        await raw.api("STREAM.CREATE.TASKS", name="TASKS", **settings)
+    async with nats_swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message())
+        with pytest.raises(BrokerError, match=f"task {future.id} be taken out .* deny_delete"):
+            await future.cancel()
+        assert (await future.wait()).cancelled_by  # that is stored all the same
+
+
+@within(20)
+async def test_several_streams_of_tasks_are_searched(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        for name in ("coder", "tester"):
+            settings = {"subjects": [f"work.{name}.>"], "retention": "workqueue"}
+            await raw.api(f"STREAM.CREATE.{name}", name=name, **settings)
+        async with nats_swarm.dispatcher() as one, nats_swarm.dispatcher() as two:
+            future = await one.start("tester", Message())
+            await (await two.attach(future.id)).cancel()
+            assert (await future.wait()).cancelled_by
+            assert await raw.subjects("tester", ">") == []
+
+
+@within(20)
+async def test_look_that_fails_is_told_once(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def refuse(*_: object) -> None:
+        nonlocal looks
+        looks += 1
+        raise BrokerError("no look-ups today")
+
+    handler = Waiting()
+    async with (
+        open_worker(NATSConfig(server.url, ack_wait=1)) as worker,
+        open_dispatcher(server.url) as dispatcher,
+    ):
+        await worker.handle("coder", handler)
+        monkeypatch.setattr(worker._services["coder"].intake, "find_done", refuse)  # type: ignore[union-attr]
+        future = await dispatcher.start("coder", Message())
+        await until(lambda: looks == 3)
+        assert caplog.text.count("no look-ups today") == 1
+        await future.cancel()
+        await handler.cancelled.wait()
+        await worker.handle("tester", echo)
+        assert (await dispatcher.run("tester", Message())).status == Status.SUCCESS

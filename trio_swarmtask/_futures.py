@@ -1,0 +1,109 @@
+# The futures that a dispatcher holds.
+#
+# Invariant: a future is here from before its task is published until it is resolved, failed, or
+# given up by everyone who held it; no longer, no less.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._cancelled import encode_cancelled
+from ._errors import BrokerError, ClosedError
+from ._future import Future
+
+if TYPE_CHECKING:
+    from ._broker import Outbox
+    from ._errors import SwarmTaskError
+
+
+class Futures:
+    """Futures that wait for their results, by task."""
+
+    def __init__(self, name: str) -> None:
+        self.waiting: dict[str, Future] = {}
+        self.resolved = 0
+        self.outbox: Outbox  # set by host_dispatcher before there is a future
+        self._name = name
+        self._canceller = self.cancel  # one for all
+        self._none_waiting = trio.Event()
+
+    def hold(self, task_id: str, capability: str | None) -> Future:
+        """The future of a task, for one more holder."""
+        future = self.waiting.get(task_id)
+        if future is None:
+            future = Future._create(task_id, capability, self._canceller)
+            self.waiting[task_id] = future
+        elif future._capability != capability:
+            future._capability = None  # which of them the task has is to be looked up
+        future._holders += 1
+        return future
+
+    def expect(self, future: Future) -> None:
+        """See that its result is heard, whatever its ID."""
+        if not future._expected:
+            future._expected = True
+            self.outbox.expect(future.id)
+
+    async def look_up(self, future: Future) -> bool:
+        """Resolve it if its result is stored."""
+        data = await self.outbox.fetch(future.id)
+        if data is None:
+            return False
+        self.resolve(future.id, data)
+        return True
+
+    def resolve(self, task_id: str, data: bytes) -> None:
+        """The result is here."""
+        future = self._drop(task_id)
+        if future is not None:
+            self.resolved += 1
+            future._resolve(data)
+
+    def release(self, future: Future) -> None:
+        """One holder less."""
+        future._holders -= 1
+        if future._holders == 0 and self.waiting.get(future.id) is future:
+            self._drop(future.id)
+
+    async def cancel(self, future: Future, grace: float) -> bool:
+        """See `Future.cancel`; then wait for the handler's clean-up, for ``grace`` seconds."""
+        if isinstance(future._error, ClosedError | BrokerError):
+            await trio.lowlevel.checkpoint()
+            raise type(future._error)(*future._error.args)
+        if future._is_resolved():
+            await trio.lowlevel.checkpoint()
+        else:
+            result = encode_cancelled(future.id, self._name)
+            if await self.outbox.store_result(future.id, result):
+                self.resolve(future.id, result)
+            else:
+                await self.look_up(future)
+        if not future._was_cancelled():
+            return True
+        return await self.outbox.stop(future._capability, future.id, grace)
+
+    def fail_all(self, error: SwarmTaskError) -> int:
+        """End every wait; how many futures there were."""
+        count = len(self.waiting)
+        for task_id in list(self.waiting):
+            future = self._drop(task_id)
+            assert future is not None
+            future._fail(error)
+        return count
+
+    async def wait_none(self) -> None:
+        """Wait until there is none."""
+        while self.waiting:
+            if self._none_waiting.is_set():
+                self._none_waiting = trio.Event()
+            await self._none_waiting.wait()
+
+    def _drop(self, task_id: str) -> Future | None:
+        future = self.waiting.pop(task_id, None)
+        if future is not None and future._expected:
+            self.outbox.forget(task_id)
+        if not self.waiting:
+            self._none_waiting.set()
+        return future

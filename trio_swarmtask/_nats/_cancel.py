@@ -1,0 +1,213 @@
+# Cancelling a task from afar: what the canceller asks of the server, and what a worker hears.
+#
+# The canceller has stored the task's result by then. It tells the workers, by
+# `cancel.<capability>.<id>` with an inbox for their answers; asks how far the durable has come;
+# and only then takes the task out of the queue. In this order a task that lies behind what was
+# delivered has never run: had it been delivered in between, its worker would have heard of the
+# cancellation before, and looked for the result first.
+#
+# A worker that runs the task answers "running" and, once its handler has cleaned up, "ended". It
+# only answers to an inbox: anywhere else an answer could mean something.
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from .._broker import Notice
+from .._errors import BrokerError
+from ._connection import NotConnected
+from ._jetstream import (
+    NO_CONSUMER,
+    NO_MESSAGE,
+    NO_SEQUENCE,
+    NO_STREAM,
+    APIError,
+    NoResponders,
+    call,
+)
+from ._requests import refused_error, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nats.aio.subscription import Subscription
+
+    from ._connection import Connection
+    from ._incoming import Incoming
+    from ._requests import Requests
+    from ._streams import Streams
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+_INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
+_DENIED: Final = "not permitted"  # the code is that of any failure to delete
+_ENDED: Final = b"ended"
+_RUNNING: Final = b"running"
+
+
+class NATSNotice(Notice):
+    """A worker's end."""
+
+    def __init__(self, connection: Connection, task_id: str, reply: str) -> None:
+        self.task_id = task_id
+        self._connection = connection
+        self._reply = reply
+
+    def running(self) -> None:
+        self._answer(_RUNNING)
+
+    def ended(self) -> None:
+        self._answer(_ENDED)
+
+    def _answer(self, what: bytes) -> None:
+        if _INBOX.fullmatch(self._reply):
+            with suppress(NotConnected, BrokerError):  # who waits for it gives up in time
+                self._connection.publish(self._reply, what)
+
+
+class Pushes:
+    """What a worker hears of one capability."""
+
+    def __init__(self, connection: Connection, capability: str) -> None:
+        self._connection = connection
+        self._prefix = f"cancel.{capability}."
+        self._subscription: Subscription | None = None
+
+    def hear(self, callback: Callable[[Notice], None]) -> None:
+        def on_push(message: Incoming) -> None:
+            task_id = message.subject.removeprefix(self._prefix)
+            callback(NATSNotice(self._connection, task_id, message.reply))
+
+        self._subscription = self._connection.subscribe(f"{self._prefix}*", on_push)
+
+    def on_refused(self, subject: str) -> None:
+        if subject == f"{self._prefix}*".lower():
+            logger.warning(
+                "this user may not subscribe to %s*: what is cancelled is found by looking alone, "
+                "which takes longer",
+                self._prefix,
+            )
+
+    def end(self) -> None:
+        if self._subscription is not None:
+            self._connection.unsubscribe(self._subscription)
+
+
+class Cancellation:
+    """Takes one task out of the queue and out of its worker's hands."""
+
+    def __init__(self, requests: Requests, streams: Streams, task_id: str) -> None:
+        self._requests = requests
+        self._connection = requests.connection
+        self._streams = streams
+        self._task_id = task_id
+        # Two tokens below the prefix, as the inboxes of requests have.
+        self._inbox = f"{self._connection.client.new_inbox()}.0"
+        self._push = ""  # its subject
+        self._answered = trio.Event()
+        self._has_ended = False
+        self._is_refused = False
+
+    async def stop(self, capability: str | None, grace: float) -> bool:
+        """As `Outbox.stop`."""
+        await self._connection.wait_up()
+        subscription = self._connection.subscribe(self._inbox, self._on_answer)
+        self._connection.on_refused.append(self._on_refused)
+        try:
+            never_ran = await self._streams.persist(
+                f"cancel task {self._task_id}", partial(self._attempt, capability)
+            )
+            if never_ran:
+                return True
+            with trio.move_on_after(grace):
+                await self._answered.wait()
+            return self._has_ended
+        finally:
+            self._connection.on_refused.remove(self._on_refused)
+            self._connection.unsubscribe(subscription)
+
+    def _on_answer(self, message: Incoming) -> None:
+        if message.data == _ENDED:
+            self._has_ended = True
+        if self._has_ended or status_of(message) is not None:  # 503: nobody listens
+            self._answered.set()
+
+    def _on_refused(self, action: str, subject: str) -> None:
+        if action == "publish" and subject == self._push.lower():
+            self._is_refused = True
+
+    async def _attempt(self, capability: str | None) -> bool:
+        """Whether the task was never delivered."""
+        if capability is None:
+            capability = await self._find()
+            if capability is None:
+                return False
+        stream = await self._streams.tasks(capability)
+        subject = f"work.{capability}.{self._task_id}"
+        stored = await self._last(stream, subject)
+        self._push = f"cancel.{capability}.{self._task_id}"
+        self._connection.publish(self._push, b"", self._inbox)
+        delivered = await self._delivered(stream, capability)
+        if self._is_refused:  # that comes before the answer
+            raise refused_error(self._connection, f"publish to {self._push}")
+        await self._remove(stream, subject, stored)
+        later = f"{subject}.later"
+        await self._remove(stream, later, await self._last(stream, later))
+        return stored is not None and stored["seq"] > delivered
+
+    async def _find(self) -> str | None:
+        """The capability of a task that is in a queue."""
+        subject = f"work.*.{self._task_id}"
+        answer = await call(self._requests, "STREAM.NAMES", subject=subject)
+        for stream in answer.get("streams") or []:
+            message = await self._last(stream, subject)
+            if message is not None:
+                return str(message["subject"]).split(".")[1]
+        return None
+
+    async def _remove(self, stream: str, subject: str, message: dict[str, Any] | None) -> None:
+        # Not by a purge of the subject. That would be one request, but nats-server 2.15 may then
+        # forget what else is leased: a task whose worker has died is never delivered again.
+        request = f"STREAM.MSG.DELETE.{stream}"
+        while message is not None:
+            try:
+                await call(self._requests, request, seq=message["seq"], no_erase=True)
+            except APIError as exc:
+                if _DENIED in exc.description:
+                    raise BrokerError(
+                        f"stream {stream} does not let task {self._task_id} be taken out of the "
+                        f"queue: it has the setting deny_delete"
+                    ) from exc
+                if exc.err_code != NO_SEQUENCE:  # that is one that its worker has just ended
+                    raise _gone(exc, stream) from exc
+            message = await self._last(stream, subject)
+
+    async def _last(self, stream: str, subject: str) -> dict[str, Any] | None:
+        try:
+            answer = await call(self._requests, f"STREAM.MSG.GET.{stream}", last_by_subj=subject)
+        except APIError as exc:
+            if exc.err_code == NO_MESSAGE:
+                return None
+            raise _gone(exc, stream) from exc
+        message: dict[str, Any] = answer["message"]
+        return message
+
+    async def _delivered(self, stream: str, capability: str) -> int:
+        """The sequence of the last task that the durable has delivered."""
+        try:
+            info = await call(self._requests, f"CONSUMER.INFO.{stream}.work-{capability}")
+        except APIError as exc:
+            if exc.err_code == NO_CONSUMER:
+                return 0
+            raise _gone(exc, stream) from exc
+        return int(info["delivered"]["stream_seq"])
+
+
+def _gone(exc: APIError, stream: str) -> Exception:
+    return NoResponders(f"stream {stream}") if exc.err_code == NO_STREAM else exc
