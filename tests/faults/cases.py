@@ -164,6 +164,22 @@ async def server_has_forgotten(arena: Arena, broken: str) -> None:
         await queue_is_empty(client)
 
 
+async def push_is_missed(arena: Arena, broken: str) -> None:
+    """A task is cancelled while its worker is away."""
+    async with open_proxy(arena.server.port) as proxy:
+        worker = await arena.add_worker(url=proxy.url, ack_wait=30, broken=broken)
+        future = await arena.start(60 * MOMENT)
+        await worker.wait_running()
+        proxy.cut(for_good=True)
+        await future.cancel()
+        await arena.wait(future)
+        proxy.mend()
+        with trio.move_on_after(5 * MOMENT):
+            while worker.running:  # noqa: ASYNC110 - a file has no event
+                await trio.sleep(0.02)
+    demand(not worker.running, "a handler runs on, though its task was cancelled")
+
+
 async def queue_is_empty(client: PlainClient) -> None:
     """Wait until there is no task left."""
     with trio.move_on_after(10):
@@ -189,4 +205,5 @@ CASES = {
     "start_before_the_puback": queue_is_full,
     "give_back_while_the_pull_stands": worker_leaves,
     "no_look_up_after_a_servers_death": server_has_forgotten,
+    "no_look_for_cancellations": push_is_missed,
 }

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_swarmtask import _runner
-from trio_swarmtask._nats import _delivery, _outbox
+from trio_swarmtask._nats import _delivery, _outbox, _result_store
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._delivery import NATSDelivery
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._jetstream import PubAck, publish
+from trio_swarmtask._service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ def ack_before_the_results_puback(patch: Patch) -> None:
 def result_published_without_waiting(patch: Patch) -> None:
     async def broken(self: NATSDelivery, result: bytes) -> bool:
         connection = self._settlement.connection
-        connection.publish(f"done.{self.task_id}", result, "", _delivery._FIRST)
+        connection.publish(f"done.{self.task_id}", result, "", _result_store.FIRST)
         self._settle(b"+ACK")
         return True
 
@@ -52,7 +53,8 @@ def no_msg_id(patch: Patch) -> None:
 
 
 def no_first_result_rule(patch: Patch) -> None:
-    patch(_delivery, "_FIRST", {"Swarm-Nothing": "0"})
+    for module in (_delivery, _result_store):
+        patch(module, "FIRST", {"Swarm-Nothing": "0"})
 
 
 def no_lease_renewal(patch: Patch) -> None:
@@ -110,6 +112,13 @@ def no_look_up_after_a_servers_death(patch: Patch) -> None:
         make(self, *args, again=args[-1] > 1)
 
     patch(NATSDelivery, "__init__", broken)
+
+
+def no_look_for_cancellations(patch: Patch) -> None:
+    async def broken(self: Service) -> None:
+        await trio.sleep_forever()
+
+    patch(Service, "_find_cancelled", broken)
 
 
 def apply(name: str, patch: Patch = setattr) -> None:
