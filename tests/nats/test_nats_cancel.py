@@ -21,10 +21,12 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._nats import _cancel
+from trio_swarmtask._nats._jetstream import APIError, call
 
 if TYPE_CHECKING:
     from trio_swarmtask._broker import Delivery
     from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 
 
@@ -192,10 +194,12 @@ async def test_stream_that_goes_while_it_is_asked(
         assert not await dispatcher._futures.cancel(future, 0)
 
 
-@pytest.mark.parametrize("request_", ["STREAM.DELETE.TASKS", "STREAM.PURGE.TASKS"])
+@pytest.mark.parametrize(
+    ("request_", "body"), [("STREAM.DELETE.TASKS", {}), ("STREAM.MSG.DELETE.TASKS", {"seq": 1})]
+)
 @within(20)
 async def test_task_that_goes_just_before_it_is_taken_out(
-    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, request_: str
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, request_: str, body: dict[str, int]
 ) -> None:
     """Its worker has ended it; or the stream was deleted."""
     delivered = _cancel.Cancellation._delivered
@@ -203,7 +207,7 @@ async def test_task_that_goes_just_before_it_is_taken_out(
     async def end_it(canceller: _cancel.Cancellation, stream: str, capability: str) -> int:
         monkeypatch.undo()
         sequence = await delivered(canceller, stream, capability)
-        await raw.api(request_)
+        await raw.api(request_, **body)
         return sequence
 
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
@@ -211,6 +215,24 @@ async def test_task_that_goes_just_before_it_is_taken_out(
         monkeypatch.setattr(_cancel.Cancellation, "_delivered", end_it)
         await future.cancel()
         assert await raw.subjects("TASKS", ">") == []
+
+
+@within(20)
+async def test_server_that_fails_to_take_it_out_is_asked_again(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail_once(requests: Requests, request: str, /, **body: object) -> dict[str, object]:
+        if "DELETE" in request:
+            monkeypatch.undo()
+            raise APIError(500, 10057, "disk on fire")
+        return await call(requests, request, **body)
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        future = await dispatcher.start("coder", Message())
+        monkeypatch.setattr(_cancel, "call", fail_once)
+        await future.cancel()
+        assert await raw.subjects("TASKS", ">") == []
+    assert "trying again: disk on fire" in caplog.text
 
 
 @within(20)

@@ -25,7 +25,6 @@ from ._connection import NotConnected
 from ._jetstream import (
     NO_CONSUMER,
     NO_MESSAGE,
-    NO_SEQUENCE,
     NO_STREAM,
     APIError,
     NoResponders,
@@ -176,17 +175,20 @@ class Cancellation:
         # forget what else is leased: a task whose worker has died is never delivered again.
         request = f"STREAM.MSG.DELETE.{stream}"
         while message is not None:
+            failure: APIError | None = None
             try:
                 await call(self._requests, request, seq=message["seq"], no_erase=True)
             except APIError as exc:
                 if _DENIED in exc.description:
                     raise BrokerError(
                         f"stream {stream} does not let task {self._task_id} be taken out of the "
-                        f"queue: it has the setting deny_delete"
+                        "queue: it has the setting deny_delete"
                     ) from exc
-                if exc.err_code != NO_SEQUENCE:  # that is one that its worker has just ended
-                    raise _gone(exc, stream) from exc
-            message = await self._last(stream, subject)
+                failure = exc  # or its worker has just ended it
+            left = await self._last(stream, subject)
+            if failure is not None and left == message:
+                raise failure
+            message = left
 
     async def _last(self, stream: str, subject: str) -> dict[str, Any] | None:
         try:

@@ -30,7 +30,6 @@ NO_RESPONDERS: Final = "503"
 # Error codes of the server's API (its errors.json).
 NO_CONSUMER: Final = 10014
 NO_MESSAGE: Final = 10037
-NO_SEQUENCE: Final = 10043
 NO_STREAM: Final = 10059
 WRONG_LAST_SEQUENCE: Final = (10071, 10164)
 MESSAGE_TOO_LARGE: Final = (10054, 10097)
