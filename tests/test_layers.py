@@ -28,6 +28,7 @@ LAYERS: Final = (
         "_worker",
         "_future",
         "_futures",
+        "_group",
         "_cancelled",
         "_handler",
         "_job",

@@ -27,7 +27,8 @@ from ._errors import (
     TaskTimeoutError as TaskTimeoutError,
     UnsupportedVersionError as UnsupportedVersionError,
 )
-from ._future import Future as Future
+from ._future import Future as Future, TaskState as TaskState
+from ._group import TaskGroup as TaskGroup
 from ._handler import Handler as Handler
 from ._memory import DeadLetter as DeadLetter, MemoryBroker as MemoryBroker
 from ._open import (
@@ -37,6 +38,7 @@ from ._open import (
 )
 from ._statistics import (
     DispatcherStatistics as DispatcherStatistics,
+    GroupStatistics as GroupStatistics,
     WorkerStatistics as WorkerStatistics,
 )
 from ._wire import Message as Message, Result as Result

@@ -1,34 +1,34 @@
 # The dispatcher: starts tasks and holds their futures.
 #
-# Pure Trio, and no task of its own: results come in by the outbox's callback, which resolves the
-# future. Two IDs are told apart. One that this dispatcher made is new by construction, and its
-# result is heard through the key it begins with. One that the caller gave may be known already, so
-# its result is listened for, then looked up, and only then is the task published: in this order no
-# result can slip between the look-up and the listening.
+# Pure Trio, and no task of its own: the outbox's callback resolves the future. Two IDs are told
+# apart. One that this dispatcher made is new by construction, and its result is heard through the
+# key it begins with. One that the caller gave may be known already, so its result is listened for,
+# then looked up, and only then is the task published: in this order nothing slips through.
 
 from __future__ import annotations
 
 import itertools
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._broker import Broker, Outbox, ResultListener
 from ._codec import encode
 from ._envelope import MessageEnvelope
 from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from ._futures import Futures
+from ._group import OnFailure, TaskGroup, open_group
 from ._names import check_capability, check_task_id, check_timeout, make_key, shorten
 from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
 from ._wire import Message, Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator
 
+    from ._broker import Broker, Outbox
     from ._future import Future
 
 
@@ -43,7 +43,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         self._name = name
         self._key = make_key()
         self._numbers = itertools.count(1)
-        self._futures = Futures(name)
+        self._futures = Futures(name, self._end)
         self._closing = False
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
@@ -150,6 +150,34 @@ class Dispatcher(metaclass=NoPublicConstructor):
             self._futures.release(future)
             if future._holders == 0:
                 future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
+
+    def open_group(
+        self,
+        *,
+        parent: Message | None = None,
+        on_failure: OnFailure = "cancel",
+        grace: float = 5.0,
+    ) -> AbstractAsyncContextManager[TaskGroup]:
+        """A nursery whose tasks run elsewhere: leaving the block waits for all of them.
+
+        A result that is not a success cancels the other tasks, in the queue and at their workers,
+        and the block. What the block raises, or what cancels it (a deadline, a sibling), cancels
+        the tasks as well. Either leaves the block as it leaves a nursery: in an ``ExceptionGroup``,
+        even one alone. Tasks that were cancelled here are no failures.
+
+        Args:
+          parent: In a handler, the message of its task: its IDs go into the blank ``parent``,
+            ``root`` and ``correlation_id`` of the group's tasks.
+          on_failure: ``"collect"`` lets the others go on, and raises nothing of a result.
+          grace: Seconds that the clean-up of cancelled handlers is waited for; `Future.state`.
+
+        Raises:
+          ExceptionGroup: of `TaskFailedError`, `TaskTimeoutError`, and what the block raised.
+          ClosedError: if this dispatcher is closed.
+        """
+        self._check_open()
+        group_id = f"{self._key}-group-{next(self._numbers)}"
+        return open_group(self, group_id, parent, on_failure, check_timeout(grace, "grace"))
 
     def _check_open(self) -> None:
         if self._closing or self._ended is not None:
@@ -260,26 +288,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
         return ClosedError("the dispatcher is closed; open another one to start tasks")
 
 
-class _Listener(ResultListener):
-    # Apart from the dispatcher, so that its public class has no method that only a broker calls.
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-
-    def result_stored(self, task_id: str, data: bytes) -> None:
-        self._dispatcher._futures.resolve(task_id, data)
-
-    def outstanding(self) -> Collection[str]:
-        return self._dispatcher._futures.waiting
-
-    def broker_lost(self, error: BrokerError) -> None:
-        self._dispatcher._end(error)
-
-
 @asynccontextmanager
 async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher]:
     """Run a dispatcher on an open broker; leaving the block is its `aclose`."""
     dispatcher = Dispatcher._create(name)
-    async with broker.open_outbox(dispatcher._key, _Listener(dispatcher)) as outbox:
+    async with broker.open_outbox(dispatcher._key, dispatcher._futures) as outbox:
         dispatcher._outbox = dispatcher._futures.outbox = outbox
         try:
             yield dispatcher

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable
 from typing import final
 
@@ -15,6 +16,23 @@ from ._errors import InvalidMessageError, SwarmTaskError
 from ._names import shorten
 from ._util import NoPublicConstructor
 from ._wire import Result
+
+
+class TaskState(enum.StrEnum):
+    """What a `Future` knows of its task."""
+
+    OUTSTANDING = "outstanding"
+    """It has no result yet."""
+
+    ENDED = "ended"
+    """It has a result."""
+
+    STOPPED = "stopped"
+    """It was cancelled here, and no handler of it runs any more, or ever did."""
+
+    UNCONFIRMED = "unconfirmed"
+    """It was cancelled here, and its handler may be cleaning up, or run on."""
+
 
 Canceller = Callable[["Future", float], Awaitable[bool]]
 """Cancels a task and waits so many seconds for its handler; whether that runs no more."""
@@ -34,7 +52,9 @@ class Future(metaclass=NoPublicConstructor):
         "_holders",
         "_id",
         "_result",
+        "_stopped",
         "_waiting",
+        "_watchers",
     )
 
     def __init__(self, task_id: str, capability: str | None, canceller: Canceller) -> None:
@@ -45,6 +65,8 @@ class Future(metaclass=NoPublicConstructor):
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
         self._waiting: list[trio.lowlevel.Task] = []
+        self._stopped: bool | None = None  # once cancelled here: whether no handler runs any more
+        self._watchers: tuple[Callable[[Future], None], ...] = ()
         self._holders = 0
         self._expected = False
 
@@ -55,6 +77,26 @@ class Future(metaclass=NoPublicConstructor):
     def id(self) -> str:
         """The task's ID."""
         return self._id
+
+    @property
+    def result(self) -> Result:
+        """The task's stored result, once it is here: what `wait` returns, or raises.
+
+        Raises:
+          RuntimeError: if it is not here yet.
+        """
+        if not self._is_resolved():
+            raise RuntimeError(f"task {self._id} has no result yet; await the future's wait()")
+        return self._take()
+
+    @property
+    def state(self) -> TaskState:
+        """What is known of the task."""
+        if not self._is_resolved():
+            return TaskState.OUTSTANDING
+        if self._stopped is None or not self._was_cancelled():
+            return TaskState.ENDED
+        return TaskState.STOPPED if self._stopped else TaskState.UNCONFIRMED
 
     async def wait(self) -> Result:
         """Wait for the task's stored result.
@@ -108,12 +150,16 @@ class Future(metaclass=NoPublicConstructor):
         if not self._is_resolved():
             self._data = data
             self._wake()
+            for watcher in self._watchers:
+                watcher(self)
 
     def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
         if not self._is_resolved():
             self._error = error
             self._wake()
+            for watcher in self._watchers:
+                watcher(self)
 
     def _was_cancelled(self) -> bool:
         """Whether it is resolved by the result of a task that was cancelled."""

@@ -9,25 +9,45 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._broker import ResultListener
 from ._cancelled import encode_cancelled
 from ._errors import BrokerError, ClosedError
 from ._future import Future
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from ._broker import Outbox
     from ._errors import SwarmTaskError
 
 
-class Futures:
+class Futures(ResultListener):
     """Futures that wait for their results, by task."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_lost: Callable[[BrokerError], None]) -> None:
         self.waiting: dict[str, Future] = {}
         self.resolved = 0
         self.outbox: Outbox  # set by host_dispatcher before there is a future
         self._name = name
+        self._on_lost = on_lost
         self._canceller = self.cancel  # one for all
         self._none_waiting = trio.Event()
+
+    # What the broker tells
+
+    def result_stored(self, task_id: str, data: bytes) -> None:
+        future = self._drop(task_id)
+        if future is not None:
+            self.resolved += 1
+            future._resolve(data)
+
+    def outstanding(self) -> Collection[str]:
+        return self.waiting
+
+    def broker_lost(self, error: BrokerError) -> None:
+        self._on_lost(error)
+
+    # Holding
 
     def hold(self, task_id: str, capability: str | None) -> Future:
         """The future of a task, for one more holder."""
@@ -51,15 +71,8 @@ class Futures:
         data = await self.outbox.fetch(future.id)
         if data is None:
             return False
-        self.resolve(future.id, data)
+        self.result_stored(future.id, data)
         return True
-
-    def resolve(self, task_id: str, data: bytes) -> None:
-        """The result is here."""
-        future = self._drop(task_id)
-        if future is not None:
-            self.resolved += 1
-            future._resolve(data)
 
     def release(self, future: Future) -> None:
         """One holder less."""
@@ -75,14 +88,16 @@ class Futures:
         if future._is_resolved():
             await trio.lowlevel.checkpoint()
         else:
+            future._stopped = False
             result = encode_cancelled(future.id, self._name)
             if await self.outbox.store_result(future.id, result):
-                self.resolve(future.id, result)
+                self.result_stored(future.id, result)
             else:
                 await self.look_up(future)
-        if not future._was_cancelled():
-            return True
-        return await self.outbox.stop(future._capability, future.id, grace)
+        future._stopped = not future._was_cancelled() or await self.outbox.stop(
+            future._capability, future.id, grace
+        )
+        return future._stopped
 
     def fail_all(self, error: SwarmTaskError) -> int:
         """End every wait; how many futures there were."""

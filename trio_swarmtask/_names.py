@@ -46,20 +46,20 @@ def check_count(name: str, count: object) -> None:
         raise ValueError(f"{name} must be from 1 up, not {count}")
 
 
-def check_timeout(seconds: float) -> float:
+def check_timeout(seconds: float, name: str = "timeout") -> float:
     """``seconds`` as a duration: what is left of a deadline that has passed is none.
 
     Raises:
       TypeError, ValueError: if it is no number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"timeout must be a number of seconds, not {shorten(seconds)}")
+        raise TypeError(f"{name} must be a number of seconds, not {shorten(seconds)}")
     try:
         duration = float(seconds)
     except OverflowError:  # an int may be larger than any float
         duration = math.inf if seconds > 0 else 0.0
     if math.isnan(duration):
-        raise ValueError("timeout must be a number of seconds, not NaN")
+        raise ValueError(f"{name} must be a number of seconds, not NaN")
     return max(0.0, duration)
 
 

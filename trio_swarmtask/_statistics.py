@@ -22,6 +22,26 @@ class DispatcherStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupStatistics:
+    """Counts of one task group, at one moment."""
+
+    started: int
+    """Tasks of the group so far."""
+
+    outstanding: int
+    """Tasks that have no result yet."""
+
+    succeeded: int
+    """Tasks whose result is a success."""
+
+    failed: int
+    """Tasks whose result is a failure or a timeout, or can't come any more."""
+
+    cancelled: int
+    """Tasks that were cancelled by the group, or by `Future.cancel` here."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatistics:
     """Counts of one worker, at one moment."""
 

@@ -61,6 +61,45 @@ async def test_nobody_who_listens_is_not_waited_for(nats_swarm: NATSSwarm) -> No
 
 
 @within(20)
+async def test_silent_worker_is_not_waited_for(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that had the task has died; others listen, and know nothing of it."""
+    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.2)
+    arrived: list[Delivery] = []
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
+        async with broker.open_intake("coder", arrived.append) as intake:
+            intake.ask(1)
+            future = await dispatcher.start("coder", Message())
+            await until(lambda: arrived)
+        async with nats_swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            assert not await dispatcher._futures.cancel(future, math.inf)
+
+
+@within(20)
+async def test_slow_clean_up_is_waited_for_by_whom_it_was_told(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.1)
+    started = trio.Event()
+
+    async def clean_up(message: Message) -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await trio.sleep(0.5)
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", clean_up)
+        future = await dispatcher.start("coder", Message())
+        await started.wait()
+        assert await dispatcher._futures.cancel(future, 10)
+
+
+@within(20)
 async def test_only_inboxes_are_answered(nats_swarm: NATSSwarm) -> None:
     """An answer on another subject could mean something there."""
     handler = Waiting()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_type
 
 import msgspec
+import trio
 
 from trio_swarmtask import (
     VERSION,
@@ -24,6 +25,7 @@ from trio_swarmtask import (
     Dispatcher,
     DispatcherStatistics,
     Future,
+    GroupStatistics,
     Handler,
     InvalidCapabilityError,
     InvalidMessageError,
@@ -33,7 +35,10 @@ from trio_swarmtask import (
     Result,
     Status,
     SwarmTaskError,
+    TaskCancelledError,
     TaskFailedError,
+    TaskGroup,
+    TaskState,
     TaskTimeoutError,
     UnsupportedVersionError,
     Worker,
@@ -46,8 +51,6 @@ from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
-
-    import trio
 
 
 class Plan(msgspec.Struct):
@@ -123,7 +126,11 @@ def check_result(result: Result) -> None:
 # Errors
 
 
-def check_errors(failed: TaskFailedError, overran: TaskTimeoutError) -> None:
+def check_errors(
+    failed: TaskFailedError, overran: TaskTimeoutError, cancelled: TaskCancelledError
+) -> None:
+    assert_type(cancelled.result, Result)
+    assert_type(cancelled.result.cancelled_by, str)
     assert_type(failed.result, Result)
     assert_type(overran.result, Result)
     closed: trio.ClosedResourceError = ClosedError("closed")
@@ -240,6 +247,33 @@ async def check_dispatcher(dispatcher: Dispatcher, message: Message) -> None:
     await dispatcher.run("coder", message, timeout=5)  # type: ignore[call-arg]
     await dispatcher.start(message)  # type: ignore[call-arg, arg-type]
     await dispatcher.shutdown()  # type: ignore[call-arg]
+    assert_type(await dispatcher.attach("order-7"), Future)
+    await dispatcher.attach(7)  # type: ignore[arg-type]
+    dispatcher.forget(await dispatcher.attach("order-7"))
+    dispatcher.forget("order-7")  # type: ignore[arg-type]
+
+
+async def check_group(dispatcher: Dispatcher, message: Message) -> None:
+    async with dispatcher.open_group(parent=message, on_failure="collect", grace=5) as group:
+        assert_type(group, TaskGroup)
+        assert_type(await group.start("coder", message), Future)
+        assert_type(await group.run("coder", message), Result)
+        assert_type(group.cancel_scope, trio.CancelScope)
+        assert_type(group.statistics(), GroupStatistics)
+        await group.start(message)  # type: ignore[call-arg, arg-type]
+        await group.run("coder", {"goal": "fix it"})  # type: ignore[arg-type]
+    dispatcher.open_group(on_failure="ignore")  # type: ignore[arg-type]
+    with dispatcher.open_group():  # type: ignore[attr-defined]
+        pass
+
+
+def check_group_statistics(statistics: GroupStatistics) -> None:
+    assert_type(statistics.started, int)
+    assert_type(statistics.outstanding, int)
+    assert_type(statistics.succeeded, int)
+    assert_type(statistics.failed, int)
+    assert_type(statistics.cancelled, int)
+    statistics.started += 1  # type: ignore[misc]
 
 
 def check_dispatcher_statistics(statistics: DispatcherStatistics) -> None:
@@ -252,6 +286,10 @@ def check_dispatcher_statistics(statistics: DispatcherStatistics) -> None:
 async def check_future(future: Future) -> None:
     assert_type(future.id, str)
     assert_type(await future.wait(), Result)
+    assert_type(future.result, Result)
+    assert_type(future.state, TaskState)
+    await future.cancel()
+    await future.cancel(5)  # type: ignore[call-arg]
     future.id = "order-7"  # type: ignore[misc]
     await future.wait(5)  # type: ignore[call-arg]
     await future  # type: ignore[misc]
@@ -298,6 +336,7 @@ def check_worker_statistics(statistics: WorkerStatistics) -> None:
     assert_type(statistics.succeeded, int)
     assert_type(statistics.failed, int)
     assert_type(statistics.timed_out, int)
+    assert_type(statistics.cancelled, int)
     assert_type(statistics.superseded, int)
     assert_type(statistics.given_back, int)
     assert_type(statistics.dead_letters, int)

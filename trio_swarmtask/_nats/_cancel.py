@@ -46,6 +46,8 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
 _DENIED: Final = "not permitted"  # the code is that of any failure to delete
+# A worker that has the task answers at once. If nobody does, it was one that has died.
+_ANSWER_SECONDS: Final = 2.0
 _ENDED: Final = b"ended"
 _RUNNING: Final = b"running"
 
@@ -110,6 +112,7 @@ class Cancellation:
         self._inbox = f"{self._connection.client.new_inbox()}.0"
         self._push = ""  # its subject
         self._answered = trio.Event()
+        self._is_running = False
         self._has_ended = False
         self._is_refused = False
 
@@ -125,13 +128,18 @@ class Cancellation:
             if never_ran:
                 return True
             with trio.move_on_after(grace):
-                await self._answered.wait()
+                with trio.move_on_after(_ANSWER_SECONDS) as silence:
+                    await self._answered.wait()
+                if silence.cancelled_caught and self._is_running:
+                    await self._answered.wait()
             return self._has_ended
         finally:
             self._connection.on_refused.remove(self._on_refused)
             self._connection.unsubscribe(subscription)
 
     def _on_answer(self, message: Incoming) -> None:
+        if message.data == _RUNNING:
+            self._is_running = True
         if message.data == _ENDED:
             self._has_ended = True
         if self._has_ended or status_of(message) is not None:  # 503: nobody listens

@@ -1,0 +1,391 @@
+"""Groups: a nursery whose tasks run elsewhere, on both brokers."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from swarm import Swarm, echo, until, within
+
+from trio_swarmtask import (
+    ClosedError,
+    InvalidCapabilityError,
+    Message,
+    Result,
+    Status,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskState,
+    TaskTimeoutError,
+)
+
+
+class Staff:
+    """Handlers that succeed, fail, or wait until they are cancelled."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.clean_ups = 0
+        self.messages: list[Message] = []
+
+    async def __call__(self, message: Message) -> str:
+        self.messages.append(message)
+        self.running += 1
+        try:
+            if message.inputs.get("do") == "fail":
+                raise ValueError("no luck")
+            if message.inputs.get("do") == "wait":
+                await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await trio.sleep(float(message.inputs.get("clean_up", 0)))
+            self.clean_ups += 1
+            self.running -= 1
+        return "done"
+
+
+WAIT = Message(inputs={"do": "wait"})
+FAIL = Message(inputs={"do": "fail"})
+
+
+@within(20)
+async def test_leaving_the_block_waits_for_all(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        async with swarm.worker() as worker, dispatcher.open_group() as group:
+            futures = [await group.start("coder", Message()) for _ in range(5)]
+            with pytest.raises(RuntimeError, match=f"task {futures[0].id} has no result yet"):
+                _ = futures[0].result
+            assert futures[0].state == TaskState.OUTSTANDING
+            assert "5 outstanding" in repr(group)
+            await worker.handle("coder", Staff())
+            assert (await group.run("coder", Message())).outputs == "done"
+        assert [future.result.outputs for future in futures] == ["done"] * 5
+        assert {future.state for future in futures} == {TaskState.ENDED}
+        statistics = group.statistics()
+        assert (statistics.started, statistics.succeeded, statistics.outstanding) == (6, 6, 0)
+        assert dispatcher.statistics().outstanding == 0
+
+
+@within(20)
+async def test_empty_group(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, dispatcher.open_group():
+        pass
+
+
+@within(20)
+async def test_failure_cancels_the_others(swarm: Swarm) -> None:
+    """Those that run, those that wait, and the block; and it alone is raised."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                running = [await group.start("coder", WAIT) for _ in range(3)]
+                waiting = [await group.start("nobody", Message()) for _ in range(3)]
+                await until(lambda: staff.running == 3)
+                failing = await group.start("coder", FAIL)
+                await trio.sleep_forever()
+        (failure,) = raised.value.exceptions
+        assert type(failure) is TaskFailedError
+        assert failure.result == failing.result
+        assert staff.running == 0
+        assert await swarm.count_tasks() == 0
+        for future in (*running, *waiting):
+            assert future.state == TaskState.STOPPED
+            with pytest.raises(TaskCancelledError):
+                future.result.raise_for_status()
+        statistics = group.statistics()
+        assert (statistics.failed, statistics.cancelled) == (1, 6)
+
+
+@within(20)
+async def test_timeout_is_a_failure(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", Staff())
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                await group.start("coder", Message(inputs={"do": "wait"}, timeout=1))
+        assert [type(exc) for exc in raised.value.exceptions] == [TaskTimeoutError]
+
+
+@within(20)
+async def test_failure_of_what_the_block_runs(swarm: Swarm) -> None:
+    """`run` does not return it: the block is cancelled there."""
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", Staff())
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                await group.run("coder", FAIL)
+                pytest.fail("it went on")
+        assert [type(exc) for exc in raised.value.exceptions] == [TaskFailedError]
+
+
+@within(20)
+async def test_block_and_child_fail_together(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", Staff())
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                try:
+                    await group.run("coder", FAIL)
+                finally:
+                    raise LookupError("mine")
+        assert {type(exc) for exc in raised.value.exceptions} == {TaskFailedError, LookupError}
+
+
+@within(20)
+async def test_exception_in_the_block_cancels_all(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", WAIT)
+                await until(lambda: staff.running)
+                raise LookupError("mine")
+        assert [repr(exc) for exc in raised.value.exceptions] == ["LookupError('mine')"]
+        assert staff.running == 0
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_deadline_round_the_block(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        with trio.move_on_after(0.3) as scope:
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", WAIT)
+        assert scope.cancelled_caught
+        assert staff.running == 0
+        assert future.result.cancelled_by
+
+
+@within(20)
+async def test_cancel_scope_of_the_group(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            await group.start("coder", WAIT)
+            await until(lambda: staff.running)
+            group.cancel_scope.cancel()
+        assert group.cancel_scope.cancelled_caught
+        assert staff.running == 0
+
+
+@within(20)
+async def test_clean_up_is_waited_for(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            slow = Message(inputs={"do": "wait", "clean_up": "0.5"})
+            futures = [await group.start("coder", slow) for _ in range(3)]
+            await until(lambda: staff.running == 3)
+            group.cancel_scope.cancel()
+        assert staff.clean_ups == 3
+        assert {future.state for future in futures} == {TaskState.STOPPED}
+
+
+@within(20)
+async def test_clean_up_that_outlasts_the_grace(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group(grace=0.2) as group:
+            future = await group.start("coder", Message(inputs={"do": "wait", "clean_up": "1"}))
+            await until(lambda: staff.running)
+            group.cancel_scope.cancel()
+        assert staff.clean_ups == 0
+        assert future.state == TaskState.UNCONFIRMED
+        assert future.result.cancelled_by
+
+
+@within(20)
+async def test_run_that_is_cancelled_cancels_its_task(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            with trio.move_on_after(0.3) as scope:
+                await group.run("coder", WAIT)
+            assert scope.cancelled_caught
+            assert staff.running == 0
+            assert (await group.run("coder", Message())).outputs == "done"
+        statistics = group.statistics()
+        assert (statistics.succeeded, statistics.cancelled) == (1, 1)
+
+
+@within(20)
+async def test_start_that_is_cancelled_leaves_no_task(swarm: Swarm) -> None:
+    """Whether it was stored by then or not."""
+    async with swarm.dispatcher() as dispatcher, dispatcher.open_group() as group:
+        for message in (Message(), Message(id="mine")):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await group.start("coder", message)
+            assert scope.cancelled_caught
+        assert await swarm.count_tasks() == 0
+        assert group.statistics().cancelled == 2
+
+
+@within(20)
+async def test_collecting_group_raises_nothing(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", Staff())
+        async with dispatcher.open_group(on_failure="collect") as group:
+            failed = await group.run("coder", FAIL)
+            future = await group.start("coder", FAIL)
+            good = await group.start("coder", Message())
+        assert failed.status == future.result.status == Status.FAILED
+        assert good.result.status == Status.SUCCESS
+
+
+@within(20)
+async def test_child_that_is_cancelled_alone_is_no_failure(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", WAIT)
+            await until(lambda: staff.running)
+            await future.cancel()
+            assert (await group.run("coder", Message())).outputs == "done"
+        assert group.statistics().cancelled == 1
+
+
+@within(20)
+async def test_child_that_somebody_else_cancels_is_a_failure(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.dispatcher(name="rival") as rival:
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", Message())
+                await (await rival.attach(future.id)).cancel()
+        (failure,) = raised.value.exceptions
+        assert type(failure) is TaskCancelledError
+        assert failure.result.cancelled_by == "rival"
+
+
+@within(20)
+async def test_group_in_a_handler_makes_a_tree(swarm: Swarm) -> None:
+    """Three deep; cancelling the top reaches every leaf."""
+    staff = Staff()
+    seen: dict[str, Message] = {}
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+
+        async def branch(message: Message) -> None:
+            seen[message.inputs["level"]] = message
+            level = int(message.inputs["level"]) + 1
+            capability = "branch" if level < 3 else "leaf"
+            async with dispatcher.open_group(parent=message) as group:
+                for _ in range(2):
+                    below = Message(inputs={"level": f"{level}", "do": "wait"})
+                    await group.start(capability, below)
+
+        await worker.handle("branch", branch)
+        await worker.handle("leaf", staff)
+        async with dispatcher.open_group() as group:
+            top = await group.start("branch", Message(inputs={"level": "1"}))
+            await until(lambda: staff.running == 4)
+            group.cancel_scope.cancel()
+        assert staff.running == 0
+        assert await swarm.count_tasks() == 0
+    root = seen["1"].root
+    assert root
+    assert seen["1"].parent == seen["1"].correlation_id == root
+    assert (seen["2"].parent, seen["2"].root) == (top.id, root)
+    leaf = staff.messages[0]
+    assert (leaf.root, leaf.correlation_id) == (root, root)
+    assert leaf.parent != top.id
+
+
+@within(20)
+async def test_ids_that_are_given_are_kept(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        parent = Message(id="p", correlation_id="c")
+        async with dispatcher.open_group(parent=parent) as group:
+            await group.run("coder", Message())
+            await group.run("coder", Message(parent="x", root="y", correlation_id="z"))
+        first, second = staff.messages
+        assert (first.parent, first.root, first.correlation_id) == ("p", "p", "c")
+        assert (second.parent, second.root, second.correlation_id) == ("x", "y", "z")
+
+
+@within(20)
+async def test_same_task_twice_in_a_group(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        async with dispatcher.open_group() as group:
+            one = await group.start("coder", Message(id="mine"))
+            assert await group.start("coder", Message(id="mine")) is one
+            await worker.handle("coder", echo)
+        assert group.statistics().started == group.statistics().succeeded == 1
+
+
+@within(20)
+async def test_task_that_is_done_already(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        stored = Result(id="mine", status=Status.SUCCESS, outputs="before")
+        await swarm.store_result("mine", stored.encode())
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", Message(id="mine"))
+            assert (await group.run("coder", Message(id="mine"))).outputs == "before"
+        assert future.result.outputs == "before"
+
+
+@within(20)
+async def test_start_that_fails_is_the_blocks_affair(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        async with dispatcher.open_group() as group:
+            with pytest.raises(InvalidCapabilityError):
+                await group.start("a coder", Message())
+            with pytest.raises(ValueError, match="is not a Message"):
+                await group.run("coder", "text")  # type: ignore[arg-type]
+        assert group.statistics().started == 0
+        with pytest.raises(ClosedError, match="block of this group was left"):
+            await group.start("coder", Message())
+        with pytest.raises(TypeError, match="grace must be a number of seconds"):
+            dispatcher.open_group(grace="soon")  # type: ignore[arg-type]
+    with pytest.raises(ClosedError):
+        dispatcher.open_group()
+
+
+@within(20)
+async def test_task_that_is_too_large_is_the_blocks_affair(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        async with dispatcher.open_group() as group:
+            large = Message(inputs={"text": "x" * (2 << 20)})
+            for send in (group.start, group.run):
+                with pytest.raises(ValueError, match="larger than"):
+                    await send("coder", large)
+        assert group.statistics().outstanding == dispatcher.statistics().outstanding == 0
+
+
+@within(20)
+async def test_dispatcher_that_is_closed_fails_the_group(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(ExceptionGroup) as raised:
+            async with dispatcher.open_group() as group:
+                await group.start("coder", Message())
+                await dispatcher.aclose()
+        assert [type(exc) for exc in raised.value.exceptions] == [ClosedError]
+
+
+@within(60)
+async def test_groups_leave_nothing(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+
+        async def many() -> None:
+            for _ in range(50):
+                async with dispatcher.open_group() as group:
+                    await group.start("coder", Message())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(many)
+        assert dispatcher.statistics().outstanding == 0
+        assert dispatcher.statistics().resolved == 500
+        assert await swarm.count_tasks() == 0

@@ -1,0 +1,236 @@
+# A nursery whose tasks run elsewhere.
+#
+# It is a Trio nursery with one task of its own, the keeper, which waits until every child has
+# ended. A child costs no Trio task: its future tells the group. So what a nursery does with its
+# block, with cancellations, and with several failures at once, is done by Trio's own. A failure of
+# a child is raised in a task of the nursery, as if the child had run there. Once the nursery's
+# scope is cancelled, whatever by, the keeper cancels the children that are left, in the queue and
+# at their workers, and stays until they are confirmed to run no more, `grace` seconds at most.
+#
+# A start that is cancelled half way leaves open whether the task is stored. It is stored once more
+# then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
+# start it after all.
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal, final
+
+import msgspec
+import trio
+
+from ._errors import ClosedError, SwarmTaskError
+from ._statistics import GroupStatistics
+from ._util import NoPublicConstructor
+from ._wire import Message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ._dispatcher import Dispatcher
+    from ._future import Future
+    from ._wire import Result
+
+OnFailure = Literal["cancel", "collect"]
+
+logger: Final = logging.getLogger("trio_swarmtask.group")
+
+
+@final
+class TaskGroup(metaclass=NoPublicConstructor):
+    """Tasks that end together. Made by `Dispatcher.open_group`.
+
+    Safe to use from any number of tasks of one Trio run, until the block is left.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        nursery: trio.Nursery,
+        task_id: str,
+        parent: Message | None,
+        on_failure: OnFailure,
+        grace: float,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._nursery = nursery
+        self._id = task_id
+        self._parent = task_id if parent is None else parent.id
+        self._root = self._parent if parent is None else parent.root or parent.id
+        self._correlation = self._parent if parent is None else parent.correlation_id or parent.id
+        self._cancels_on_failure = on_failure == "cancel"
+        self._grace = grace
+        self._children: set[Future] = set()  # that have not ended
+        self._unconfirmed: dict[Future, tuple[str, bytes]] = {}  # by the broker: may not be stored
+        self._left = trio.Event()
+        self._all_ended = trio.Event()
+        self._started = self._succeeded = self._failed = self._cancelled = 0
+
+    def __repr__(self) -> str:
+        return f"<TaskGroup {self._id!r}, {len(self._children)} outstanding>"
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The scope of the block. Cancelling it cancels every task of the group."""
+        return self._nursery.cancel_scope
+
+    def statistics(self) -> GroupStatistics:
+        """Counts at this moment."""
+        return GroupStatistics(
+            started=self._started,
+            outstanding=len(self._children),
+            succeeded=self._succeeded,
+            failed=self._failed,
+            cancelled=self._cancelled,
+        )
+
+    async def start(self, capability: str, message: Message) -> Future:
+        """As `Dispatcher.start`; the task belongs to the group from now on.
+
+        A blank ``parent``, ``root`` and ``correlation_id`` are filled in a copy of the message. If
+        cancelled, the task is cancelled.
+
+        Raises:
+          ClosedError: if the block was left, or the dispatcher is closed.
+          And what else `Dispatcher.start` raises.
+        """
+        future, data, own = self._begin(capability, message)
+        try:
+            await self._store(future, capability, data, own=own, tried=False)
+        except Exception:
+            self._dispatcher._futures.release(future)
+            raise
+        return future
+
+    async def run(self, capability: str, message: Message) -> Result:
+        """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
+
+        That is waited for, as for any call in Trio: until its handler has cleaned up, or for the
+        group's ``grace``. A result that is not a success ends the group as that of any other task,
+        and this call by the cancellation; with ``on_failure="collect"`` it is returned.
+
+        Raises:
+          What `start` and `Future.wait` raise.
+        """
+        dispatcher = self._dispatcher
+        future, data, own = self._begin(capability, message)
+        try:
+            tried = own and await dispatcher._store_soon(capability, future, data)
+            if not future._is_resolved():
+                await self._store(future, capability, data, own=own, tried=tried)
+                await future.wait()
+            self._unconfirmed.pop(future, None)
+            await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
+            return future._take()
+        except trio.Cancelled:
+            await self._stop(future)
+            raise
+        finally:
+            dispatcher._futures.release(future)
+
+    def _begin(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
+        if self._left.is_set():
+            raise ClosedError("the block of this group was left; open another one to start tasks")
+        if isinstance(message, Message):
+            message = msgspec.structs.replace(
+                message,
+                parent=message.parent or self._parent,
+                root=message.root or self._root,
+                correlation_id=message.correlation_id or self._correlation,
+            )
+        future, data, own = self._dispatcher._prepare(capability, message)
+        if future not in self._children:
+            self._started += 1
+            self._children.add(future)
+            future._watchers += (self._on_end,)
+        self._unconfirmed[future] = (capability, data)
+        return future, data, own
+
+    async def _store(
+        self, future: Future, capability: str, data: bytes, *, own: bool, tried: bool
+    ) -> None:
+        try:
+            await self._dispatcher._store(capability, future, data, own=own, tried=tried)
+        except trio.Cancelled:
+            await self._stop(future)
+            raise
+        except Exception:
+            self._let_go(future)  # it is told here, and not once more at the end of the block
+            raise
+        self._unconfirmed.pop(future, None)
+        self._dispatcher._started += 1
+
+    # Ends
+
+    def _on_end(self, future: Future) -> None:
+        """A child has a result, or can't get one any more."""
+        self._let_go(future)
+        try:
+            future._take().raise_for_status()
+        except SwarmTaskError as exc:
+            if future._was_cancelled() and future._stopped is not None:
+                self._cancelled += 1
+                return
+            self._failed += 1
+            if self._cancels_on_failure:
+                self._nursery.start_soon(self._fail, exc)
+                self._nursery.cancel_scope.cancel()
+        else:
+            self._succeeded += 1
+
+    def _let_go(self, future: Future) -> None:
+        self._children.discard(future)
+        self._unconfirmed.pop(future, None)
+        future._watchers = tuple(each for each in future._watchers if each != self._on_end)
+        if not self._children:
+            self._all_ended.set()
+
+    async def _fail(self, exc: SwarmTaskError) -> None:
+        raise exc
+
+    async def _keep(self) -> None:
+        try:
+            await self._left.wait()
+            while self._children:
+                self._all_ended = trio.Event()
+                await self._all_ended.wait()
+        finally:
+            with trio.CancelScope(shield=True):  # each of them is bounded by the grace
+                async with trio.open_nursery() as nursery:
+                    for future in list(self._children):
+                        nursery.start_soon(self._stop, future)
+            for future in list(self._children):
+                self._let_go(future)  # and no longer waited for
+
+    async def _stop(self, future: Future) -> None:
+        """Cancel a child; wait until its handler has ended, for ``grace`` seconds."""
+        if future._is_resolved() or future._stopped is not None:
+            return  # it is over, or somebody is at it
+        future._stopped = False
+        dispatcher = self._dispatcher
+        try:
+            with trio.move_on_after(self._grace, shield=True):
+                if future in self._unconfirmed:
+                    capability, data = self._unconfirmed.pop(future)
+                    await dispatcher._outbox.store(capability, future.id, data, tried=True)
+                await dispatcher._futures.cancel(future, self._grace)
+        except SwarmTaskError as exc:
+            logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
+
+
+@asynccontextmanager
+async def open_group(
+    dispatcher: Dispatcher,
+    task_id: str,
+    parent: Message | None,
+    on_failure: OnFailure,
+    grace: float,
+) -> AsyncIterator[TaskGroup]:
+    async with trio.open_nursery(strict_exception_groups=True) as nursery:
+        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace)
+        nursery.start_soon(group._keep)
+        try:
+            yield group
+        finally:
+            group._left.set()
