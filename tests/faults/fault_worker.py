@@ -51,6 +51,8 @@ async def main(
         try:
             time.sleep(float(message.inputs.get("hog", 0)))  # noqa: ASYNC251 - that is the fault
             await trio.sleep(float(message.inputs.get("seconds", 0)))
+            if "fails" in message.inputs:
+                raise ValueError(message.inputs["fails"])
         except BaseException:
             file.write("cut", message.id)
             with trio.move_on_after(float(message.inputs.get("clean_up", 0)), shield=True):

@@ -52,7 +52,7 @@ async def test_tasks_are_cancelled(
         async with trio.open_nursery() as nursery:
             for _ in range(IN_FLIGHT):
                 nursery.start_soon(one_after_the_other)
-        await arena.check()
+        await arena.check(leases_may_lapse=True)  # a handler ends after its task was cancelled
         for worker in workers:
             assert not worker.running, f"{worker.running} are cancelled and run on"
     assert 0 < in_time < times
@@ -85,4 +85,4 @@ async def test_workers_are_killed_while_tasks_are_cancelled(
                 await victim.kill()
                 await arena.add_worker()
             stopping.set()
-        await arena.check()
+        await arena.check(leases_may_lapse=True)  # a handler ends after its task was cancelled
