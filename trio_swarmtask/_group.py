@@ -124,7 +124,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return future._take()
         except trio.Cancelled:
-            await self._stop(future)
+            with trio.move_on_after(self._grace, shield=True):
+                await self._stop(future)
             raise
         finally:
             dispatcher._futures.release(future)
@@ -153,7 +154,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         try:
             await self._dispatcher._store(capability, future, data, own=own, tried=tried)
         except trio.Cancelled:
-            await self._stop(future)
+            with trio.move_on_after(self._grace, shield=True):
+                await self._stop(future)
             raise
         except Exception:
             self._let_go(future)  # it is told here, and not once more at the end of the block
@@ -196,7 +198,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
         finally:
-            with trio.CancelScope(shield=True):  # each of them is bounded by the grace
+            with trio.move_on_after(self._grace, shield=True):
                 async with trio.open_nursery() as nursery:
                     for future in list(self._children):
                         nursery.start_soon(self._stop, future)
@@ -204,17 +206,16 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._let_go(future)  # and no longer waited for
 
     async def _stop(self, future: Future) -> None:
-        """Cancel a child; wait until its handler has ended, for ``grace`` seconds."""
+        """Cancel a child, and wait until its handler has ended."""
         if future._is_resolved() or future._stopped is not None:
             return  # it is over, or somebody is at it
         future._stopped = False
         dispatcher = self._dispatcher
         try:
-            with trio.move_on_after(self._grace, shield=True):
-                if future in self._unconfirmed:
-                    capability, data = self._unconfirmed.pop(future)
-                    await dispatcher._outbox.store(capability, future.id, data, tried=True)
-                await dispatcher._futures.cancel(future, self._grace)
+            if future in self._unconfirmed:
+                capability, data = self._unconfirmed.pop(future)
+                await dispatcher._outbox.store(capability, future.id, data, tried=True)
+            await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
 
