@@ -146,10 +146,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         The task goes on. Once for each `start` or `attach` that gave the future; when it is held
         no more, and has no result, its waiters get `ClosedError`.
         """
-        if self._futures.waiting.get(future.id) is future:
-            self._futures.release(future)
-            if future._holders == 0:
-                future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
+        self._futures.forget(future)
 
     def open_group(
         self,
@@ -176,6 +173,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
           ClosedError: if this dispatcher is closed.
         """
         self._check_open()
+        if on_failure not in ("cancel", "collect"):
+            raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
         group_id = f"{self._key}-group-{next(self._numbers)}"
         return open_group(self, group_id, parent, on_failure, check_timeout(grace, "grace"))
 

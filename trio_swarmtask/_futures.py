@@ -94,10 +94,18 @@ class Futures(ResultListener):
                 self.result_stored(future.id, result)
             else:
                 await self.look_up(future)
-        future._stopped = not future._was_cancelled() or await self.outbox.stop(
+        stopped = not future._was_cancelled() or await self.outbox.stop(
             future._capability, future.id, grace
         )
-        return future._stopped
+        future._stopped = stopped or future._stopped is True  # as somebody else has heard
+        return stopped
+
+    def forget(self, future: Future) -> None:
+        """See `Dispatcher.forget`."""
+        if self.waiting.get(future.id) is future:
+            self.release(future)
+            if future._holders == 0:
+                future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
 
     def fail_all(self, error: SwarmTaskError) -> int:
         """End every wait; how many futures there were."""

@@ -63,6 +63,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._grace = grace
         self._children: set[Future] = set()  # that have not ended
         self._unconfirmed: dict[Future, tuple[str, bytes]] = {}  # by the broker: may not be stored
+        self._stopping: set[Future] = set()
         self._left = trio.Event()
         self._all_ended = trio.Event()
         self._started = self._succeeded = self._failed = self._cancelled = 0
@@ -173,6 +174,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         except SwarmTaskError as exc:
             if future._was_cancelled() and future._stopped is not None:
                 self._cancelled += 1
+                if future not in self._stopping:  # the user did, who does not wait for its end
+                    self._nursery.start_soon(self._wait_stopped, future)
                 return
             self._failed += 1
             if self._cancels_on_failure:
@@ -210,6 +213,17 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if future._is_resolved() or future._stopped is not None:
             return  # it is over, or somebody is at it
         future._stopped = False
+        self._stopping.add(future)
+        try:
+            await self._cancel(future)
+        finally:
+            self._stopping.discard(future)
+
+    async def _wait_stopped(self, future: Future) -> None:
+        with trio.move_on_after(self._grace, shield=True):
+            await self._cancel(future)
+
+    async def _cancel(self, future: Future) -> None:
         dispatcher = self._dispatcher
         try:
             if future in self._unconfirmed:

@@ -147,7 +147,7 @@ async def test_clean_up_is_waited_for(swarm: Swarm) -> None:
 
 @within(20)
 async def test_clean_up_that_takes_too_long_is_told(swarm: Swarm) -> None:
-    handler = Handler(clean_up=1)
+    handler = Handler(clean_up=3)
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", handler)
         future = await dispatcher.start("coder", Message())
@@ -334,7 +334,7 @@ async def test_push_that_comes_after_the_end(swarm: Swarm, monkeypatch: pytest.M
         go_on.set()
         await until(lambda: worker.statistics().superseded == 2)
         # One of them is remembered, and there is no room for more.
-        answers = [await outbox.stop("coder", name, 0.2) for name in ("t1", "t2")]
+        answers = [await outbox.stop("coder", name, 2) for name in ("t1", "t2")]
         assert sum(answers) == (1 if isinstance(swarm.broker, NATSConfig) else 2)
 
 

@@ -36,7 +36,7 @@ class Staff:
             if message.inputs.get("do") == "wait":
                 await trio.sleep_forever()
         finally:
-            with trio.move_on_after(2, shield=True):
+            with trio.move_on_after(5, shield=True):
                 await trio.sleep(float(message.inputs.get("clean_up", 0)))
             self.clean_ups += 1
             self.running -= 1
@@ -148,7 +148,7 @@ async def test_deadline_round_the_block(swarm: Swarm) -> None:
     staff = Staff()
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
-        with trio.move_on_after(0.3) as scope:
+        with trio.move_on_after(1) as scope:
             async with dispatcher.open_group() as group:
                 future = await group.start("coder", WAIT)
         assert scope.cancelled_caught
@@ -188,8 +188,8 @@ async def test_clean_up_that_outlasts_the_grace(swarm: Swarm) -> None:
     staff = Staff()
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
-        async with dispatcher.open_group(grace=0.2) as group:
-            future = await group.start("coder", Message(inputs={"do": "wait", "clean_up": "1"}))
+        async with dispatcher.open_group(grace=1) as group:
+            future = await group.start("coder", Message(inputs={"do": "wait", "clean_up": "3"}))
             await until(lambda: staff.running)
             group.cancel_scope.cancel()
         assert staff.clean_ups == 0
@@ -248,6 +248,21 @@ async def test_child_that_is_cancelled_alone_is_no_failure(swarm: Swarm) -> None
             await future.cancel()
             assert (await group.run("coder", Message())).outputs == "done"
         assert group.statistics().cancelled == 1
+
+
+@within(20)
+async def test_clean_up_of_a_child_that_is_cancelled_alone_is_waited_for(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            slow = Message(inputs={"do": "wait", "clean_up": "0.5"})
+            future = await group.start("coder", slow)
+            await until(lambda: staff.running)
+            await future.cancel()
+            assert staff.running == 1
+        assert staff.clean_ups == 1
+        assert future.state == TaskState.STOPPED
 
 
 @within(20)
@@ -344,6 +359,8 @@ async def test_start_that_fails_is_the_blocks_affair(swarm: Swarm) -> None:
             await group.start("coder", Message())
         with pytest.raises(TypeError, match="grace must be a number of seconds"):
             dispatcher.open_group(grace="soon")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="must be 'cancel' or 'collect', not 'ignore'"):
+            dispatcher.open_group(on_failure="ignore")  # type: ignore[arg-type]
     with pytest.raises(ClosedError):
         dispatcher.open_group()
 

@@ -81,7 +81,7 @@ async def test_silent_worker_is_not_waited_for(
 async def test_slow_clean_up_is_waited_for_by_whom_it_was_told(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.5)
     started = trio.Event()
 
     async def clean_up(message: Message) -> None:
@@ -90,7 +90,7 @@ async def test_slow_clean_up_is_waited_for_by_whom_it_was_told(
             await trio.sleep_forever()
         finally:
             with trio.move_on_after(2, shield=True):
-                await trio.sleep(0.5)
+                await trio.sleep(1)
 
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
         await worker.handle("coder", clean_up)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from proxy import open_proxy
 from swarm import NATSSwarm, within
 
-from trio_swarmtask import Message, TaskState, open_dispatcher
+from trio_swarmtask import BrokerError, Message, TaskState, open_dispatcher
 
 if TYPE_CHECKING:
-    import pytest
-
     from trio_swarmtask.server import Server
 
 
@@ -38,8 +37,12 @@ async def test_queue_that_refuses_is_told(
         await raw.api("STREAM.CREATE.TASKS", name="TASKS", **settings)
     async with nats_swarm.dispatcher() as dispatcher:
         async with dispatcher.open_group() as group:
+            alone = await group.start("coder", Message())
+            with pytest.raises(BrokerError, match="deny_delete"):
+                await alone.cancel()
             future = await group.start("coder", Message())
             group.cancel_scope.cancel()
-        assert future.result.cancelled_by
-        assert future.state == TaskState.UNCONFIRMED
-    assert f"task {future.id} of a group could not be cancelled" in caplog.text
+        for each in (alone, future):
+            assert each.result.cancelled_by
+            assert each.state == TaskState.UNCONFIRMED
+            assert f"task {each.id} of a group could not be cancelled" in caplog.text
