@@ -26,6 +26,7 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._broker import Broker, Outbox, ResultListener
+from trio_swarmtask._memory_queue import Task
 from trio_swarmtask._nats._connection import Connection, open_connection
 from trio_swarmtask._nats._jetstream import APIError, call, publish
 from trio_swarmtask._nats._requests import Requests, open_requests
@@ -114,6 +115,10 @@ class Swarm(ABC):
         """Store a result, as another worker may."""
 
     @abstractmethod
+    async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
+        """Store a task whose ID the broker has forgotten, as it may after two minutes."""
+
+    @abstractmethod
     async def dead_letters(self) -> dict[str, str]:
         """``{task id: reason}``."""
 
@@ -160,6 +165,9 @@ class MemorySwarm(Swarm):
     async def store_result(self, task_id: str, data: bytes) -> None:
         assert await self.broker._finish(task_id, data)
 
+    async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
+        self.broker._add(Task(capability, task_id, data))
+
     async def dead_letters(self) -> dict[str, str]:
         return {letter.task_id: letter.reason for letter in self.broker.dead_letters}
 
@@ -204,6 +212,10 @@ class NATSSwarm(Swarm):
     async def store_result(self, task_id: str, data: bytes) -> None:
         async with self.raw() as raw:
             await raw.store(f"done.{task_id}", data)
+
+    async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
+        async with self.raw() as raw:
+            await raw.store(f"work.{capability}.{task_id}", data)
 
     async def dead_letters(self) -> dict[str, str]:
         letters = {}

@@ -68,7 +68,7 @@ class Queue:
         self._waiting: deque[Task] = deque()
         self._delayed: list[tuple[float, Task]] = []
         self._leased: dict[Task, Delivery] = {}
-        self._tasks: dict[str, Task] = {}  # all of them
+        self._tasks: dict[str, list[Task]] = {}  # by ID; one may be stored again after a while
         self._next_check = math.inf
         self._check_earlier = trio.Event()
 
@@ -76,7 +76,7 @@ class Queue:
         return task_id in self._tasks
 
     def add(self, task: Task) -> None:
-        self._tasks[task.task_id] = task
+        self._tasks.setdefault(task.task_id, []).append(task)
         self._waiting.append(task)
         self.hand_out()
 
@@ -102,13 +102,15 @@ class Queue:
     def end(self, task: Task) -> None:
         if not task.ended:
             task.ended = True
-            del self._tasks[task.task_id]
+            same = self._tasks[task.task_id]
+            same.remove(task)
+            if not same:
+                del self._tasks[task.task_id]
             self._leased.pop(task, None)
             self.store.room.free()
 
     def cancel(self, notice: Notice) -> None:
-        task = self._tasks.get(notice.task_id)
-        if task is not None:
+        for task in list(self._tasks.get(notice.task_id, ())):
             self.end(task)
         for intake in list(self.intakes):
             intake.on_notice(notice)

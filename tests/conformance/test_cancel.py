@@ -72,6 +72,16 @@ async def test_waiting_task_is_taken_out_of_the_queue(swarm: Swarm) -> None:
 
 
 @within(20)
+async def test_both_copies_of_a_task_are_taken_out_of_the_queue(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message(id="mine"))
+        await swarm.store_again("coder", "mine", Message(id="mine").encode())
+        assert await swarm.count_tasks() == 2
+        await future.cancel()
+        assert await swarm.count_tasks() == 0
+
+
+@within(20)
 async def test_running_handler_is_cancelled(swarm: Swarm) -> None:
     handler = Handler()
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:

@@ -41,6 +41,23 @@ async def test_same_id_runs_once_and_both_get_the_result(swarm: Swarm) -> None:
     assert {(result.id, result.outputs) for result in results} == {("order-7", 1)}
 
 
+@within(20)
+async def test_task_that_is_stored_twice_ends_twice(swarm: Swarm) -> None:
+    """Sent again after the broker has forgotten its ID: one result, and nothing is left over."""
+
+    async def handle(message: Message) -> str:
+        return "done"
+
+    swarm.configure(ack_wait=1)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        future = await dispatcher.start("coder", Message(id="mine"))
+        await swarm.store_again("coder", "mine", Message(id="mine").encode())
+        await worker.handle("coder", handle)
+        assert (await future.wait()).outputs == "done"
+        await swarm.wait_until_empty()
+        assert worker.statistics().succeeded == 1
+
+
 @pytest.mark.parametrize("task_id", ["a--b", "-a", "a-", "---", "-", "_", "x" * 128, "0"])
 @within(20)
 async def test_odd_id(swarm: Swarm, task_id: str) -> None:
