@@ -99,7 +99,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         future, data, own = self._begin(capability, message)
         try:
             await self._store(future, capability, data, own=own, tried=False)
-        except Exception:
+        except BaseException:
             self._dispatcher._futures.release(future)
             raise
         return future
@@ -127,6 +127,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         except trio.Cancelled:
             with trio.move_on_after(self._grace, shield=True):
                 await self._stop(future)
+            self._stop_in_the_end(future)
             raise
         finally:
             dispatcher._futures.release(future)
@@ -145,8 +146,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if future not in self._children:
             self._started += 1
             self._children.add(future)
+            self._unconfirmed[future] = (capability, data)
             future._watchers += (self._on_end,)
-        self._unconfirmed[future] = (capability, data)
+            future._holders += 1  # the group, until `_let_go`
         return future, data, own
 
     async def _store(
@@ -157,9 +159,11 @@ class TaskGroup(metaclass=NoPublicConstructor):
         except trio.Cancelled:
             with trio.move_on_after(self._grace, shield=True):
                 await self._stop(future)
+            self._stop_in_the_end(future)
             raise
         except Exception:
-            self._let_go(future)  # it is told here, and not once more at the end of the block
+            if future in self._unconfirmed:
+                self._let_go(future)  # it is told here, and not once more at the end of the block
             raise
         self._unconfirmed.pop(future, None)
         self._dispatcher._started += 1
@@ -185,8 +189,11 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._succeeded += 1
 
     def _let_go(self, future: Future) -> None:
+        if future not in self._children:
+            return
         self._children.discard(future)
         self._unconfirmed.pop(future, None)
+        self._dispatcher._futures.release(future)
         future._watchers = tuple(each for each in future._watchers if each != self._on_end)
         if not self._children:
             self._all_ended.set()
@@ -210,14 +217,18 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _stop(self, future: Future) -> None:
         """Cancel a child, and wait until its handler has ended."""
-        if future._is_resolved() or future._stopped is not None:
-            return  # it is over, or somebody is at it
-        future._stopped = False
+        if future._is_resolved() or future in self._stopping:
+            return  # it is over, or its `run` is at it
         self._stopping.add(future)
         try:
             await self._cancel(future)
         finally:
             self._stopping.discard(future)
+
+    def _stop_in_the_end(self, future: Future) -> None:
+        # The broker was away for all of the grace: the block is not left before it is back.
+        if future in self._children:
+            self._nursery.start_soon(self._stop, future)
 
     async def _wait_stopped(self, future: Future) -> None:
         with trio.move_on_after(self._grace, shield=True):
@@ -227,11 +238,14 @@ class TaskGroup(metaclass=NoPublicConstructor):
         dispatcher = self._dispatcher
         try:
             if future in self._unconfirmed:
-                capability, data = self._unconfirmed.pop(future)
+                capability, data = self._unconfirmed[future]
                 await dispatcher._outbox.store(capability, future.id, data, tried=True)
+                self._unconfirmed.pop(future, None)
             await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
+            if future in self._unconfirmed:
+                self._let_go(future)  # nor is it stored
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from swarm import Swarm, echo, until, within
 from trio_swarmtask import (
     ClosedError,
     InvalidCapabilityError,
+    InvalidMessageError,
     Message,
     Result,
     Status,
@@ -374,6 +375,18 @@ async def test_task_that_is_too_large_is_the_blocks_affair(swarm: Swarm) -> None
                 with pytest.raises(ValueError, match="larger than"):
                     await send("coder", large)
         assert group.statistics().outstanding == dispatcher.statistics().outstanding == 0
+
+
+@within(20)
+async def test_same_task_that_is_too_large_the_second_time(swarm: Swarm) -> None:
+    """The first is in the queue all the same, and in the group."""
+    async with swarm.dispatcher() as dispatcher, dispatcher.open_group() as group:
+        await group.start("coder", Message(id="twice"))
+        with pytest.raises(InvalidMessageError, match="larger than"):
+            await group.start("coder", Message(id="twice", inputs={"big": "x" * 2_000_000}))
+        assert group.statistics().outstanding == 1
+        group.cancel_scope.cancel()
+    assert await swarm.count_tasks() == 0
 
 
 @within(20)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from proxy import open_proxy
 from swarm import NATSSwarm, within
 
 from trio_swarmtask import BrokerError, Message, TaskState, open_dispatcher
+from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
     from trio_swarmtask.server import Server
@@ -26,6 +28,65 @@ async def test_outage_that_outlasts_the_grace(server: Server) -> None:
         proxy.mend()
         await future.cancel()
         assert future.result.cancelled_by
+
+
+@within(20)
+async def test_start_that_is_cancelled_in_an_outage(server: Server) -> None:
+    """The block is left once the broker is back and has said that there is no such task to do."""
+    async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
+        left = trio.Event()
+
+        async def start_one() -> None:
+            async with dispatcher.open_group(grace=0.2) as group:
+                for start in (group.start, group.run):
+                    with trio.move_on_after(0.1):
+                        await start("coder", Message())
+            left.set()
+
+        async with trio.open_nursery() as nursery:
+            await (await dispatcher.start("coder", Message())).cancel()  # it knows the streams
+            proxy.cut(for_good=True)
+            nursery.start_soon(start_one)
+            with trio.move_on_after(1.5):
+                await left.wait()
+            assert not left.is_set()
+            proxy.mend()
+        assert left.is_set()
+        assert dispatcher.statistics().outstanding == 0
+        async with NATSSwarm(server.url).raw() as raw:
+            assert await raw.subjects("TASKS", ">") == []
+
+
+@within(20)
+async def test_cancel_that_is_interrupted_is_finished_by_the_group(server: Server) -> None:
+    async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
+        async with dispatcher.open_group(grace=10) as group:
+            future = await group.start("coder", Message())
+            proxy.cut(for_good=True)
+            with trio.move_on_after(0.2):
+                await future.cancel()
+            group.cancel_scope.cancel()
+            proxy.mend()
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_start_that_is_refused_as_it_is_cancelled(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no task then, so nothing to wait for."""
+
+    async def refuse(*_: object, tried: bool) -> bool:
+        if not tried:
+            await trio.sleep_forever()
+        raise BrokerError("no more tasks")
+
+    async with nats_swarm.dispatcher() as dispatcher, dispatcher.open_group() as group:
+        monkeypatch.setattr(_outbox.NATSOutbox, "store", refuse)
+        with trio.move_on_after(0.1):
+            await group.start("coder", Message())
+        assert group.statistics().outstanding == 0
+    assert "no more tasks" in caplog.text
 
 
 @within(20)
