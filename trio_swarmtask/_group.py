@@ -189,8 +189,6 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._succeeded += 1
 
     def _let_go(self, future: Future) -> None:
-        if future not in self._children:
-            return
         self._children.discard(future)
         self._unconfirmed.pop(future, None)
         self._dispatcher._futures.release(future)
