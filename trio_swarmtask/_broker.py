@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
 
     from ._bucket import Bucket
     from ._errors import BrokerError
+
+
+@dataclass(slots=True)
+class NewTask:
+    """A task that is to be stored."""
+
+    capability: str
+    task_id: str
+    data: bytes
+    deadline: float = math.inf
+    """On Trio's clock. Goes with the task, as the seconds that are left."""
+    lease: str = ""
+    """Without it the task is not to be run: of the group that it belongs to, if it has one."""
 
 
 class ResultListener(ABC):
@@ -46,9 +61,7 @@ class Outbox(ABC):
     """Whether results of its own key are heard without `expect`, as they should be."""
 
     @abstractmethod
-    async def store(
-        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
-    ) -> bool:
+    async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         """Store one task; return once the broker has confirmed it.
 
         Args:
@@ -59,12 +72,10 @@ class Outbox(ABC):
           stored again, and its result may be there.
 
         Raises:
-          InvalidMessageError: if ``data`` is larger than the broker takes.
+          InvalidMessageError: if its data is larger than the broker takes.
         """
 
-    def store_soon(
-        self, capability: str, task_id: str, data: bytes, on_end: Callable[[bool | None], None]
-    ) -> bool:
+    def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         """Begin `store` and don't wait: what it returns is told by ``on_end``, once at most.
 
         Where there is no answer, or one that says no, None is told: then `store` finds out.

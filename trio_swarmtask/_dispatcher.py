@@ -1,35 +1,28 @@
 # The dispatcher: starts tasks and holds their futures.
 #
-# Pure Trio, and no task of its own: the outbox's callback resolves the future. Two IDs are told
-# apart. One that this dispatcher made is new by construction, and its result is heard through the
-# key it begins with. One that the caller gave may be known already, so its result is listened for,
-# then looked up, and only then is the task published: in this order nothing slips through.
+# Pure Trio, and no task of its own: the outbox's callback resolves the future.
 
 from __future__ import annotations
 
-import itertools
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._codec import encode
-from ._envelope import MessageEnvelope
-from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
+from ._errors import BrokerError, ClosedError, SwarmTaskError
 from ._futures import Futures
 from ._group import OnFailure, TaskGroup, open_group
-from ._names import check_capability, check_task_id, check_timeout, make_key, shorten
+from ._names import check_task_id, check_timeout, make_key, shorten
+from ._starter import Starter
 from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
-from ._wire import Message, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ._broker import Broker, Outbox
     from ._future import Future
+    from ._wire import Message, Result
 
 
 @final
@@ -42,12 +35,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
     def __init__(self, name: str) -> None:
         self._name = name
         self._key = make_key()
-        self._numbers = itertools.count(1)
         self._futures = Futures(name, self._end)
+        self._starter = Starter(name, self._key, self._futures)
         self._closing = False
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
-        self._started = 0
         self._aborted = 0
 
     def __repr__(self) -> str:
@@ -66,12 +58,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
         Raises:
           What `start` and `Future.wait` raise.
         """
-        future, data, own = self._prepare(capability, message)
+        self._check_open()
+        starter = self._starter
+        start = starter.prepare(capability, message)
+        future = start.future
         try:
-            tried = own and await self._store_soon(capability, future, data)
+            tried = start.own and await starter.store_soon(start)
             if not future._is_resolved():
-                await self._store(capability, future, data, own=own, tried=tried)
-                self._started += 1
+                await starter.store(start, tried=tried)
                 return await future.wait()
             return future._take()
         finally:
@@ -102,16 +96,16 @@ class Dispatcher(metaclass=NoPublicConstructor):
 
         Source: JetStream's publish acknowledgement and its header ``Nats-Msg-Id``.
         """
-        future, data, own = self._prepare(capability, message)
+        self._check_open()
+        start = self._starter.prepare(capability, message)
         stored = False
         try:
-            await self._store(capability, future, data, own=own)
+            await self._starter.store(start)
             stored = True
         finally:
             if not stored:
-                self._futures.release(future)
-        self._started += 1
-        return future
+                self._futures.release(start.future)
+        return start.future
 
     async def attach(self, task_id: str) -> Future:
         """Hold the result of a task that was started elsewhere, or before a restart.
@@ -175,57 +169,12 @@ class Dispatcher(metaclass=NoPublicConstructor):
         self._check_open()
         if on_failure not in ("cancel", "collect"):
             raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
-        group_id = f"{self._key}-group-{next(self._numbers)}"
+        group_id = self._starter.make_id("group-")
         return open_group(self, group_id, parent, on_failure, check_timeout(grace, "grace"))
 
     def _check_open(self) -> None:
         if self._closing or self._ended is not None:
             raise self._closed_error()
-
-    def _prepare(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
-        """A future that somebody holds, the envelope, and whether nobody knows its ID yet."""
-        self._check_open()
-        check_capability(capability)
-        if not isinstance(message, Message):
-            raise InvalidMessageError(f"{shorten(message)} is not a Message")
-        if message.id == "":
-            task_id, own = f"{self._key}-{next(self._numbers)}", True
-        else:
-            task_id, own = message.id, False
-            check_task_id(task_id)
-        data = encode(message, MessageEnvelope, partial(self._fill, task_id))
-
-        return self._futures.hold(task_id, capability), data, own
-
-    async def _store_soon(self, capability: str, future: Future, data: bytes) -> bool:
-        """Send, and wait for the result: it tells as much as the confirmation that was before it.
-
-        Returns:
-          False if nothing was sent. True, and no result, if the confirmation is not there.
-        """
-
-        def on_end(new: bool | None) -> None:
-            if new or future._is_resolved():
-                self._started += 1
-            else:
-                future._wake()
-
-        if not self._outbox.store_soon(capability, future.id, data, on_end):
-            return False
-        await future._park()
-        return True
-
-    async def _store(
-        self, capability: str, future: Future, data: bytes, *, own: bool, tried: bool = False
-    ) -> None:
-        if not (own and self._outbox.hears_key):
-            self._futures.expect(future)
-        # An ID of the caller's own may be known. In this order nothing slips through: listen,
-        # look up, publish, and look up again if the broker knew it.
-        known = not own and await self._futures.look_up(future)
-        if not known and not await self._outbox.store(capability, future.id, data, tried=tried):
-            future._capability = None if not own else capability  # perhaps it is another's
-            await self._futures.look_up(future)
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
         """Take no new work, and wait for the outstanding futures.
@@ -261,18 +210,9 @@ class Dispatcher(metaclass=NoPublicConstructor):
         """Counts at this moment."""
         return DispatcherStatistics(
             outstanding=len(self._futures.waiting),
-            started=self._started,
+            started=self._starter.started,
             resolved=self._futures.resolved,
         )
-
-    def _fill(self, task_id: str, envelope: MessageEnvelope) -> None:
-        envelope.id = task_id
-        if envelope.created_at is None or envelope.submitted_at is None:
-            now = datetime.now(UTC)
-            envelope.created_at = envelope.created_at or now
-            envelope.submitted_at = envelope.submitted_at or now
-        if envelope.submitted_by == "":
-            envelope.submitted_by = self._name
 
     def _end(self, error: SwarmTaskError) -> None:
         if self._ended is not None:
@@ -292,7 +232,7 @@ async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher
     """Run a dispatcher on an open broker; leaving the block is its `aclose`."""
     dispatcher = Dispatcher._create(name)
     async with broker.open_outbox(dispatcher._key, dispatcher._futures) as outbox:
-        dispatcher._outbox = dispatcher._futures.outbox = outbox
+        dispatcher._outbox = dispatcher._futures.outbox = dispatcher._starter.outbox = outbox
         try:
             yield dispatcher
         finally:

@@ -17,20 +17,20 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, final
 
-import msgspec
 import trio
 
+from ._chain import Chain
 from ._errors import ClosedError, SwarmTaskError
 from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
-from ._wire import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ._dispatcher import Dispatcher
     from ._future import Future
-    from ._wire import Result
+    from ._starter import Start
+    from ._wire import Message, Result
 
 OnFailure = Literal["cancel", "collect"]
 
@@ -56,13 +56,11 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._dispatcher = dispatcher
         self._nursery = nursery
         self._id = task_id
-        self._parent = task_id if parent is None else parent.id
-        self._root = self._parent if parent is None else parent.root or parent.id
-        self._correlation = self._parent if parent is None else parent.correlation_id or parent.id
+        self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
         self._children: set[Future] = set()  # that have not ended
-        self._unconfirmed: dict[Future, tuple[str, bytes]] = {}  # by the broker: may not be stored
+        self._unconfirmed: dict[Future, Start] = {}  # by the broker: may not be stored
         self._stopping: set[Future] = set()
         self._left = trio.Event()
         self._all_ended = trio.Event()
@@ -96,13 +94,13 @@ class TaskGroup(metaclass=NoPublicConstructor):
           ClosedError: if the block was left, or the dispatcher is closed.
           And what else `Dispatcher.start` raises.
         """
-        future, data, own = self._begin(capability, message)
+        start = self._begin(capability, message)
         try:
-            await self._store(future, capability, data, own=own, tried=False)
+            await self._store(start)
         except BaseException:
-            self._dispatcher._futures.release(future)
+            self._dispatcher._futures.release(start.future)
             raise
-        return future
+        return start.future
 
     async def run(self, capability: str, message: Message) -> Result:
         """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
@@ -114,12 +112,12 @@ class TaskGroup(metaclass=NoPublicConstructor):
         Raises:
           What `start` and `Future.wait` raise.
         """
-        dispatcher = self._dispatcher
-        future, data, own = self._begin(capability, message)
+        start = self._begin(capability, message)
+        future = start.future
         try:
-            tried = own and await dispatcher._store_soon(capability, future, data)
+            tried = start.own and await self._dispatcher._starter.store_soon(start)
             if not future._is_resolved():
-                await self._store(future, capability, data, own=own, tried=tried)
+                await self._store(start, tried=tried)
                 await future.wait()
             self._unconfirmed.pop(future, None)
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
@@ -130,32 +128,26 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._stop_in_the_end(future)
             raise
         finally:
-            dispatcher._futures.release(future)
+            self._dispatcher._futures.release(future)
 
-    def _begin(self, capability: str, message: Message) -> tuple[Future, bytes, bool]:
+    def _begin(self, capability: str, message: Message) -> Start:
         if self._left.is_set():
             raise ClosedError("the block of this group was left; open another one to start tasks")
-        if isinstance(message, Message):
-            message = msgspec.structs.replace(
-                message,
-                parent=message.parent or self._parent,
-                root=message.root or self._root,
-                correlation_id=message.correlation_id or self._correlation,
-            )
-        future, data, own = self._dispatcher._prepare(capability, message)
+        self._dispatcher._check_open()
+        start = self._dispatcher._starter.prepare(capability, self._chain.fill(message))
+        future = start.future
         if future not in self._children:
             self._started += 1
             self._children.add(future)
-            self._unconfirmed[future] = (capability, data)
+            self._unconfirmed[future] = start
             future._watchers += (self._on_end,)
             future._holders += 1  # the group, until `_let_go`
-        return future, data, own
+        return start
 
-    async def _store(
-        self, future: Future, capability: str, data: bytes, *, own: bool, tried: bool
-    ) -> None:
+    async def _store(self, start: Start, *, tried: bool = False) -> None:
+        future = start.future
         try:
-            await self._dispatcher._store(capability, future, data, own=own, tried=tried)
+            await self._dispatcher._starter.store(start, tried=tried)
         except trio.Cancelled:
             with trio.move_on_after(self._grace, shield=True):
                 await self._stop(future)
@@ -166,7 +158,6 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._let_go(future)  # it is told here, and not once more at the end of the block
             raise
         self._unconfirmed.pop(future, None)
-        self._dispatcher._started += 1
 
     # Ends
 
@@ -236,8 +227,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         dispatcher = self._dispatcher
         try:
             if future in self._unconfirmed:
-                capability, data = self._unconfirmed[future]
-                await dispatcher._outbox.store(capability, future.id, data, tried=True)
+                task = self._unconfirmed[future].task
+                await dispatcher._outbox.store(task, tried=True)
                 self._unconfirmed.pop(future, None)
             await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:

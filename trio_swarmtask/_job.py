@@ -9,47 +9,17 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
-
-import trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    import trio
+
     from ._broker import Delivery, Notice
     from ._handler import Value
+    from ._observer import Ending
     from ._wire import Message, Result
-
-
-class Ending:
-    """What comes of a task at this worker, for those who follow it."""
-
-    def __init__(self) -> None:
-        self._told = trio.Event()
-        self._result: bytes | None = None
-
-    def tell(self, result: bytes | None) -> None:
-        """The result that was stored and is the task's; None: not here. The first call counts."""
-        if not self._told.is_set():
-            self._result = result
-            self._told.set()
-
-    async def wait(self) -> bytes | None:
-        await self._told.wait()
-        return self._result
-
-
-class Observer(ABC):
-    """Hears of a worker's tasks, beside the handlers. Each call is a Trio task; none may raise."""
-
-    @abstractmethod
-    async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
-        """A handler is about to be called; ``end`` tells what comes of it."""
-
-    @abstractmethod
-    async def bury_task(self, task_id: str, result: bytes) -> None:
-        """A task that no handler was called for has ended with ``result``."""
 
 
 class Job:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._broker import Broker, Delivery, Intake, Notice, Outbox, ResultListener
+from ._broker import Broker, Delivery, Intake, NewTask, Notice, Outbox, ResultListener
 from ._errors import ClosedError, InvalidMessageError
 from ._expiring import Expiring
 from ._lifetime import Lifetime
@@ -163,12 +163,10 @@ class _MemoryOutbox(Outbox):
         self.expected: set[str] = set()
         self._lifetime = Lifetime()
 
-    async def store(
-        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
-    ) -> bool:
-        broker = self._broker
-        broker._check_size(data)
-        return await self._lifetime.run(partial(self._store, Task(capability, task_id, data)))
+    async def store(self, task: NewTask, *, tried: bool = False) -> bool:
+        self._broker._check_size(task.data)
+        stored = Task(task.capability, task.task_id, task.data, task.deadline, task.lease)
+        return await self._lifetime.run(partial(self._store, stored))
 
     async def _store(self, task: Task) -> bool:
         broker = self._broker

@@ -42,6 +42,8 @@ class Task:
     capability: str
     task_id: str
     data: bytes
+    deadline: float = math.inf
+    lease: str = ""
     deliveries: int = 0
     given_back: int = 0
     holder: Delivery | None = None

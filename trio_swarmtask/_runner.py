@@ -1,4 +1,4 @@
-# What a worker does with a job: admit it, call the handler, store what came of it.
+# What a worker does with a job: call the handler, store what came of it.
 #
 # The place of a handler is free as soon as it ended; storing its result goes on beside the next
 # one.
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ._admission import Admission
 from ._cancelled import cancelled_result
 from ._envelope import Status
-from ._errors import InvalidMessageError, SwarmTaskError, UnsupportedVersionError
+from ._errors import InvalidMessageError, SwarmTaskError
 from ._handler import (
     Handler,
     Value,
@@ -21,10 +22,8 @@ from ._handler import (
     describe,
     encode_result,
     failed_result,
-    fill_result,
 )
-from ._job import Ending, Job, Observer
-from ._names import check_task_id, is_task_id, shorten
+from ._observer import Observers
 from ._statistics import Tally
 from ._util import find_interrupt
 from ._wire import Message, Result
@@ -32,17 +31,14 @@ from ._wire import Message, Result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._broker import Delivery
+    from ._job import Job
+
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
 # Seconds that giving back may take once handlers were cancelled. Without a broker this ends the
 # wait, and the leases lapse by themselves.
 SETTLE_SECONDS: Final = 1.0
-
-# Seconds before a task of a newer version is offered again: long enough not to spin, short enough
-# for a newer worker that has just come up.
-NEWER_WORKER_DELAY: Final = 15.0
 
 
 class JobRunner:
@@ -58,29 +54,22 @@ class JobRunner:
         stop_because: Callable[[BaseException], None],
     ) -> None:
         self.tally = Tally()
-        self.observers: list[Observer] = []
-        self.aside: trio.Nursery  # of the observers; set by the worker before the first job
+        self.observers = Observers()
         self._name = name
         self._default_timeout = default_timeout
-        self._max_deliveries = max_deliveries
-        self._stopping = stopping
+        self._admission = Admission(name, max_deliveries, stopping, self.tally, self.observers)
         self._pulls_ended = pulls_ended
         self._stop_because = stop_because
 
     async def handle(self, handler: Handler, job: Job) -> None:
         """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
         try:
-            job.message = await self._admit(job)
+            job.message = await self._admission.admit(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
         if job.message is not None:
-            if self.observers:
-                job.ending = Ending()
-                attempt = count_attempt(job.message, job.delivery.number)
-                for observer in self.observers:
-                    self.aside.start_soon(
-                        observer.follow_task, job.message, self._name, attempt, job.ending
-                    )
+            attempt = count_attempt(job.message, job.delivery.number)
+            job.ending = self.observers.follow(job.message, self._name, attempt)
             job.result = await self._call(handler, job, job.message)
 
     def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
@@ -140,66 +129,6 @@ class JobRunner:
             result = Result(status=Status.TIMEOUT, error=error)
         if result is not None:
             await self._store(job, result, message)
-
-    # Before the handler
-
-    async def _admit(self, job: Job) -> Message | None:
-        """The message to handle; None if the delivery was settled in another way."""
-        delivery = job.delivery
-        if self._stopping.is_set() or job.interrupted or job.lost:
-            return None  # it was under way when the pulls were ended: given back
-        try:
-            check_task_id(delivery.task_id)
-            message = Message.decode(delivery.data)
-            if message.id != delivery.task_id:
-                raise InvalidMessageError(
-                    f"the envelope names task {shorten(message.id)}, its subject task "
-                    f"{shorten(delivery.task_id)}"
-                )
-        except UnsupportedVersionError as exc:
-            told = (delivery.task_id, delivery.capability, exc)
-            logger.warning("left task %s of %s for newer workers: %s", *told)
-            await delivery.give_back(NEWER_WORKER_DELAY)
-            self.tally.given_back += 1
-            job.settled = True
-            return None
-        except InvalidMessageError as exc:
-            await self._bury(job, str(exc))
-            return None
-        if delivery.again:
-            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
-                await self._bury(job, f"delivered more than {self._max_deliveries} times")
-                return None
-            if await delivery.is_done():
-                job.settled = True
-                return None
-        return message
-
-    async def _is_poison(self, delivery: Delivery) -> bool:
-        # Deployments and shutdowns are not the task's fault. They are looked up only here.
-        failures = delivery.number - await delivery.count_given_back()
-        return failures > self._max_deliveries
-
-    async def _bury(self, job: Job, reason: str) -> None:
-        delivery = job.delivery
-        told = (shorten(delivery.task_id), delivery.capability, reason)
-        logger.error("task %s of %s is a dead letter: %s", *told)
-        result: bytes | None = None
-        if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
-            result = fill_result(
-                failed_result(f"dead letter: {reason}"),
-                task_id=delivery.task_id,
-                correlation_id="",
-                agent=self._name,
-                attempt=delivery.number,
-                seconds=0,
-            ).encode()
-        first = await delivery.bury(reason, result)
-        self.tally.dead_letters += 1
-        job.settled = True
-        if first and result is not None:
-            for observer in self.observers:
-                self.aside.start_soon(observer.bury_task, delivery.task_id, result)
 
     # The handler
 

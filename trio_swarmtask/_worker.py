@@ -213,7 +213,7 @@ class Worker(metaclass=NoPublicConstructor):
             with trio.CancelScope(shield=True), self._watchdog.running():
                 async with trio.open_nursery() as self._background:
                     async with (
-                        trio.open_nursery() as self._runner.aside,
+                        trio.open_nursery() as self._runner.observers.aside,
                         trio.open_nursery() as self._handlers,
                     ):
                         self._background.start_soon(self._cut_short)
@@ -253,7 +253,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._give_up_after(SETTLE_SECONDS)
 
     def _give_up_after(self, seconds: float) -> None:
-        for nursery in (self._handlers, self._runner.aside):
+        for nursery in (self._handlers, self._runner.observers.aside):
             scope = nursery.cancel_scope
             scope.deadline = min(scope.deadline, trio.current_time() + seconds)
 

@@ -7,8 +7,8 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import Delivery
-from trio_swarmtask._runner import NEWER_WORKER_DELAY
+from trio_swarmtask._admission import NEWER_WORKER_DELAY
+from trio_swarmtask._broker import Delivery, NewTask
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ async def test_bad_envelope_is_a_dead_letter(
     swarm: Swarm, task_id: str, data: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with swarm.dispatcher() as dispatcher, swarm.outbox() as outbox:
-        await outbox.store("coder", task_id, data)
+        await outbox.store(NewTask("coder", task_id, data))
         async with swarm.worker() as worker:
             await worker.handle("coder", echo)
             await swarm.wait_until_empty()
@@ -50,7 +50,9 @@ async def test_bad_envelope_is_a_dead_letter(
 @within(20)
 async def test_id_that_cannot_be_one_is_a_dead_letter(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, swarm.worker() as worker:
-        await outbox.store("coder", "a:b", Message(id="x").encode().replace(b'"x"', b'"a:b"'))
+        await outbox.store(
+            NewTask("coder", "a:b", Message(id="x").encode().replace(b'"x"', b'"a:b"'))
+        )
         await worker.handle("coder", echo)
         await swarm.wait_until_empty()
         assert worker.statistics().dead_letters == 1
@@ -64,7 +66,7 @@ async def test_wildcard_for_an_id_is_a_dead_letter_also_when_it_comes_again(swar
         await worker.handle("other", echo)
         await dispatcher.run("other", Message())
         async with swarm.outbox() as outbox, swarm.open() as broker:
-            await outbox.store("coder", "*", b"data")
+            await outbox.store(NewTask("coder", "*", b"data"))
             async with broker.open_intake("coder", send.send_nowait) as intake:
                 intake.ask(1)
                 delivery = await receive.receive()
@@ -81,9 +83,9 @@ async def test_newer_version_is_left_for_newer_workers(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert NEWER_WORKER_DELAY >= 5
-    monkeypatch.setattr("trio_swarmtask._runner.NEWER_WORKER_DELAY", 0.3)
+    monkeypatch.setattr("trio_swarmtask._admission.NEWER_WORKER_DELAY", 0.3)
     async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher:
-        await outbox.store("coder", "t1", b'{"version":2,"id":"t1","inputs":["?"]}')
+        await outbox.store(NewTask("coder", "t1", b'{"version":2,"id":"t1","inputs":["?"]}'))
         async with swarm.worker(max_deliveries=2) as worker:
             await worker.handle("coder", echo)
             await until(lambda: worker.statistics().given_back == 7)

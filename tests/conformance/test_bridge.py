@@ -16,6 +16,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask.results import (
     InvalidResultError,
     MemoryPublisher,
@@ -96,7 +97,7 @@ async def test_dead_letter_is_announced_as_failed(swarm: Swarm) -> None:
     ):
         publish_results(worker, publisher)
         await worker.handle("coder", echo)
-        await outbox.store("coder", "bad", b"not JSON")
+        await outbox.store(NewTask("coder", "bad", b"not JSON"))
         [ended] = [update async for update in updates]
     assert ended.status is FAILED
     assert ended.error.startswith("dead letter: not a message envelope")

@@ -19,6 +19,7 @@ from trio_swarmtask import (
     TaskFailedError,
     _service,
 )
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._cancelled import encode_cancelled
 from trio_swarmtask._memory_queue import _MemoryDelivery
 from trio_swarmtask._nats._delivery import NATSDelivery
@@ -282,7 +283,7 @@ async def test_push_that_is_ahead_of_its_task(swarm: Swarm) -> None:
             await outbox.stop("coder", "t1", 0)
             await outbox.stop("tester", "t2", 0)
             await outbox.store_result("t1", cancelled.encode())
-            await outbox.store("coder", "t1", Message(id="t1").encode())
+            await outbox.store(NewTask("coder", "t1", Message(id="t1").encode()))
             await swarm.wait_until_empty()
             assert handler.calls == 0
         assert (await dispatcher.run("tester", Message(id="t2"))).status == Status.SUCCESS

@@ -10,7 +10,7 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import Delivery, Intake
+from trio_swarmtask._broker import Delivery, Intake, NewTask
 from trio_swarmtask._service import Service
 
 if TYPE_CHECKING:
@@ -122,13 +122,13 @@ async def test_late_result_ends_a_task_that_waits_again(swarm: Swarm) -> None:
     """There is no fencing: whoever ends a task ends it for everyone."""
     swarm.configure(ack_wait=ACK_WAIT)
     async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
-        await outbox.store("coder", "t1", b"data")
+        await outbox.store(NewTask("coder", "t1", b"data"))
         intake.ask(1)
         late = await deliveries.receive()
         await trio.sleep(1.5 * ACK_WAIT)  # its lease lapses, and nobody asks for it
         assert await late.complete(Result(id="t1", status=Status.SUCCESS).encode())
         await swarm.wait_until_empty()
-        await outbox.store("coder", "t2", b"data")
+        await outbox.store(NewTask("coder", "t2", b"data"))
         intake.ask(1)
         assert (await deliveries.receive()).task_id == "t2"
 
@@ -136,7 +136,7 @@ async def test_late_result_ends_a_task_that_waits_again(swarm: Swarm) -> None:
 @within(30)
 async def test_given_back_with_delay_comes_later(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
-        assert await outbox.store("coder", "t1", b"data")
+        assert await outbox.store(NewTask("coder", "t1", b"data"))
         intake.ask(3)
         first = await deliveries.receive()
         await first.give_back(0.5)
@@ -152,12 +152,12 @@ async def test_given_back_with_delay_comes_later(swarm: Swarm) -> None:
 @within(30)
 async def test_stopped_intake_takes_nothing(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
-        await outbox.store("coder", "t1", b"data")
+        await outbox.store(NewTask("coder", "t1", b"data"))
         intake.ask(1)
         await deliveries.receive()
         await intake.stop()
         intake.ask(5)
-        await outbox.store("coder", "t2", b"data")
+        await outbox.store(NewTask("coder", "t2", b"data"))
         await intake.stop()
         async with taking(swarm) as (other, others):
             other.ask(5)
@@ -170,7 +170,7 @@ async def test_stopped_intake_takes_nothing(swarm: Swarm) -> None:
 async def test_no_more_arrive_than_asked_for(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
         for number in range(5):
-            await outbox.store("coder", f"t{number}", b"data")
+            await outbox.store(NewTask("coder", f"t{number}", b"data"))
         intake.ask(2)
         first, second = await deliveries.receive(), await deliveries.receive()
         async with taking(swarm) as (other, others):

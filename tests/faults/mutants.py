@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_swarmtask import _runner
-from trio_swarmtask._nats import _delivery, _outbox, _result_store
+from trio_swarmtask import _admission
+from trio_swarmtask._nats import _delivery, _outbox, _result_store, _task_store
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._delivery import NATSDelivery
 from trio_swarmtask._nats._intake import NATSIntake
@@ -49,7 +49,7 @@ def no_msg_id(patch: Patch) -> None:
     async def broken(requests: Requests, subject: str, data: bytes, _: object) -> PubAck:
         return await publish(requests, subject, data, None)
 
-    patch(_outbox, "publish", broken)
+    patch(_task_store, "publish", broken)
 
 
 def no_first_result_rule(patch: Patch) -> None:
@@ -76,7 +76,7 @@ def no_dead_letter(patch: Patch) -> None:
 
 
 def newer_version_without_delay(patch: Patch) -> None:
-    patch(_runner, "NEWER_WORKER_DELAY", 0.0)
+    patch(_admission, "NEWER_WORKER_DELAY", 0.0)
 
 
 def more_held_than_max_in_flight(patch: Patch) -> None:
@@ -95,7 +95,7 @@ def start_before_the_puback(patch: Patch) -> None:
             return await publish(requests, subject, data, headers)
         return PubAck()
 
-    patch(_outbox, "publish", broken)
+    patch(_task_store, "publish", broken)
 
 
 def give_back_while_the_pull_stands(patch: Patch) -> None:

@@ -11,6 +11,7 @@ from test_nats_permissions import permitting
 from test_nats_streams import make, make_durable
 
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _outbox
 from trio_swarmtask._nats._delivery import NATSDelivery, Settlement
 from trio_swarmtask._nats._result_store import ResultStore
@@ -59,7 +60,7 @@ async def test_dead_letter_that_may_not_be_kept_is_answered(
     ):
         await worker.handle("coder", echo)
         async with NATSSwarm(url).outbox() as outbox:
-            await outbox.store("coder", "t1", b"not JSON")
+            await outbox.store(NewTask("coder", "t1", b"not JSON"))
         result = await dispatcher.run("coder", Message(id="t1"))
         assert result.status == Status.FAILED
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
@@ -71,13 +72,13 @@ async def test_newer_version_waits_where_no_notes_are_kept(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would pass the limit of deliveries, and be a dead letter."""
-    monkeypatch.setattr("trio_swarmtask._runner.NEWER_WORKER_DELAY", 0.1)
+    monkeypatch.setattr("trio_swarmtask._admission.NEWER_WORKER_DELAY", 0.1)
     async with nats_swarm.raw() as raw:
         await make(raw, "TASKS", "work.>", retention="workqueue")
         await make(raw, "TASK_RESULTS", "done.>", allow_direct=True)
         await make_durable(raw, "TASKS", "coder")
         async with nats_swarm.outbox() as outbox:
-            await outbox.store("coder", "t1", b'{"version":2}')
+            await outbox.store(NewTask("coder", "t1", b'{"version":2}'))
         nats_swarm.configure(manage_streams=False)
         async with nats_swarm.worker(max_deliveries=2) as worker:
             await worker.handle("coder", echo)

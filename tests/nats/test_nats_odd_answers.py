@@ -11,6 +11,7 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_connect import refusal
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _delivery, _durables, _result_store, _streams
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
@@ -112,7 +113,7 @@ async def test_odd_refusal_to_count_is_an_error(
         swarm.open() as broker,
         broker.open_intake("coder", send.send_nowait) as intake,
     ):
-        await outbox.store("coder", "t1", b"data")
+        await outbox.store(NewTask("coder", "t1", b"data"))
         intake.ask(1)
         delivery = await receive.receive()
         answer(monkeypatch, _delivery, "STREAM.INFO", ODD)
@@ -185,7 +186,7 @@ async def test_place_that_is_freed_while_the_connection_goes(
         with monkeypatch.context() as patch:
             patch.setattr(intake._connection, "publish", gone)  # type: ignore[attr-defined]
             intake.ask(1)
-        await outbox.store("coder", "t1", b"data")
+        await outbox.store(NewTask("coder", "t1", b"data"))
         assert (await receive.receive()).task_id == "t1"
 
 
@@ -205,6 +206,6 @@ async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
             for refused in broker.connection.on_refused:  # type: ignore[attr-defined]
                 refused("subscription", "notify.theirs")
                 refused("publish", "their.subject")
-            assert await outbox.store("coder", "mine", b"data")
+            assert await outbox.store(NewTask("coder", "mine", b"data"))
             intake.ask(1)
             await until(lambda: deliveries)

@@ -11,6 +11,7 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_streams import make
 
 from trio_swarmtask import ClosedError, Message, Status
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _durables, _intake, _requests
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._intake import NATSIntake
@@ -93,7 +94,7 @@ async def test_connection_goes_while_a_pull_is_topped_up(
             patch.setattr(intake._connection, "publish", refuse)
             intake.ask(1)
         async with nats_swarm.outbox() as outbox:
-            await outbox.store("coder", "t", b"{}")
+            await outbox.store(NewTask("coder", "t", b"{}"))
             await arrived.wait()
 
 

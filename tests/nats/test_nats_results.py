@@ -10,6 +10,7 @@ from swarm import NATSSwarm, echo, within
 from test_nats_streams import REPUBLISH, config_of, make, make_durable, use
 
 from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._broker import NewTask
 
 ONE_EACH = {"max_msgs_per_subject": 1, "discard": "new", "discard_new_per_subject": True}
 
@@ -86,7 +87,7 @@ async def test_dead_letters_without_a_stream(
         nats_swarm.configure(manage_streams=False)
         async with nats_swarm.outbox() as outbox:
             for number in range(3):
-                await outbox.store("coder", f"bad-{number}", b"not JSON")
+                await outbox.store(NewTask("coder", f"bad-{number}", b"not JSON"))
         async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
             await worker.handle("coder", echo)
             await worker.handle("other", echo)
@@ -135,7 +136,7 @@ async def test_stream_of_dead_letters_that_refuses(nats_swarm: NATSSwarm) -> Non
     async with nats_swarm.raw() as raw:
         await make(raw, "LETTERS", "dead.>", "back.>", max_msg_size=50)
         async with nats_swarm.outbox() as outbox:
-            await outbox.store("coder", "bad", b"not JSON" * 50)
+            await outbox.store(NewTask("coder", "bad", b"not JSON" * 50))
         async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
             await worker.handle("coder", echo)
             result = await dispatcher.run("coder", Message(id="bad"))

@@ -27,6 +27,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _client, _outbox, _watch
 from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask._nats._requests import open_requests
@@ -149,7 +150,7 @@ async def dispatch(site: Site) -> None:
                 result = await dispatcher.run("coder", Message(id="mine", inputs={"is": value}))
                 assert result.outputs == {"is": "a"}
         async with site.swarm.outbox() as outbox:
-            await outbox.store("coder", "queued", Message(id="queued").encode())
+            await outbox.store(NewTask("coder", "queued", Message(id="queued").encode()))
         futures = [await dispatcher.start("coder", Message(id=name)) for name in ("", "queued")]
         site.proxy.cut(for_good=True)
         for future in futures:
@@ -173,7 +174,7 @@ async def cancel(site: Site) -> None:
         open_dispatcher(site.config("canceller")) as canceller,
         site.swarm.outbox() as outbox,
     ):
-        await outbox.store("coder", "waits", Message(id="waits").encode())
+        await outbox.store(NewTask("coder", "waits", Message(id="waits").encode()))
         waits = await canceller.attach("waits")
         await waits.cancel()
         assert (await waits.wait()).cancelled_by
@@ -225,7 +226,7 @@ async def work(site: Site) -> None:
             assert (again.status, again.attempt) == (Status.SUCCESS, 2)
             assert (await dispatcher.run("coder", Message(id="fails"))).error == "no luck"
             async with site.swarm.outbox() as outbox:
-                await outbox.store("coder", "bad", b"no JSON")
+                await outbox.store(NewTask("coder", "bad", b"no JSON"))
             assert (await dispatcher.run("coder", Message(id="bad"))).status == Status.FAILED
     await site.swarm.wait_until_empty()
     assert "bad" in await site.swarm.dead_letters()

@@ -21,6 +21,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ async def test_stream_is_deleted_while_in_use(nats_swarm: NATSSwarm, stream: str
             result = await dispatcher.run("coder", Message(id=task_id))
             assert result.status == Status.SUCCESS
         async with nats_swarm.outbox() as outbox:
-            await outbox.store("coder", "bad", b"not JSON")
+            await outbox.store(NewTask("coder", "bad", b"not JSON"))
         assert (await dispatcher.run("coder", Message(id="bad"))).status == Status.FAILED
         assert list(await nats_swarm.dead_letters()) == ["bad"]
 
@@ -238,7 +239,7 @@ async def test_dead_letters_of_a_stream_that_was_made_anew(nats_swarm: NATSSwarm
         for task_id in ("bad-1", "bad-2"):
             await raw.api("STREAM.DELETE.TASKS")
             async with nats_swarm.outbox() as outbox:
-                await outbox.store("coder", task_id, b"not JSON")
+                await outbox.store(NewTask("coder", task_id, b"not JSON"))
             assert (await dispatcher.run("coder", Message(id=task_id))).status == Status.FAILED
         assert set(await nats_swarm.dead_letters()) == {"bad-1", "bad-2"}
 

@@ -13,6 +13,7 @@ import trio
 from swarm import NATSSwarm, Raw, echo, within
 
 from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._jetstream import APIError
@@ -115,7 +116,7 @@ async def test_dead_letter_on_the_wire(nats_swarm: NATSSwarm) -> None:
         nats_swarm.outbox() as outbox,
     ):
         await worker.handle("coder", echo)
-        await outbox.store("coder", "bad-1", b"\xff\x00 not JSON")
+        await outbox.store(NewTask("coder", "bad-1", b"\xff\x00 not JSON"))
         await heard.wait_for("$JS.ACK.")
     letter, result, term = heard.messages
     assert letter.subject == "dead.coder.bad-1"
@@ -160,7 +161,9 @@ async def test_task_of_a_newer_version_is_given_back_with_a_delay(nats_swarm: NA
         nats_swarm.outbox() as outbox,
     ):
         await worker.handle("coder", echo)
-        await outbox.store("coder", "new", (VECTORS / "message-future-version.json").read_bytes())
+        await outbox.store(
+            NewTask("coder", "new", (VECTORS / "message-future-version.json").read_bytes())
+        )
         nak = await heard.wait_for("$JS.ACK.")
     assert nak.data == b'-NAK {"delay": 15000000000}'
 
@@ -219,7 +222,7 @@ async def test_forged_task_with_a_reply_that_is_no_ack(
         assert got == []
         assert sum("JetStream did not send" in record.message for record in caplog.records) == 4
         async with nats_swarm.outbox() as outbox:
-            await outbox.store("coder", "t", b"{}")
+            await outbox.store(NewTask("coder", "t", b"{}"))
         await arrived.wait()
     assert [delivery.task_id for delivery in got] == ["t"]
 

@@ -5,6 +5,7 @@
 #   _bucket  _watch        a key-value bucket, and following its keys
 #   _bucket_stream         the stream of one
 #   _outbox  _intake       a dispatcher's side, a worker's side
+#   _task_store            tasks on their way into the queue
 #   _delivery              how a task at a worker is settled
 #   _cancel                cancelling a task from afar, both ends
 #   _streams  _durables    found by what is needed, made where missing

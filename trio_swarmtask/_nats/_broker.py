@@ -9,10 +9,13 @@ from .._broker import Broker, Delivery, Intake, Outbox, ResultListener
 from .._util import open_flat_nursery
 from ._bucket import open_nats_bucket
 from ._connection import Connection, open_connection
-from ._intake import open_nats_intake
+from ._delivery import Settlement
+from ._durables import find_durable
+from ._intake import NATSIntake
 from ._jetstream import in_time
-from ._outbox import open_nats_outbox
+from ._outbox import NATSOutbox
 from ._requests import open_requests
+from ._result_store import ResultStore
 from ._streams import Streams
 
 if TYPE_CHECKING:
@@ -35,12 +38,12 @@ class NATSBroker(Broker):
     def open_outbox(
         self, key: str, listener: ResultListener
     ) -> AbstractAsyncContextManager[Outbox]:
-        return open_nats_outbox(self.connection, self._streams, key, listener)
+        return _open_outbox(self.connection, self._streams, key, listener)
 
     def open_intake(
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AbstractAsyncContextManager[Intake]:
-        return open_nats_intake(self.connection, self._streams, capability, on_delivery)
+        return _open_intake(self.connection, self._streams, capability, on_delivery)
 
     def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
         return open_nats_bucket(self.connection, name, ttl)
@@ -58,3 +61,54 @@ async def open_nats_broker(config: NATSConfig) -> AsyncIterator[Broker]:
         await in_time(connection, "say what JetStream has", streams.check_jetstream)
         yield NATSBroker(connection, streams)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_outbox(
+    connection: Connection, streams: Streams, key: str, listener: ResultListener
+) -> AsyncIterator[Outbox]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        stream = await in_time(connection, "name the stream of results", streams.results)
+        outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
+        await nursery.start(outbox.find_missed)
+        connection.on_down.append(outbox.on_down)
+        connection.on_refused.append(outbox.on_refused)
+        try:
+            await in_time(connection, "subscribe to results", outbox.begin)
+            yield outbox
+        finally:
+            connection.on_down.remove(outbox.on_down)
+            connection.on_refused.remove(outbox.on_refused)
+            outbox.end()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_intake(
+    connection: Connection,
+    streams: Streams,
+    capability: str,
+    on_delivery: Callable[[Delivery], None],
+) -> AsyncIterator[Intake]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        await in_time(connection, "name the stream of results", streams.results)
+        durable = await in_time(
+            connection,
+            f"give the durable of {capability}",
+            lambda: find_durable(connection, requests, streams, capability),
+        )
+        await in_time(connection, "name the stream of dead letters", streams.dead)
+        results = ResultStore(requests, streams)
+        settlement = Settlement(connection, requests, streams, results, durable.ack_wait)
+        intake = NATSIntake(durable, settlement, capability, on_delivery)
+        connection.on_down.append(intake.on_down)
+        connection.on_refused.append(intake.on_refused)
+        nursery.start_soon(intake.stand)
+        try:
+            yield intake
+        finally:
+            connection.on_down.remove(intake.on_down)
+            connection.on_refused.remove(intake.on_refused)
+            intake.pushes.end()
+            intake.end_pull()
+            nursery.cancel_scope.cancel()

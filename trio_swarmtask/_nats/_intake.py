@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -26,24 +25,20 @@ import trio
 from .._broker import Delivery, Intake, Notice
 from .._errors import BrokerError, SwarmTaskError
 from .._subjects import matches
-from .._util import open_flat_nursery
 from ._ack_subject import delivery_number, parse_count, stream_sequence
 from ._cancel import Pushes
-from ._connection import Connection, NotConnected
+from ._connection import NotConnected
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
-from ._jetstream import in_time
-from ._requests import NoAnswer, open_requests, refused_error, status_of
-from ._result_store import ResultStore
+from ._requests import NoAnswer, refused_error, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nats.aio.subscription import Subscription
 
     from ._durables import Durable
     from ._incoming import Incoming
-    from ._streams import Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -58,7 +53,7 @@ _LONGEST_PAUSE: Final = 2.0
 
 
 class NATSIntake(Intake):
-    """Made by `open_nats_intake`."""
+    """Made by `NATSBroker`."""
 
     def __init__(
         self,
@@ -267,34 +262,3 @@ class NATSIntake(Intake):
     def _refuse(self, action: str) -> None:
         self._refused = action
         self._trouble.set()
-
-
-@asynccontextmanager
-async def open_nats_intake(
-    connection: Connection,
-    streams: Streams,
-    capability: str,
-    on_delivery: Callable[[Delivery], None],
-) -> AsyncIterator[Intake]:
-    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
-        await in_time(connection, "name the stream of results", streams.results)
-        durable = await in_time(
-            connection,
-            f"give the durable of {capability}",
-            lambda: find_durable(connection, requests, streams, capability),
-        )
-        await in_time(connection, "name the stream of dead letters", streams.dead)
-        results = ResultStore(requests, streams)
-        settlement = Settlement(connection, requests, streams, results, durable.ack_wait)
-        intake = NATSIntake(durable, settlement, capability, on_delivery)
-        connection.on_down.append(intake.on_down)
-        connection.on_refused.append(intake.on_refused)
-        nursery.start_soon(intake.stand)
-        try:
-            yield intake
-        finally:
-            connection.on_down.remove(intake.on_down)
-            connection.on_refused.remove(intake.on_refused)
-            intake.pushes.end()
-            intake.end_pull()
-            nursery.cancel_scope.cancel()

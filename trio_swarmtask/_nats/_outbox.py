@@ -13,39 +13,28 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from .._broker import Outbox, ResultListener
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
-from ._jetstream import (
-    MESSAGE_TOO_LARGE,
-    NO_ANSWER_YET,
-    NoResponders,
-    RefusedError,
-    check_size,
-    in_time,
-    persist,
-    publish,
-    publish_soon,
-)
-from ._requests import Requests, open_requests, refused_error
-from ._result_store import BATCH, ResultStore, fetch_result, result_id
+from ._requests import Requests, refused_error
+from ._result_store import BATCH, ResultStore, result_id
 from ._subscribe import subscribe
+from ._task_store import TaskStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from nats.aio.subscription import Subscription
 
+    from .._broker import NewTask
     from ._connection import Connection
     from ._incoming import Incoming
-    from ._jetstream import PubAck
     from ._streams import ResultStream, Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -54,12 +43,9 @@ SWEEP_SECONDS: Final = 30.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
 
-# b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n"
-_HEADER_BYTES: Final = 27
-
 
 class NATSOutbox(Outbox):
-    """Made by `open_nats_outbox`."""
+    """Made by `NATSBroker`."""
 
     def __init__(
         self,
@@ -73,6 +59,7 @@ class NATSOutbox(Outbox):
         self._connection = connection
         self._requests = requests
         self._streams = streams
+        self._tasks = TaskStore(requests, streams)
         self._results = ResultStore(requests, streams)
         self._stream = stream
         self.hears_key = stream.notifies
@@ -82,82 +69,17 @@ class NATSOutbox(Outbox):
         self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
         self._watched: dict[str, Subscription] = {}
-        self._known_capabilities: set[str] = set()
         self._unheard: dict[str, str] = {}  # by task: the subject that may not be subscribed to
         self._own: Subscription | None = None
         self._missed = trio.Event()
 
-    async def store(
-        self, capability: str, task_id: str, data: bytes, *, tried: bool = False
-    ) -> bool:
-        check_size(self._connection, data, _HEADER_BYTES + len(task_id))
-        if task_id in self._unheard:
-            raise refused_error(self._connection, f"subscribe to {self._unheard[task_id]}")
-        if not tried and capability in self._known_capabilities:
-            # The way of nearly every task, without the frames that are for the rest.
-            headers = {"Nats-Msg-Id": task_id}
-            try:
-                ack = await publish(self._requests, f"work.{capability}.{task_id}", data, headers)
-            except NO_ANSWER_YET:
-                tried = True
-            else:
-                return not ack.duplicate
-        return await self._store_in_the_end(capability, task_id, data, tried=tried)
+    async def store(self, task: NewTask, *, tried: bool = False) -> bool:
+        if task.task_id in self._unheard:
+            raise refused_error(self._connection, f"subscribe to {self._unheard[task.task_id]}")
+        return await self._tasks.put(task, tried=tried)
 
-    def store_soon(
-        self, capability: str, task_id: str, data: bytes, on_end: Callable[[bool | None], None]
-    ) -> bool:
-        size = len(data) + _HEADER_BYTES + len(task_id)
-        if (
-            capability not in self._known_capabilities
-            or task_id in self._unheard
-            or size > self._connection.client.max_payload
-        ):
-            return False
-
-        def on_ack(ack: PubAck | None) -> None:
-            on_end(None if ack is None else not ack.duplicate)
-
-        headers = {"Nats-Msg-Id": task_id}
-        subject = f"work.{capability}.{task_id}"
-        return publish_soon(self._requests, subject, data, headers, on_ack)
-
-    async def _store_in_the_end(
-        self, capability: str, task_id: str, data: bytes, *, tried: bool
-    ) -> bool:
-        subject = f"work.{capability}.{task_id}"
-        headers = {"Nats-Msg-Id": task_id}
-
-        async def attempt() -> bool:
-            if capability not in self._known_capabilities:
-                await self._streams.tasks(capability)
-                self._known_capabilities.add(capability)
-            try:
-                ack = await publish(self._requests, subject, data, headers)
-            except NoResponders:
-                self._streams.forget()
-                self._known_capabilities.clear()
-                raise
-            return not ack.duplicate
-
-        async def already() -> bool | None:
-            # The ID of a task that ended meanwhile is forgotten if the server was killed: a second
-            # publish would then run it again.
-            found = await fetch_result(self._requests, await self._streams.results(), task_id)
-            return None if found is None else False
-
-        what = f"store task {task_id}"
-        try:
-            return await self._requests.lifetime.run(
-                partial(persist, self._connection, what, attempt, already, tried=tried)
-            )
-        except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(data)} bytes is larger than the stream of "
-                    f"{capability!r} takes: {exc}"
-                ) from exc
-            raise
+    def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
+        return task.task_id not in self._unheard and self._tasks.put_soon(task, on_end)
 
     def expect(self, task_id: str) -> None:
         parts = [part for part in task_id.split("-") if part]
@@ -267,23 +189,3 @@ class NATSOutbox(Outbox):
             self.forget(task_id)
         if self._own is not None:
             self._connection.unsubscribe(self._own)
-
-
-@asynccontextmanager
-async def open_nats_outbox(
-    connection: Connection, streams: Streams, key: str, listener: ResultListener
-) -> AsyncIterator[Outbox]:
-    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
-        stream = await in_time(connection, "name the stream of results", streams.results)
-        outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
-        await nursery.start(outbox.find_missed)
-        connection.on_down.append(outbox.on_down)
-        connection.on_refused.append(outbox.on_refused)
-        try:
-            await in_time(connection, "subscribe to results", outbox.begin)
-            yield outbox
-        finally:
-            connection.on_down.remove(outbox.on_down)
-            connection.on_refused.remove(outbox.on_refused)
-            outbox.end()
-            nursery.cancel_scope.cancel()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 import msgspec
 import trio
 
-from .._job import Observer
 from .._names import shorten
+from .._observer import Observer
 from .._wire import Message, Result as TaskResult
 from .._worker import Worker
 from ._errors import InvalidResultError, ResultExistsError
@@ -24,7 +24,7 @@ from ._types import Result, ResultStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._job import Ending
+    from .._observer import Ending
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
 
@@ -48,7 +48,7 @@ def publish_results(worker: Worker, publisher: ResultPublisher) -> None:
         raise TypeError(f"{shorten(worker)} is not a Worker; from a dispatcher use as_result")
     if not isinstance(publisher, ResultPublisher):
         raise TypeError(f"{shorten(publisher)} is not a ResultPublisher")
-    worker._runner.observers.append(_Announcer(publisher))
+    worker._runner.observers.add(_Announcer(publisher))
 
 
 def as_result(result: TaskResult) -> Result:

@@ -1,0 +1,101 @@
+# What a worker does with a delivery before it calls the handler: read it, and see that it is to be
+# run at all.
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from ._errors import InvalidMessageError, UnsupportedVersionError
+from ._handler import failed_result, fill_result
+from ._names import check_task_id, is_task_id, shorten
+from ._wire import Message
+
+if TYPE_CHECKING:
+    import trio
+
+    from ._broker import Delivery
+    from ._job import Job
+    from ._observer import Observers
+    from ._statistics import Tally
+
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+
+# Seconds before a task of a newer version is offered again: long enough not to spin, short enough
+# for a newer worker that has just come up.
+NEWER_WORKER_DELAY: Final = 15.0
+
+
+class Admission:
+    """Decides which deliveries a worker runs."""
+
+    def __init__(
+        self,
+        name: str,
+        max_deliveries: int,
+        stopping: trio.Event,
+        tally: Tally,
+        observers: Observers,
+    ) -> None:
+        self._name = name
+        self._max_deliveries = max_deliveries
+        self._stopping = stopping
+        self._tally = tally
+        self._observers = observers
+
+    async def admit(self, job: Job) -> Message | None:
+        """The message to handle; None if the delivery was settled in another way."""
+        delivery = job.delivery
+        if self._stopping.is_set() or job.interrupted or job.lost:
+            return None  # it was under way when the pulls were ended: given back
+        try:
+            check_task_id(delivery.task_id)
+            message = Message.decode(delivery.data)
+            if message.id != delivery.task_id:
+                raise InvalidMessageError(
+                    f"the envelope names task {shorten(message.id)}, its subject task "
+                    f"{shorten(delivery.task_id)}"
+                )
+        except UnsupportedVersionError as exc:
+            told = (delivery.task_id, delivery.capability, exc)
+            logger.warning("left task %s of %s for newer workers: %s", *told)
+            await delivery.give_back(NEWER_WORKER_DELAY)
+            self._tally.given_back += 1
+            job.settled = True
+            return None
+        except InvalidMessageError as exc:
+            await self._bury(job, str(exc))
+            return None
+        if delivery.again:
+            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+                await self._bury(job, f"delivered more than {self._max_deliveries} times")
+                return None
+            if await delivery.is_done():
+                job.settled = True
+                return None
+        return message
+
+    async def _is_poison(self, delivery: Delivery) -> bool:
+        # Deployments and shutdowns are not the task's fault. They are looked up only here.
+        failures = delivery.number - await delivery.count_given_back()
+        return failures > self._max_deliveries
+
+    async def _bury(self, job: Job, reason: str) -> None:
+        delivery = job.delivery
+        told = (shorten(delivery.task_id), delivery.capability, reason)
+        logger.error("task %s of %s is a dead letter: %s", *told)
+        result: bytes | None = None
+        if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
+            result = fill_result(
+                failed_result(f"dead letter: {reason}"),
+                task_id=delivery.task_id,
+                correlation_id="",
+                agent=self._name,
+                attempt=delivery.number,
+                seconds=0,
+            ).encode()
+        first = await delivery.bury(reason, result)
+        self._tally.dead_letters += 1
+        job.settled = True
+        if first and result is not None:
+            self._observers.bury(delivery.task_id, result)

@@ -1,0 +1,108 @@
+# Tasks on their way into the queue.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from .._errors import InvalidMessageError
+from ._jetstream import (
+    MESSAGE_TOO_LARGE,
+    NO_ANSWER_YET,
+    NoResponders,
+    RefusedError,
+    check_size,
+    persist,
+    publish,
+    publish_soon,
+)
+from ._result_store import fetch_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._broker import NewTask
+    from ._jetstream import PubAck
+    from ._requests import Requests
+    from ._streams import Streams
+
+# b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n"
+_HEADER_BYTES: Final = 27
+
+
+class TaskStore:
+    """Stores the tasks of one dispatcher."""
+
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self._connection = requests.connection
+        self._requests = requests
+        self._streams = streams
+        self._known_capabilities: set[str] = set()
+
+    async def put(self, task: NewTask, *, tried: bool) -> bool:
+        """As `Outbox.store`."""
+        check_size(self._connection, task.data, _HEADER_BYTES + len(task.task_id))
+        if not tried and task.capability in self._known_capabilities:
+            # The way of nearly every task, without the frames that are for the rest.
+            try:
+                ack = await publish(self._requests, subject_of(task), task.data, headers_of(task))
+            except NO_ANSWER_YET:
+                tried = True
+            else:
+                return not ack.duplicate
+        return await self._put_in_the_end(task, tried=tried)
+
+    def put_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
+        """As `Outbox.store_soon`."""
+        size = len(task.data) + _HEADER_BYTES + len(task.task_id)
+        if (
+            task.capability not in self._known_capabilities
+            or size > self._connection.client.max_payload
+        ):
+            return False
+
+        def on_ack(ack: PubAck | None) -> None:
+            on_end(None if ack is None else not ack.duplicate)
+
+        return publish_soon(self._requests, subject_of(task), task.data, headers_of(task), on_ack)
+
+    async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
+        async def attempt() -> bool:
+            if task.capability not in self._known_capabilities:
+                await self._streams.tasks(task.capability)
+                self._known_capabilities.add(task.capability)
+            try:
+                ack = await publish(self._requests, subject_of(task), task.data, headers_of(task))
+            except NoResponders:
+                self._streams.forget()
+                self._known_capabilities.clear()
+                raise
+            return not ack.duplicate
+
+        async def already() -> bool | None:
+            # The ID of a task that ended meanwhile is forgotten if the server was killed: a second
+            # publish would then run it again.
+            results = await self._streams.results()
+            found = await fetch_result(self._requests, results, task.task_id)
+            return None if found is None else False
+
+        what = f"store task {task.task_id}"
+        try:
+            return await self._requests.lifetime.run(
+                partial(persist, self._connection, what, attempt, already, tried=tried)
+            )
+        except RefusedError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(task.data)} bytes is larger than the stream of "
+                    f"{task.capability!r} takes: {exc}"
+                ) from exc
+            raise
+
+
+def subject_of(task: NewTask) -> str:
+    return f"work.{task.capability}.{task.task_id}"
+
+
+def headers_of(task: NewTask) -> dict[str, str]:
+    return {"Nats-Msg-Id": task.task_id}

@@ -1,0 +1,114 @@
+# How a task gets from a dispatcher to the broker.
+#
+# Two IDs are told apart. One that this dispatcher made is new by construction, and its result is
+# heard through the key it begins with. One that the caller gave may be known already, so its result
+# is listened for, then looked up, and only then is the task published: in this order nothing slips
+# through.
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ._broker import NewTask
+from ._codec import encode
+from ._envelope import MessageEnvelope
+from ._errors import InvalidMessageError
+from ._names import check_capability, check_task_id, shorten
+from ._wire import Message
+
+if TYPE_CHECKING:
+    from ._broker import Outbox
+    from ._future import Future
+    from ._futures import Futures
+
+
+class Start:
+    """One task on its way to the broker, and the future of its result, which is held."""
+
+    __slots__ = ("future", "own", "task")
+
+    def __init__(self, future: Future, task: NewTask, *, own: bool) -> None:
+        self.future = future
+        self.task = task
+        self.own = own  # nobody knows its ID yet
+
+
+class Starter:
+    """Stores the tasks of one dispatcher."""
+
+    def __init__(self, name: str, key: str, futures: Futures) -> None:
+        self.outbox: Outbox  # set by host_dispatcher before there is a task
+        self.started = 0
+        self._name = name
+        self._key = key
+        self._numbers = itertools.count(1)
+        self._futures = futures
+
+    def make_id(self, kind: str = "") -> str:
+        """One that no other dispatcher makes."""
+        return f"{self._key}-{kind}{next(self._numbers)}"
+
+    def prepare(
+        self, capability: str, message: Message, deadline: float = math.inf, lease: str = ""
+    ) -> Start:
+        """A future that somebody holds, and the task that is to be stored for it.
+
+        Raises:
+          InvalidCapabilityError, InvalidMessageError: then nothing is held.
+        """
+        check_capability(capability)
+        if not isinstance(message, Message):
+            raise InvalidMessageError(f"{shorten(message)} is not a Message")
+        if message.id == "":
+            task_id, own = self.make_id(), True
+        else:
+            task_id, own = message.id, False
+            check_task_id(task_id)
+        data = encode(message, MessageEnvelope, partial(self._fill, task_id))
+        task = NewTask(capability, task_id, data, deadline, lease)
+        return Start(self._futures.hold(task_id, capability), task, own=own)
+
+    async def store_soon(self, start: Start) -> bool:
+        """Send, and wait for the result: it tells as much as the confirmation that was before it.
+
+        Returns:
+          False if nothing was sent. True, and no result, if the confirmation is not there.
+        """
+        future = start.future
+
+        def on_end(new: bool | None) -> None:
+            if new or future._is_resolved():
+                self.started += 1
+            else:
+                future._wake()
+
+        if not self.outbox.store_soon(start.task, on_end):
+            return False
+        await future._park()
+        return True
+
+    async def store(self, start: Start, *, tried: bool = False) -> None:
+        """Store it, unless it is known to the broker; return once that is confirmed."""
+        future = start.future
+        if not (start.own and self.outbox.hears_key):
+            self._futures.expect(future)
+        # An ID of the caller's own may be known. In this order nothing slips through: listen,
+        # look up, publish, and look up again if the broker knew it.
+        known = not start.own and await self._futures.look_up(future)
+        if not known and not await self.outbox.store(start.task, tried=tried):
+            future._capability = None if not start.own else start.task.capability
+            await self._futures.look_up(future)  # perhaps it is another capability's
+        self.started += 1
+
+    def _fill(self, task_id: str, envelope: MessageEnvelope) -> None:
+        envelope.id = task_id
+        if envelope.created_at is None or envelope.submitted_at is None:
+            now = datetime.now(UTC)
+            envelope.created_at = envelope.created_at or now
+            envelope.submitted_at = envelope.submitted_at or now
+        if envelope.submitted_by == "":
+            envelope.submitted_by = self._name
