@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
+
+import trio
 
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._handler import failed_result, fill_result
@@ -12,8 +15,6 @@ from ._names import check_task_id, is_task_id, shorten
 from ._wire import Message
 
 if TYPE_CHECKING:
-    import trio
-
     from ._broker import Delivery
     from ._job import Job
     from ._observer import Observers
@@ -73,6 +74,9 @@ class Admission:
             if await delivery.is_done():
                 job.settled = True
                 return None
+        if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
+            # A clock that was set must not keep the tasks of a whole queue from being run.
+            await delivery.measure_deadline()
         return message
 
     async def _is_poison(self, delivery: Delivery) -> bool:

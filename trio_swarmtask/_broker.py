@@ -125,18 +125,23 @@ class Outbox(ABC):
 class Delivery(ABC):
     """One arrival of a task at a worker."""
 
-    __slots__ = ("again", "capability", "data", "lease_until", "number", "task_id")
+    __slots__ = ("again", "capability", "data", "deadline", "lease_until", "number", "task_id")
 
     capability: str
     task_id: str  # as the broker filed it; what the envelope says is the worker's to compare
     data: bytes
     number: int  # how often the task was delivered, this time included
     again: bool  # it may have been delivered before, whatever the number says
+    deadline: float  # Trio's clock: that of whoever started the task, as it came with it
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
     @abstractmethod
     def renew(self) -> None:
         """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
+
+    @abstractmethod
+    async def measure_deadline(self) -> float:
+        """`deadline`, by clocks that are looked at now: one may have been set meanwhile."""
 
     @abstractmethod
     async def complete(self, result: bytes) -> bool:

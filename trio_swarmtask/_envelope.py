@@ -20,6 +20,9 @@ VERSION: int = 1
 CANCELLED_BY: Final = "swarm-cancelled-by"
 """In a failed result's metadata: the task was cancelled, by the dispatcher or worker named."""
 
+PAST_DEADLINE: Final = "swarm-deadline"
+"""In a timeout's metadata: the deadline was that of whoever started the task."""
+
 GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
 

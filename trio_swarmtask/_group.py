@@ -7,6 +7,10 @@
 # scope is cancelled, whatever by, the keeper cancels the children that are left, in the queue and
 # at their workers, and stays until they are confirmed to run no more, `grace` seconds at most.
 #
+# Deadlines travel: each child has that of the scopes round the group, and its worker cuts it off
+# then. That is no failure of the child's, for the same deadline is about to cancel the group, or the
+# call that started the child: this is waited for.
+#
 # A start that is cancelled half way leaves open whether the task is stored. It is stored once more
 # then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
 # start it after all.
@@ -14,13 +18,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
 from ._chain import Chain
-from ._errors import ClosedError, SwarmTaskError
+from ._errors import ClosedError, SwarmTaskError, TaskTimeoutError
 from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
 
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
     from ._wire import Message, Result
 
 OnFailure = Literal["cancel", "collect"]
+
+# Seconds after a deadline in which a scope that has the same one is cancelled for sure.
+_SAME_TIME: Final = 0.1
 
 logger: Final = logging.getLogger("trio_swarmtask.group")
 
@@ -59,8 +67,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
-        self._children: set[Future] = set()  # that have not ended
-        self._unconfirmed: dict[Future, Start] = {}  # by the broker: may not be stored
+        self._deadline = trio.current_effective_deadline()
+        self._children: dict[Future, Start] = {}  # that have not ended
+        self._unconfirmed: set[Future] = set()  # by the broker: may not be stored
+        self._runs: set[Future] = set()
         self._stopping: set[Future] = set()
         self._left = trio.Event()
         self._all_ended = trio.Event()
@@ -94,7 +104,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
           ClosedError: if the block was left, or the dispatcher is closed.
           And what else `Dispatcher.start` raises.
         """
-        start = self._begin(capability, message)
+        start = self._begin(capability, message, math.inf)
         try:
             await self._store(start)
         except BaseException:
@@ -112,34 +122,40 @@ class TaskGroup(metaclass=NoPublicConstructor):
         Raises:
           What `start` and `Future.wait` raise.
         """
-        start = self._begin(capability, message)
+        start = self._begin(capability, message, trio.current_effective_deadline())
         future = start.future
+        self._runs.add(future)
         try:
             tried = start.own and await self._dispatcher._starter.store_soon(start)
             if not future._is_resolved():
                 await self._store(start, tried=tried)
                 await future.wait()
-            self._unconfirmed.pop(future, None)
+            self._unconfirmed.discard(future)
+            result = future._take()
+            if result.past_deadline:
+                await self._await_deadline(start, result)
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
-            return future._take()
+            return result
         except trio.Cancelled:
             with trio.move_on_after(self._grace, shield=True):
                 await self._stop(future)
             self._stop_in_the_end(future)
             raise
         finally:
+            self._runs.discard(future)
             self._dispatcher._futures.release(future)
 
-    def _begin(self, capability: str, message: Message) -> Start:
+    def _begin(self, capability: str, message: Message, deadline: float) -> Start:
         if self._left.is_set():
             raise ClosedError("the block of this group was left; open another one to start tasks")
         self._dispatcher._check_open()
-        start = self._dispatcher._starter.prepare(capability, self._chain.fill(message))
+        deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
+        start = self._dispatcher._starter.prepare(capability, self._chain.fill(message), deadline)
         future = start.future
         if future not in self._children:
             self._started += 1
-            self._children.add(future)
-            self._unconfirmed[future] = start
+            self._children[future] = start
+            self._unconfirmed.add(future)
             future._watchers += (self._on_end,)
             future._holders += 1  # the group, until `_let_go`
         return start
@@ -157,31 +173,47 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if future in self._unconfirmed:
                 self._let_go(future)  # it is told here, and not once more at the end of the block
             raise
-        self._unconfirmed.pop(future, None)
+        self._unconfirmed.discard(future)
 
     # Ends
 
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
+        start = self._children[future]
         self._let_go(future)
         try:
-            future._take().raise_for_status()
+            result = future._take()
+            if result.past_deadline:
+                self._cancelled += 1
+                if future not in self._runs:
+                    self._nursery.start_soon(self._await_deadline, start, result)
+                return
+            result.raise_for_status()
         except SwarmTaskError as exc:
             if future._was_cancelled() and future._stopped is not None:
                 self._cancelled += 1
                 if future not in self._stopping:  # the user did, who does not wait for its end
                     self._nursery.start_soon(self._wait_stopped, future)
                 return
-            self._failed += 1
-            if self._cancels_on_failure:
-                self._nursery.start_soon(self._fail, exc)
-                self._nursery.cancel_scope.cancel()
+            self._count_failure(exc)
         else:
             self._succeeded += 1
 
+    async def _await_deadline(self, start: Start, result: Result) -> None:
+        """A child was cut off by the deadline of a scope here, which is about to pass."""
+        await trio.sleep_until(start.task.deadline + _SAME_TIME)
+        self._cancelled -= 1
+        self._count_failure(TaskTimeoutError(result))  # that scope was given more time
+
+    def _count_failure(self, exc: SwarmTaskError) -> None:
+        self._failed += 1
+        if self._cancels_on_failure:
+            self._nursery.start_soon(self._fail, exc)
+            self._nursery.cancel_scope.cancel()
+
     def _let_go(self, future: Future) -> None:
-        self._children.discard(future)
-        self._unconfirmed.pop(future, None)
+        del self._children[future]
+        self._unconfirmed.discard(future)
         self._dispatcher._futures.release(future)
         future._watchers = tuple(each for each in future._watchers if each != self._on_end)
         if not self._children:
@@ -227,9 +259,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         dispatcher = self._dispatcher
         try:
             if future in self._unconfirmed:
-                task = self._unconfirmed[future].task
-                await dispatcher._outbox.store(task, tried=True)
-                self._unconfirmed.pop(future, None)
+                await dispatcher._outbox.store(self._children[future].task, tried=True)
+                self._unconfirmed.discard(future)
             await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)

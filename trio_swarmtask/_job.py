@@ -44,6 +44,7 @@ class Job:
         "stored",
         "superseded",
         "timeout",
+        "travelled",
     )
 
     def __init__(self, delivery: Delivery) -> None:
@@ -57,6 +58,7 @@ class Job:
         self.handling = False  # the handler was called
         self.started = 0.0  # when that was
         self.timeout = math.inf
+        self.travelled = False  # it is what was left of the deadline that came with the task
         self.interrupted = False  # the worker stops: give the task back
         self.blocked = False  # its handler kept the Trio thread to itself
         self.cancelled = False  # the task has a result: another one's, or that of who cancelled it

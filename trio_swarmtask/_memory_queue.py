@@ -195,6 +195,7 @@ class _MemoryDelivery(Delivery):
         self.data = task.data
         self.number = task.deliveries
         self.again = task.deliveries > 1
+        self.deadline = task.deadline
         self.lease_until = trio.current_time() + queue.store.ack_wait
         self._queue = queue
         self._task = task
@@ -202,6 +203,10 @@ class _MemoryDelivery(Delivery):
     def renew(self) -> None:
         if self._task.holder is self:
             self.lease_until = trio.current_time() + self._queue.store.ack_wait
+
+    async def measure_deadline(self) -> float:
+        await trio.lowlevel.checkpoint()
+        return self.deadline
 
     async def complete(self, result: bytes) -> bool:
         first = await self._queue.store.finish(self.task_id, result)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._handler import count_attempt
+
 if TYPE_CHECKING:
     from ._wire import Message
 
@@ -52,11 +54,16 @@ class Observers:
         """From now on."""
         self._all.append(observer)
 
-    def follow(self, message: Message, agent: str, attempt: int) -> Ending | None:
-        """A handler is about to be called. Returns whom to tell what comes of it, if anybody."""
+    def follow(self, message: Message, agent: str, number: int) -> Ending | None:
+        """A handler is about to be called, for the delivery of that number.
+
+        Returns:
+          Where to tell what comes of it; None if nobody follows.
+        """
         if not self._all:
             return None
         ending = Ending()
+        attempt = count_attempt(message, number)
         for observer in self._all:
             self.aside.start_soon(observer.follow_task, message, agent, attempt, ending)
         return ending

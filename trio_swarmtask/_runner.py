@@ -13,12 +13,11 @@ import trio
 
 from ._admission import Admission
 from ._cancelled import cancelled_result
-from ._envelope import Status
+from ._envelope import PAST_DEADLINE, Status
 from ._errors import InvalidMessageError, SwarmTaskError
 from ._handler import (
     Handler,
     Value,
-    count_attempt,
     describe,
     encode_result,
     failed_result,
@@ -68,8 +67,7 @@ class JobRunner:
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
         if job.message is not None:
-            attempt = count_attempt(job.message, job.delivery.number)
-            job.ending = self.observers.follow(job.message, self._name, attempt)
+            job.ending = self.observers.follow(job.message, self._name, job.delivery.number)
             job.result = await self._call(handler, job, job.message)
 
     def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
@@ -125,8 +123,8 @@ class JobRunner:
             # It is there by all accounts; else this one says what happened.
             result = cancelled_result(self._name)
         elif result is None and not job.interrupted:
-            error = f"the handler did not end within {job.timeout:g} seconds"
-            result = Result(status=Status.TIMEOUT, error=error)
+            error = f"the handler did not end within {job.timeout:.4g} seconds"
+            result = timeout_result(error, job)
         if result is not None:
             await self._store(job, result, message)
 
@@ -135,6 +133,11 @@ class JobRunner:
     async def _call(self, handler: Handler, job: Job, message: Message) -> Result | Value | None:
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
         job.started = trio.current_time()
+        if job.delivery.deadline < job.started + timeout:
+            job.travelled = True
+            timeout = job.delivery.deadline - job.started
+            if timeout <= 0:
+                return timeout_result("its deadline had passed before it was started", job)
         if timeout < math.inf:  # setting one costs, and most have none
             assert job.scope is not None
             job.timeout = timeout
@@ -222,3 +225,9 @@ class JobRunner:
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
         else:
             self.tally.given_back += 1
+
+
+def timeout_result(error: str, job: Job) -> Result:
+    """The handler was cut off, or not called, because its time was over."""
+    metadata = {PAST_DEADLINE: "of whoever started the task"} if job.travelled else {}
+    return Result(status=Status.TIMEOUT, error=error, metadata=metadata)

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from ._codec import decode_message, decode_result, encode, read_as
-from ._envelope import CANCELLED_BY, VERSION, MessageEnvelope, ResultEnvelope, Status
+from ._envelope import CANCELLED_BY, PAST_DEADLINE, VERSION, MessageEnvelope, ResultEnvelope, Status
 from ._errors import InvalidMessageError, TaskCancelledError, TaskFailedError, TaskTimeoutError
 from ._names import check_task_id, shorten
 
@@ -230,6 +230,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def cancelled_by(self) -> str:
         """The dispatcher or worker that cancelled the task; empty if nobody did."""
         return "" if self.status != Status.FAILED else self.metadata.get(CANCELLED_BY, "")
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether it timed out by the deadline of whoever started the task, not by its own."""
+        return self.status == Status.TIMEOUT and PAST_DEADLINE in self.metadata
 
     def outputs_as(self, type: type[T]) -> T:  # noqa: A002 - msgspec's name for it
         """The outputs as ``type``, read by msgspec.

@@ -154,7 +154,8 @@ async def test_deadline_round_the_block(swarm: Swarm) -> None:
                 future = await group.start("coder", WAIT)
         assert scope.cancelled_caught
         assert staff.running == 0
-        assert future.result.cancelled_by
+        # Whoever was quicker: its dispatcher, or its worker, who knows the deadline.
+        assert future.result.cancelled_by or future.result.past_deadline
 
 
 @within(20)

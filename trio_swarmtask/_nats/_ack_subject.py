@@ -25,6 +25,11 @@ def stream_sequence(reply: str) -> int:
     return parse_count(_ack_tokens(reply)[5]) or 0
 
 
+def stored_at(reply: str) -> float:
+    """When the server stored the task, by its clock: seconds of 1970. As `stream_sequence`."""
+    return (parse_count(_ack_tokens(reply)[7]) or 0) / 1e9
+
+
 def message_key(reply: str) -> str:
     """What tells a stored task from all others: also in a stream that was deleted and made anew."""
     tokens = _ack_tokens(reply)

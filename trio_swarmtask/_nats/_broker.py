@@ -99,7 +99,9 @@ async def _open_intake(
         )
         await in_time(connection, "name the stream of dead letters", streams.dead)
         results = ResultStore(requests, streams)
-        settlement = Settlement(connection, requests, streams, results, durable.ack_wait)
+        settlement = Settlement(
+            connection, requests, streams, results, durable.ack_wait, durable.clock
+        )
         intake = NATSIntake(durable, settlement, capability, on_delivery)
         connection.on_down.append(intake.on_down)
         connection.on_refused.append(intake.on_refused)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ from .._broker import Delivery
 from .._errors import BrokerError, SwarmTaskError
 from ._ack_subject import message_key
 from ._connection import Connection, NotConnected
+from ._deadline import find_deadline, measure_clock
 from ._jetstream import (
     NO_ANSWER_YET,
     NO_STREAM,
@@ -53,12 +55,14 @@ class Settlement:
     streams: Streams
     results: ResultStore
     ack_wait: float
+    clock: float
+    """What to add to Trio's clock to have the server's, in seconds of 1970."""
 
 
 class NATSDelivery(Delivery):
     """Made by the intake, for each message of a pull."""
 
-    __slots__ = ("_reply", "_settlement")
+    __slots__ = ("_reply", "_seconds_left", "_settlement")
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class NATSDelivery(Delivery):
         data: bytes,
         reply: str,
         number: int,
+        seconds_left: float,
         *,
         again: bool,
     ) -> None:
@@ -77,6 +82,10 @@ class NATSDelivery(Delivery):
         self.number = number
         self.again = again
         self.lease_until = trio.current_time() + settlement.ack_wait
+        self.deadline = math.inf
+        if seconds_left < math.inf:
+            self.deadline = find_deadline(reply, seconds_left, settlement.clock)
+        self._seconds_left = seconds_left
         self._settlement = settlement
         self._reply = reply
 
@@ -93,6 +102,19 @@ class NATSDelivery(Delivery):
             settlement.requests.tell(self._reply, b"+WPI", renewed)
         except NotConnected:
             logger.debug("can't renew the lease of task %s now", self.task_id)
+
+    async def measure_deadline(self) -> float:
+        settlement = self._settlement
+
+        async def measure() -> float:
+            stream = await settlement.streams.tasks(self.capability)
+            asked_at = trio.current_time()
+            answer = await call(settlement.requests, f"STREAM.INFO.{stream}")
+            return measure_clock(answer.get("ts"), asked_at)
+
+        clock = await settlement.streams.persist("say what time it is", measure)
+        self.deadline = find_deadline(self._reply, self._seconds_left, clock)
+        return self.deadline
 
     async def complete(self, result: bytes) -> bool:
         settlement = self._settlement

@@ -9,7 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from .._errors import BrokerError
+from ._deadline import measure_clock
 from ._jetstream import (
     CONSUMER_EXISTS,
     NO_CONSUMER,
@@ -43,6 +46,8 @@ class Durable:
     """Seconds after which the server ends a pull."""
     last_sequence: int = 0
     """Of its stream, when it was looked up."""
+    clock: float = 0.0
+    """What to add to Trio's clock to have the server's, in seconds of 1970."""
 
 
 async def find_durable(
@@ -93,23 +98,25 @@ async def find_durable(
             if exc.err_code not in CONSUMER_EXISTS:  # then another worker was quicker
                 raise
 
-    async def find() -> tuple[dict[str, Any], int]:
+    async def find() -> tuple[dict[str, Any], int, float]:
         stream = await streams.tasks(capability)
         try:
             info = await look(stream)
             if info is None:
                 await make(stream)
                 info = await look(stream)
-            state = (await call(requests, f"STREAM.INFO.{stream}"))["state"]
+            asked_at = trio.current_time()
+            answer = await call(requests, f"STREAM.INFO.{stream}")
             if info is not None:
-                return info, state["last_seq"]
+                clock = measure_clock(answer.get("ts"), asked_at)
+                return info, answer["state"]["last_seq"], clock
         except APIError as exc:
             if exc.err_code != NO_STREAM:
                 raise
         streams.forget()
         raise NoResponders(f"stream {stream}, which was there before")
 
-    info, last_sequence = await persist(connection, f"give the durable {name}", find)
+    info, last_sequence, clock = await persist(connection, f"give the durable {name}", find)
     config = info["config"]
     for setting in ("filter_subject", "ack_policy"):
         if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
@@ -131,4 +138,5 @@ async def find_durable(
         max_batch=config.get("max_batch") or _NO_LIMIT,
         expires=min(_EXPIRES, (config.get("max_expires") or math.inf) / _NANOSECONDS),
         last_sequence=last_sequence,
+        clock=clock,
     )

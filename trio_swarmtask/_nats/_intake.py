@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,7 @@ from .._subjects import matches
 from ._ack_subject import delivery_number, parse_count, stream_sequence
 from ._cancel import Pushes
 from ._connection import NotConnected
+from ._deadline import OWN_HEADERS, find_seconds
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
 from ._requests import NoAnswer, refused_error, status_of
@@ -166,6 +168,7 @@ class NATSIntake(Intake):
                 message.data,
                 message.reply,
                 number,
+                find_seconds(message) if OWN_HEADERS in message.head else math.inf,
                 again=number > 1
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
@@ -216,7 +219,9 @@ class NATSIntake(Intake):
             )
             self._known_until = self._durable.last_sequence
             self.ack_wait = self._durable.ack_wait
-            self._settlement = replace(self._settlement, ack_wait=self.ack_wait)
+            self._settlement = replace(
+                self._settlement, ack_wait=self.ack_wait, clock=self._durable.clock
+            )
             self._on_gap()
 
     def _begin(self) -> None:

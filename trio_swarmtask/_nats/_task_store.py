@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .._errors import InvalidMessageError
+from ._deadline import SECONDS_LEFT, seconds_left
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from ._requests import Requests
     from ._streams import Streams
 
-# b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n"
-_HEADER_BYTES: Final = 27
+# b"NATS/1.0\r\nNats-Msg-Id: \r\nSwarm-Seconds-Left: 2147483647.000\r\n\r\n"
+_HEADER_BYTES: Final = 63
 
 
 class TaskStore:
@@ -105,4 +107,8 @@ def subject_of(task: NewTask) -> str:
 
 
 def headers_of(task: NewTask) -> dict[str, str]:
-    return {"Nats-Msg-Id": task.task_id}
+    """For the server to know it again, and for its worker."""
+    headers = {"Nats-Msg-Id": task.task_id}
+    if task.deadline < math.inf:
+        headers[SECONDS_LEFT] = seconds_left(task.deadline)
+    return headers

@@ -1,0 +1,63 @@
+# A deadline that travels with its task, over machines whose clocks differ.
+#
+# Whoever starts the task sends the seconds that it has left. The server notes when it stored the
+# task, by its own clock. So a worker that knows how far its clock is from the server's (the answers
+# of the server's API say what time it is there) knows how long the task has waited.
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ._ack_subject import stored_at
+
+if TYPE_CHECKING:
+    from ._incoming import Incoming
+
+SECONDS_LEFT: Final = "Swarm-Seconds-Left"
+OWN_HEADERS: Final = b"\r\nSwarm-"
+"""What the head of a message holds if one of ours is in it."""
+_NAME: Final = SECONDS_LEFT.encode()
+
+
+def seconds_left(deadline: float) -> str:
+    """What goes with a task that is sent now."""
+    return f"{max(0.0, deadline - trio.current_time()):.3f}"
+
+
+def measure_clock(stamp: object, asked_at: float) -> float:
+    """What to add to Trio's clock to have the server's, in seconds of 1970.
+
+    Args:
+      stamp: The server's time in an answer that has just come. A server that does not tell is
+        taken to have this machine's.
+      asked_at: When it was asked, by Trio's clock.
+    """
+    now = trio.current_time()
+    if not isinstance(stamp, str):
+        return time.time() - now
+    return datetime.fromisoformat(stamp).timestamp() - (asked_at + now) / 2
+
+
+def find_seconds(message: Incoming) -> float:
+    """The seconds that a task had left when it was sent; infinite if it has no deadline."""
+    try:
+        seconds = float(message.header(_NAME))
+    except ValueError:
+        return math.inf  # anybody may write there
+    return seconds if seconds >= 0 else math.inf  # a NaN is not
+
+
+def find_deadline(reply: str, seconds: float, clock: float) -> float:
+    """The deadline of a task on Trio's clock.
+
+    Args:
+      reply: What it is acked on.
+      seconds: See `find_seconds`.
+      clock: See `measure_clock`.
+    """
+    return stored_at(reply) - clock + seconds
