@@ -36,6 +36,7 @@ LAYERS: Final = (
         "_job",
         "_observer",
         "_admission",
+        "_retry",
         "_runner",
         "_lane",
         "_service",

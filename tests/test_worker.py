@@ -24,6 +24,7 @@ from trio_swarmtask._broker import Broker
 from trio_swarmtask._job import Job
 from trio_swarmtask._lane import Lanes
 from trio_swarmtask._memory_queue import _MemoryDelivery
+from trio_swarmtask._retry import NO_RETRY
 from trio_swarmtask._runner import JobRunner
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ async def test_lanes_that_are_idle_end_with_their_nursery() -> None:
         context = contextvars.copy_context()
         lanes = Lanes(runner, echo, nursery, context, 1, lambda: None, settled.append)
         for _ in range(2):
-            lanes.start(Job(None))  # type: ignore[arg-type]
+            lanes.start(Job(None, NO_RETRY))  # type: ignore[arg-type]
         await trio.testing.wait_all_tasks_blocked()
         assert len(lanes._idle) == 1  # no more than may run at once
         nursery.cancel_scope.cancel()

@@ -36,6 +36,7 @@ from ._open import (
     open_dispatcher as open_dispatcher,
     open_worker as open_worker,
 )
+from ._retry import Retry as Retry, RetryTask as RetryTask
 from ._statistics import (
     DispatcherStatistics as DispatcherStatistics,
     GroupStatistics as GroupStatistics,

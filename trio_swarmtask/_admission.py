@@ -80,8 +80,11 @@ class Admission:
         return message
 
     async def _is_poison(self, delivery: Delivery) -> bool:
-        # Deployments and shutdowns are not the task's fault. They are looked up only here.
+        # Deployments and shutdowns are not the task's fault, and retries are its sender's affair.
+        # They are looked up only here.
         failures = delivery.number - await delivery.count_given_back()
+        if failures > self._max_deliveries:
+            failures -= await delivery.count_retries()
         return failures > self._max_deliveries
 
     async def _bury(self, job: Job, reason: str) -> None:

@@ -181,6 +181,17 @@ class Delivery(ABC):
         """How many of the deliveries so far ended in `give_back`."""
 
     @abstractmethod
+    async def retry(self, delay: float) -> None:
+        """Put the task back after a failure of its handler, for ``delay`` seconds, noted as that.
+
+        Waits through an outage for the note to be stored; without the lease lapsing meanwhile.
+        """
+
+    @abstractmethod
+    async def count_retries(self) -> int:
+        """How many of the deliveries so far ended in `retry`."""
+
+    @abstractmethod
     async def bury(self, reason: str, result: bytes | None) -> bool:
         """Keep the task as a dead letter, store ``result``, and end the task, in this order.
 

@@ -8,8 +8,8 @@
 # at their workers, and stays until they are confirmed to run no more, `grace` seconds at most.
 #
 # Deadlines travel: each child has that of the scopes round the group, and its worker cuts it off
-# then. That is no failure of the child's, for the same deadline is about to cancel the group, or the
-# call that started the child: this is waited for.
+# then. That is no failure of the child's, for the same deadline is about to cancel the group, or
+# the call that started the child: this is waited for.
 #
 # A start that is cancelled half way leaves open whether the task is stored. It is stored once more
 # then (the broker knows it by its ID) and cancelled after that: in the other order its worker might

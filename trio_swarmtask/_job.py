@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._broker import Delivery, Notice
     from ._handler import Value
     from ._observer import Ending
+    from ._retry import Retry
     from ._wire import Message, Result
 
 
@@ -32,12 +33,15 @@ class Job:
         "delivery",
         "encoded",
         "ending",
+        "failure",
         "handling",
         "interrupted",
         "lost",
         "message",
         "notices",
+        "rests_until",
         "result",
+        "retry",
         "scope",
         "settled",
         "started",
@@ -47,12 +51,15 @@ class Job:
         "travelled",
     )
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, retry: Retry) -> None:
         self.delivery = delivery
+        self.retry = retry
         self.scope: trio.CancelScope | None = None  # while its handler runs
         self.call: Awaitable[object] | None = None  # of the handler
         self.message: Message | None = None
         self.result: Result | Value | None = None
+        self.failure: BaseException | None = None  # of the handler, and worth another attempt
+        self.rests_until = 0.0  # it is put back, and not to be tried again before that
         self.encoded = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # where somebody follows the task
         self.handling = False  # the handler was called

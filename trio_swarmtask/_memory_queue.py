@@ -46,6 +46,7 @@ class Task:
     lease: str = ""
     deliveries: int = 0
     given_back: int = 0
+    retried: int = 0
     holder: Delivery | None = None
     ended: bool = False
 
@@ -229,6 +230,16 @@ class _MemoryDelivery(Delivery):
     async def count_given_back(self) -> int:
         await trio.lowlevel.checkpoint()
         return self._task.given_back
+
+    async def retry(self, delay: float) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._task.holder is self and not self._task.ended:
+            self._task.retried += 1
+            self._queue.take_back(self._task, delay)
+
+    async def count_retries(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._task.retried
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         self._queue.store.set_aside(self._task, reason)

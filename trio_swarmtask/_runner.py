@@ -79,7 +79,7 @@ class JobRunner:
           False if nothing was begun.
         """
         message, result = job.message, job.result
-        if message is None or result is None:
+        if message is None or result is None or job.failure is not None:
             return False
         try:
             job.encoded = self._encode(job, result, message)
@@ -125,6 +125,10 @@ class JobRunner:
         elif result is None and not job.interrupted:
             error = f"the handler did not end within {job.timeout:.4g} seconds"
             result = timeout_result(error, job)
+            if job.retry.timeouts and message.max_attempts > 1 and not job.travelled:
+                job.failure = TimeoutError(error)
+        if job.failure is not None and not job.cancelled and await self._retry(job, message):
+            return
         if result is not None:
             await self._store(job, result, message)
 
@@ -161,13 +165,43 @@ class JobRunner:
         """What an exception of the handler comes to; None if the cancellation was ours."""
         if job.interrupted or job.lost or job.cancelled:
             return None  # its clean-up stumbled over the cancellation: not the task's failure
-        logger.error(
-            "the handler of task %s of %s failed",
-            job.delivery.task_id,
-            job.delivery.capability,
-            exc_info=exc,
-        )
+        if job.message is not None and job.message.max_attempts > 1 and job.retry.is_worth(exc):
+            job.failure = exc
+        else:
+            self._tell(job, exc)
         return failed_result(describe(exc))
+
+    def _tell(self, job: Job, exc: BaseException) -> None:
+        told = (job.delivery.task_id, job.delivery.capability)
+        logger.error("the handler of task %s of %s failed", *told, exc_info=exc)
+
+    async def _retry(self, job: Job, message: Message) -> bool:
+        """Put the task back for another attempt, if it is to have one."""
+        delivery, exc = job.delivery, job.failure
+        assert exc is not None
+        attempts = max(1, message.attempt) - 1 + delivery.number
+        if delivery.number > 1:
+            attempts -= await delivery.count_given_back()
+        delay = job.retry.delay(attempts, exc)
+        again_at = trio.current_time() + delay
+        if attempts >= message.max_attempts or again_at >= delivery.deadline:
+            if job.result is not None:  # a timeout tells by itself
+                self._tell(job, exc)
+            return False
+        logger.warning(
+            "attempt %d of %d at task %s of %s has failed, the next is in %.3g seconds: %s",
+            attempts,
+            message.max_attempts,
+            delivery.task_id,
+            delivery.capability,
+            delay,
+            describe(exc),
+        )
+        await delivery.retry(delay)
+        self.tally.retried += 1
+        job.rests_until = again_at
+        job.settled = True
+        return True
 
     # After the handler
 

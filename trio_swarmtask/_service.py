@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ._broker import Delivery, Intake, Notice
     from ._lane import Lanes
+    from ._retry import Retry
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
@@ -57,12 +58,14 @@ _UNSETTLED: Final = 100
 class Service:
     """One capability that a worker handles."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
         self.intake: Intake  # these two are set before the first delivery
         self.lanes: Lanes
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
         self._over: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._resting: dict[str, float] = {}  # to be tried again, and not before that time
         self._early: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._look_due = trio.Event()
         self._look_at_all = False
@@ -89,7 +92,7 @@ class Service:
             delivery.again = True
         if self._early and delivery.task_id in self._early:
             delivery.again = True
-        self.jobs[delivery.task_id] = job = Job(delivery)
+        self.jobs[delivery.task_id] = job = Job(delivery, self._retry)
         self.running += 1
         self.lanes.start(job)
 
@@ -98,6 +101,8 @@ class Service:
         del self.jobs[job.delivery.task_id]
         for notice in job.notices:
             notice.ended()
+        if job.rests_until:
+            self._resting[job.delivery.task_id] = job.rests_until
         if job.superseded and not self._over.is_full():
             self._over.put(job.delivery.task_id, None)
         if self._owed:
@@ -123,6 +128,8 @@ class Service:
             job.cancel()
         elif self._over and notice.task_id in self._over:
             notice.ended()
+        elif self._resting.get(notice.task_id, 0.0) > trio.current_time():
+            notice.ended()  # nobody has it before that
         elif not self._early.is_full():
             self._early.put(notice.task_id, None)
 
@@ -182,6 +189,7 @@ class Service:
                 if now + self.ack_wait > self._fresh_until:
                     self._fresh_from = now + 4 / 3 * self.ack_wait
                 next_round = self._plan_round()
+                self._resting = {name: end for name, end in self._resting.items() if end > now}
                 on_round()
                 if self.jobs:
                     self._look_due.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ._envelope import Status
 
@@ -63,6 +63,9 @@ class WorkerStatistics:
     cancelled: int
     """Tasks that were cancelled, or had another's result, while this worker had them in hand."""
 
+    retried: int
+    """Tasks that failed, and were put back to be tried again."""
+
     superseded: int
     """Results that were not stored because another one was first."""
 
@@ -84,10 +87,15 @@ class Tally:
     failed: int = 0
     timed_out: int = 0
     cancelled: int = 0
+    retried: int = 0
     superseded: int = 0
     given_back: int = 0
     dead_letters: int = 0
     leases_lost: int = 0
+
+    def at_worker(self, capabilities: int, in_flight: int) -> WorkerStatistics:
+        """The counts at this moment."""
+        return WorkerStatistics(capabilities=capabilities, in_flight=in_flight, **asdict(self))
 
     def count(self, status: Status) -> None:
         """One more result that was stored."""

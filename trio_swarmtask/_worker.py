@@ -19,9 +19,9 @@ from ._errors import ClosedError
 from ._handler import Handler, check_handler
 from ._lane import Lanes
 from ._names import check_capability, check_count, check_timeout
+from ._retry import Retry, check_retry
 from ._runner import SETTLE_SECONDS, JobRunner
 from ._service import Service
-from ._statistics import WorkerStatistics
 from ._util import NoPublicConstructor, open_flat_nursery
 from ._watchdog import Watchdog
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ._broker import Broker
+    from ._statistics import WorkerStatistics
 
 
 @final
@@ -69,7 +70,14 @@ class Worker(metaclass=NoPublicConstructor):
         """The agent of its results."""
         return self._name
 
-    async def handle(self, capability: str, handler: Handler, *, max_in_flight: int = 100) -> None:
+    async def handle(
+        self,
+        capability: str,
+        handler: Handler,
+        *,
+        max_in_flight: int = 100,
+        retry: Retry | None = None,
+    ) -> None:
         """Take tasks of ``capability`` and run ``handler`` for each, from now on.
 
         Returns once the consumer stands. Handlers run in the worker's nursery, each in a cancel
@@ -82,10 +90,13 @@ class Worker(metaclass=NoPublicConstructor):
             itself; raising an ``Exception`` gives a result that is ``failed``.
           max_in_flight: How many handlers of this capability may run at once. The worker asks for
             no more tasks than it has free places.
+          retry: Which failures are worth another attempt, of a task whose message allows some by
+            its ``max_attempts``. None: those that the handler asks for by `RetryTask`.
 
         Raises:
           InvalidCapabilityError: if ``capability`` has another form.
-          TypeError: if ``handler`` is not async, or ``max_in_flight`` no whole number.
+          TypeError: if ``handler`` is not async, ``max_in_flight`` no whole number, or ``retry``
+            no `Retry`.
           ValueError: if this worker handles ``capability`` already, or ``max_in_flight`` < 1.
           BrokerError: if the server refuses the consumer, or has one that can't be used.
           ClosedError: if this worker is closed.
@@ -94,6 +105,7 @@ class Worker(metaclass=NoPublicConstructor):
         check_capability(capability)
         check_handler(handler)
         check_count("max_in_flight", max_in_flight)
+        service = Service(check_retry(retry))
         if capability in self._services:
             raise ValueError(
                 f"this worker handles {capability!r} already; open another worker for a second "
@@ -103,7 +115,7 @@ class Worker(metaclass=NoPublicConstructor):
         try:
             # In the worker's nursery, for the consumer outlives this call.
             failure = await self._background.start(
-                self._serve, capability, handler, max_in_flight, contextvars.copy_context()
+                self._serve, capability, service, handler, max_in_flight, contextvars.copy_context()
             )
             if failure is not None:
                 raise failure
@@ -136,19 +148,8 @@ class Worker(metaclass=NoPublicConstructor):
 
     def statistics(self) -> WorkerStatistics:
         """Counts at this moment."""
-        tally = self._runner.tally
-        return WorkerStatistics(
-            capabilities=len(self._services),
-            in_flight=sum(len(service.jobs) for service in self._standing()),
-            succeeded=tally.succeeded,
-            failed=tally.failed,
-            timed_out=tally.timed_out,
-            cancelled=tally.cancelled,
-            superseded=tally.superseded,
-            given_back=tally.given_back,
-            dead_letters=tally.dead_letters,
-            leases_lost=tally.leases_lost,
-        )
+        in_flight = sum(len(service.jobs) for service in self._standing())
+        return self._runner.tally.at_worker(len(self._services), in_flight)
 
     def _check_open(self) -> None:
         if self._stopping.is_set():
@@ -160,14 +161,13 @@ class Worker(metaclass=NoPublicConstructor):
     async def _serve(
         self,
         capability: str,
+        service: Service,
         handler: Handler,
         max_in_flight: int,
         context: contextvars.Context,
         *,
         task_status: trio.TaskStatus[Exception | None],
     ) -> None:
-        service = Service()
-
         def on_handler_end() -> None:
             service.running -= 1
             if not self._stopping.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def make_settlement(raw: Raw) -> Settlement:
     streams = Streams(raw.connection, raw.requests)
     results = ResultStore(raw.requests, streams)
-    return Settlement(raw.connection, raw.requests, streams, results, 30)
+    return Settlement(raw.connection, raw.requests, streams, results, 30, 0.0)
 
 
 @within(20)
@@ -92,7 +93,14 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw:
         settlement = make_settlement(raw)
         delivery = NATSDelivery(
-            settlement, "coder", "t1", b"", "$JS.ACK.GONE.work-coder.1.1.1.1.0", 1, again=False
+            settlement,
+            "coder",
+            "t1",
+            b"",
+            "$JS.ACK.GONE.work-coder.1.1.1.1.0",
+            1,
+            math.inf,
+            again=False,
         )
         lease_until = delivery.lease_until
         delivery.renew()
@@ -169,7 +177,7 @@ async def test_dead_letter_when_the_connection_is_lost(
     async with nats_swarm.raw() as raw:
         settlement = make_settlement(raw)
         reply = "$JS.ACK.T.D.1.1.1.1.0"
-        delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, again=False)
+        delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, math.inf, again=False)
         monkeypatch.setattr(Streams, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)
         with pytest.raises(BrokerError, match="lost for good"):

@@ -153,14 +153,30 @@ class NATSDelivery(Delivery):
         # The note first: a worker that has the task again must find it, if the limit is passed.
         with trio.move_on_after(_NOTE_SECONDS):
             await self._note()
+        self._put_back(delay)
+
+    async def retry(self, delay: float) -> None:
+        headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
+        await self._keep("the note of a retry", self._retries(), b"", headers)
+        self._put_back(delay)
+
+    def _put_back(self, delay: float) -> None:
         if delay > 0:
             self._settle(b'-NAK {"delay": %d}' % round(delay * 1_000_000_000))
         else:
             self._settle(b"-NAK")
 
     async def count_given_back(self) -> int:
+        return await self._count(f"back.{self.capability}.{self._token()}")
+
+    async def count_retries(self) -> int:
+        return await self._count(self._retries())
+
+    def _retries(self) -> str:
+        return f"back.{self.capability}.{self._token()}.retry"
+
+    async def _count(self, subject: str) -> int:
         settlement = self._settlement
-        subject = f"back.{self.capability}.{self._token()}"
 
         async def count() -> int:
             stream = await settlement.streams.dead()
@@ -177,9 +193,8 @@ class NATSDelivery(Delivery):
             subjects: dict[str, int] = info["state"].get("subjects") or {}
             return subjects.get(subject, 0)
 
-        return await settlement.streams.persist(
-            f"count the give-backs of task {self.task_id}", count
-        )
+        what = f"count the give-backs of task {self.task_id}"
+        return await settlement.streams.persist(what, count)
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         await self._keep_dead_letter(reason)
@@ -189,29 +204,33 @@ class NATSDelivery(Delivery):
         return first
 
     async def _keep_dead_letter(self, reason: str) -> None:
-        settlement = self._settlement
         subject = f"dead.{self.capability}.{self._token()}"
         headers = {
             "Nats-Msg-Id": f"dead-{self._once()}",
             "Swarm-Reason": _one_line(reason),
             "Swarm-Deliveries": str(self.number),
         }
+        # The bytes as they were come before what we say of them.
+        await self._keep("a dead letter", subject, self.data, self._fitting(headers))
+
+    async def _keep(
+        self, kind: str, subject: str, data: bytes, headers: dict[str, str] | None
+    ) -> None:
+        settlement = self._settlement
 
         async def keep() -> None:
             if await settlement.streams.dead() is not None:
-                await publish(settlement.requests, subject, self.data, self._fitting(headers))
+                await publish(settlement.requests, subject, data, headers)
 
-        what = f"keep the dead letter of task {self.task_id}"
         try:
-            await settlement.streams.persist(what, keep)
+            await settlement.streams.persist(f"keep {kind} of task {self.task_id}", keep)
         except BrokerError as exc:
             if settlement.connection.lost is not None:
                 raise
-            # What is left is the failed result. To stop here would stop every worker in turn.
-            logger.error("a dead letter is lost: %s", exc)
+            # What is left is the result. To stop here would stop every worker in turn.
+            logger.error("%s is lost: %s", kind, exc)
 
     def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
-        # The bytes as they were come before what we say of them.
         size = 12 + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
         limit = self._settlement.connection.client.max_payload
         return headers if len(self.data) + size <= limit else None
