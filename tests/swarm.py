@@ -139,6 +139,10 @@ class Swarm(ABC):
         """Let the broker hold at most so many results."""
 
     @abstractmethod
+    async def shorten_leases(self, seconds: float) -> None:
+        """Let a lease of a group last so long, before there is one."""
+
+    @abstractmethod
     async def make_room_for_results(self) -> None:
         """Let there be room again."""
 
@@ -182,6 +186,10 @@ class MemorySwarm(Swarm):
 
     async def limit_results(self, limit: int) -> None:
         self.broker = MemoryBroker(**self.settings, max_results=limit, result_ttl=5)
+
+    async def shorten_leases(self, seconds: float) -> None:
+        self.broker._lease_seconds = seconds
+        self.broker._leases._ttl = seconds
 
     async def make_room_for_results(self) -> None:
         await trio.sleep(5)  # until they expire
@@ -248,6 +256,17 @@ class NATSSwarm(Swarm):
     async def limit_results(self, limit: int) -> None:
         async with open_broker(self.broker) as broker, broker.open_outbox("any", Deaf()):
             await self._update_results(max_msgs=limit)
+
+    async def shorten_leases(self, seconds: float) -> None:
+        async with self.raw() as raw:
+            await raw.api(
+                "STREAM.CREATE.SHORT",
+                name="SHORT",
+                subjects=["lease.>"],
+                max_age=round(seconds * 1e9),
+                duplicate_window=round(seconds * 1e9),
+                max_msgs_per_subject=1,
+            )
 
     async def make_room_for_results(self) -> None:
         await self._update_results(max_msgs=1000)

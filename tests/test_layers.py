@@ -29,6 +29,7 @@ LAYERS: Final = (
         "_future",
         "_futures",
         "_group",
+        "_lease",
         "_starter",
         "_chain",
         "_cancelled",

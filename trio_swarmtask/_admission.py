@@ -74,6 +74,8 @@ class Admission:
             if await delivery.is_done():
                 job.settled = True
                 return None
+        if delivery.lease and not await delivery.is_leased():
+            job.cancelled = True
         if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
             # A clock that was set must not keep the tasks of a whole queue from being run.
             await delivery.measure_deadline()

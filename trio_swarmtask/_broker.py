@@ -118,6 +118,14 @@ class Outbox(ABC):
         """
 
     @abstractmethod
+    async def renew_lease(self, name: str) -> float:
+        """Let the tasks that were stored with this lease run, from now on for a while.
+
+        Returns:
+          For how many seconds.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """End everything that waits in a method of this object with `ClosedError`."""
 
@@ -125,19 +133,33 @@ class Outbox(ABC):
 class Delivery(ABC):
     """One arrival of a task at a worker."""
 
-    __slots__ = ("again", "capability", "data", "deadline", "lease_until", "number", "task_id")
+    __slots__ = (
+        "again",
+        "capability",
+        "data",
+        "deadline",
+        "lease",
+        "lease_until",
+        "number",
+        "task_id",
+    )
 
     capability: str
     task_id: str  # as the broker filed it; what the envelope says is the worker's to compare
     data: bytes
     number: int  # how often the task was delivered, this time included
     again: bool  # it may have been delivered before, whatever the number says
+    lease: str  # without which it is not to be run, if any; see `Intake.find_leases`
     deadline: float  # Trio's clock: that of whoever started the task, as it came with it
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
     @abstractmethod
     def renew(self) -> None:
         """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
+
+    @abstractmethod
+    async def is_leased(self) -> bool:
+        """Whether its `lease` has not lapsed."""
 
     @abstractmethod
     async def measure_deadline(self) -> float:
@@ -234,6 +256,10 @@ class Intake(ABC):
     @abstractmethod
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         """The results that are stored for these tasks."""
+
+    @abstractmethod
+    async def find_leases(self, names: Collection[str]) -> Collection[str]:
+        """Those of these leases that have not lapsed."""
 
     @abstractmethod
     async def stop(self) -> None:

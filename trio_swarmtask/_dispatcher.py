@@ -11,7 +11,7 @@ import trio
 
 from ._errors import BrokerError, ClosedError, SwarmTaskError
 from ._futures import Futures
-from ._group import OnFailure, TaskGroup, open_group
+from ._group import OnFailure, Orphans, TaskGroup, open_group
 from ._names import check_task_id, check_timeout, make_key, shorten
 from ._starter import Starter
 from ._statistics import DispatcherStatistics
@@ -148,6 +148,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         parent: Message | None = None,
         on_failure: OnFailure = "cancel",
         grace: float = 5.0,
+        orphans: Orphans = "finish",
     ) -> AbstractAsyncContextManager[TaskGroup]:
         """A nursery whose tasks run elsewhere: leaving the block waits for all of them.
 
@@ -161,16 +162,23 @@ class Dispatcher(metaclass=NoPublicConstructor):
             ``root`` and ``correlation_id`` of the group's tasks.
           on_failure: ``"collect"`` lets the others go on, and raises nothing of a result.
           grace: Seconds that the clean-up of cancelled handlers is waited for; `Future.state`.
+          orphans: What becomes of the tasks if this program dies: ``"cancel"`` has the group renew
+            a lease, and its tasks are cancelled where they are once that has lapsed, half a minute
+            after the last renewal.
 
         Raises:
           ExceptionGroup: of `TaskFailedError`, `TaskTimeoutError`, and what the block raised.
           ClosedError: if this dispatcher is closed.
+          BrokerError: if there can be no lease.
         """
         self._check_open()
+        if orphans not in ("finish", "cancel"):
+            raise ValueError(f"orphans must be 'finish' or 'cancel', not {shorten(orphans)}")
         if on_failure not in ("cancel", "collect"):
             raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
         group_id = self._starter.make_id("group-")
-        return open_group(self, group_id, parent, on_failure, check_timeout(grace, "grace"))
+        grace = check_timeout(grace, "grace")
+        return open_group(self, group_id, parent, on_failure, grace, orphans)
 
     def _check_open(self) -> None:
         if self._closing or self._ended is not None:

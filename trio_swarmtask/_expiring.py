@@ -26,7 +26,7 @@ class Expiring(Generic[T]):
         entry = self._values.get(name)
         return None if entry is None else entry[1]
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._expire()
         return name in self._values
 

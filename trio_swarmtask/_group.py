@@ -26,6 +26,7 @@ import trio
 
 from ._chain import Chain
 from ._errors import ClosedError, SwarmTaskError, TaskTimeoutError
+from ._lease import Lease
 from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ._wire import Message, Result
 
 OnFailure = Literal["cancel", "collect"]
+Orphans = Literal["finish", "cancel"]
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 _SAME_TIME: Final = 0.1
@@ -60,6 +62,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         parent: Message | None,
         on_failure: OnFailure,
         grace: float,
+        lease: Lease | None,
     ) -> None:
         self._dispatcher = dispatcher
         self._nursery = nursery
@@ -67,6 +70,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
+        self._lease = lease
         self._deadline = trio.current_effective_deadline()
         self._children: dict[Future, Start] = {}  # that have not ended
         self._unconfirmed: set[Future] = set()  # by the broker: may not be stored
@@ -150,7 +154,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
             raise ClosedError("the block of this group was left; open another one to start tasks")
         self._dispatcher._check_open()
         deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
-        start = self._dispatcher._starter.prepare(capability, self._chain.fill(message), deadline)
+        start = self._dispatcher._starter.prepare(
+            capability, self._chain.fill(message), deadline, self._id if self._lease else ""
+        )
         future = start.future
         if future not in self._children:
             self._started += 1
@@ -235,6 +241,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
                         nursery.start_soon(self._stop, future)
             for future in list(self._children):
                 self._let_go(future)  # and no longer waited for
+            if self._lease is not None:
+                self._lease.end()
 
     async def _stop(self, future: Future) -> None:
         """Cancel a child, and wait until its handler has ended."""
@@ -275,10 +283,17 @@ async def open_group(
     parent: Message | None,
     on_failure: OnFailure,
     grace: float,
+    orphans: Orphans,
 ) -> AsyncIterator[TaskGroup]:
+    lease = None
+    if orphans == "cancel":
+        lease = Lease(dispatcher._outbox, task_id)
+        await lease.begin()
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
-        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace)
+        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace, lease)
         nursery.start_soon(group._keep)
+        if lease is not None:
+            nursery.start_soon(lease.keep)
         try:
             yield group
         finally:

@@ -74,10 +74,14 @@ class MemoryBroker(Broker):
         # An ID names one task for two minutes, as on the server, or as long as its result is kept.
         self._recent: Expiring[None] = Expiring(120.0, math.inf)
         self._results: Expiring[bytes] = Expiring(result_ttl, max_results)
+        self._lease_seconds = 30.0
+        self._leases: Expiring[None] = Expiring(self._lease_seconds, math.inf)
         self._outboxes: dict[str, _MemoryOutbox] = {}
         self._queues: dict[str, Queue] = {}
         self._shelves: dict[str, Shelf] = {}
-        self._store = Store(ack_wait, self._room, self._finish, self._results.get, self._set_aside)
+        self._store = Store(
+            ack_wait, self._room, self._finish, self._results.get, self._set_aside, self._leases
+        )
 
     def __repr__(self) -> str:
         return f"<MemoryBroker, {self._room.count} tasks, {len(self._results)} results>"
@@ -209,6 +213,14 @@ class _MemoryOutbox(Outbox):
         with trio.move_on_after(grace):
             await notice.wait_ended()
         return not notice.is_running
+
+    async def renew_lease(self, name: str) -> float:
+        return await self._lifetime.run(partial(self._renew_lease, name))
+
+    async def _renew_lease(self, name: str) -> float:
+        await trio.lowlevel.checkpoint()
+        self._broker._leases.put(name, None)
+        return self._broker._lease_seconds
 
     def close(self) -> None:
         self._lifetime.end(lambda: ClosedError("the dispatcher was closed meanwhile"))

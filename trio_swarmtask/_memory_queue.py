@@ -15,7 +15,7 @@ import trio
 from ._broker import Delivery, Intake, Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 
 
 class Room:
@@ -60,6 +60,7 @@ class Store:
     finish: Callable[[str, bytes], Awaitable[bool]]
     result_of: Callable[[str], bytes | None]
     set_aside: Callable[[Task, str], None]
+    leases: Container[str]
 
 
 class Queue:
@@ -178,6 +179,10 @@ class MemoryIntake(Intake):
         results = {task_id: self._queue.store.result_of(task_id) for task_id in task_ids}
         return {task_id: result for task_id, result in results.items() if result is not None}
 
+    async def find_leases(self, names: Collection[str]) -> Collection[str]:
+        await trio.lowlevel.checkpoint()
+        return [name for name in names if name in self._queue.store.leases]
+
     async def stop(self) -> None:
         self.close()
         await trio.lowlevel.checkpoint()
@@ -197,6 +202,7 @@ class _MemoryDelivery(Delivery):
         self.number = task.deliveries
         self.again = task.deliveries > 1
         self.deadline = task.deadline
+        self.lease = task.lease
         self.lease_until = trio.current_time() + queue.store.ack_wait
         self._queue = queue
         self._task = task
@@ -204,6 +210,10 @@ class _MemoryDelivery(Delivery):
     def renew(self) -> None:
         if self._task.holder is self:
             self.lease_until = trio.current_time() + self._queue.store.ack_wait
+
+    async def is_leased(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.lease in self._queue.store.leases
 
     async def measure_deadline(self) -> float:
         await trio.lowlevel.checkpoint()

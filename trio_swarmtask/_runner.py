@@ -66,7 +66,7 @@ class JobRunner:
             job.message = await self._admission.admit(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
-        if job.message is not None:
+        if job.message is not None and not job.cancelled:
             job.ending = self.observers.follow(job.message, self._name, job.delivery.number)
             job.result = await self._call(handler, job, job.message)
 

@@ -15,7 +15,8 @@
 # the push got lost) is found by looking for results of what runs: after a gap, and in each round of
 # renewal for what has run through the one before. A task that is not here yet may be on its way: it
 # is remembered, and its result is looked for before it is started. So is one that has ended here
-# with a result that came after the canceller's, whose push may come later still.
+# with a result that came after the canceller's, whose push may come later still. A task that has a
+# lease is cancelled here when that has lapsed.
 #
 # A delivery may have waited in the socket while the thread was held up, and be another's by now. So
 # what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
@@ -146,8 +147,14 @@ class Service:
             since = math.inf if self._look_at_all else trio.current_time() - self.ack_wait / 3
             self._look_at_all = False
             running = [name for name, job in self.jobs.items() if job.runs_since(since)]
+            leased = [job for job in self.jobs.values() if job.delivery.lease]
             try:
                 found = await self.intake.find_done(running)
+                if leased:
+                    held = await self.intake.find_leases({job.delivery.lease for job in leased})
+                    for orphan in leased:
+                        if orphan.delivery.lease not in held:
+                            orphan.cancel()
             except BrokerError as exc:
                 if str(exc) != told:
                     told = str(exc)

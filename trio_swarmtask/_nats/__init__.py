@@ -6,6 +6,7 @@
 #   _bucket_stream         the stream of one
 #   _outbox  _intake       a dispatcher's side, a worker's side
 #   _task_store            tasks on their way into the queue
+#   _leases                those of groups
 #   _deadline              deadlines that travel with their tasks
 #   _delivery              how a task at a worker is settled
 #   _cancel                cancelling a task from afar, both ends

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from .._names import is_task_id
 from ._ack_subject import stored_at
 
 if TYPE_CHECKING:
     from ._incoming import Incoming
 
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
+LEASE: Final = "Swarm-Lease"
 OWN_HEADERS: Final = b"\r\nSwarm-"
 """What the head of a message holds if one of ours is in it."""
-_NAME: Final = SECONDS_LEFT.encode()
+NO_HEADERS: Final = (math.inf, "")
+"""Of a task without any: no deadline, no lease."""
 
 
 def seconds_left(deadline: float) -> str:
@@ -43,13 +46,16 @@ def measure_clock(stamp: object, asked_at: float) -> float:
     return datetime.fromisoformat(stamp).timestamp() - (asked_at + now) / 2
 
 
-def find_seconds(message: Incoming) -> float:
-    """The seconds that a task had left when it was sent; infinite if it has no deadline."""
+def read_headers(message: Incoming) -> tuple[float, str]:
+    """The seconds that a task had left when it was sent, and its lease: see `NO_HEADERS`."""
+    lease = message.header(LEASE.encode())
+    if not is_task_id(lease):
+        lease = ""  # anybody may write there
     try:
-        seconds = float(message.header(_NAME))
+        seconds = float(message.header(SECONDS_LEFT.encode()))
     except ValueError:
-        return math.inf  # anybody may write there
-    return seconds if seconds >= 0 else math.inf  # a NaN is not
+        seconds = math.inf
+    return (seconds if seconds >= 0 else math.inf), lease  # a NaN is not
 
 
 def find_deadline(reply: str, seconds: float, clock: float) -> float:
@@ -57,7 +63,7 @@ def find_deadline(reply: str, seconds: float, clock: float) -> float:
 
     Args:
       reply: What it is acked on.
-      seconds: See `find_seconds`.
+      seconds: See `read_headers`.
       clock: See `measure_clock`.
     """
     return stored_at(reply) - clock + seconds

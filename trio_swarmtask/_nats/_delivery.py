@@ -28,6 +28,7 @@ from ._jetstream import (
     publish,
     publish_soon,
 )
+from ._leases import Leases
 from ._requests import status_of
 from ._result_store import FIRST, FIRST_BYTES, ResultStore
 
@@ -73,6 +74,7 @@ class NATSDelivery(Delivery):
         reply: str,
         number: int,
         seconds_left: float,
+        lease: str,
         *,
         again: bool,
     ) -> None:
@@ -82,6 +84,7 @@ class NATSDelivery(Delivery):
         self.number = number
         self.again = again
         self.lease_until = trio.current_time() + settlement.ack_wait
+        self.lease = lease
         self.deadline = math.inf
         if seconds_left < math.inf:
             self.deadline = find_deadline(reply, seconds_left, settlement.clock)
@@ -102,6 +105,10 @@ class NATSDelivery(Delivery):
             settlement.requests.tell(self._reply, b"+WPI", renewed)
         except NotConnected:
             logger.debug("can't renew the lease of task %s now", self.task_id)
+
+    async def is_leased(self) -> bool:
+        leases = Leases(self._settlement.requests, self._settlement.streams)
+        return bool(await leases.find([self.lease]))
 
     async def measure_deadline(self) -> float:
         settlement = self._settlement

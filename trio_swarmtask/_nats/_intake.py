@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,13 +28,14 @@ from .._subjects import matches
 from ._ack_subject import delivery_number, parse_count, stream_sequence
 from ._cancel import Pushes
 from ._connection import NotConnected
-from ._deadline import OWN_HEADERS, find_seconds
+from ._deadline import NO_HEADERS, OWN_HEADERS, read_headers
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
+from ._leases import Leases
 from ._requests import NoAnswer, refused_error, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from nats.aio.subscription import Subscription
 
@@ -96,6 +96,9 @@ class NATSIntake(Intake):
 
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         return await self._settlement.results.get_many(task_ids)
+
+    async def find_leases(self, names: Collection[str]) -> Collection[str]:
+        return await Leases(self._requests, self._streams).find(names)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -168,7 +171,7 @@ class NATSIntake(Intake):
                 message.data,
                 message.reply,
                 number,
-                find_seconds(message) if OWN_HEADERS in message.head else math.inf,
+                *(read_headers(message) if OWN_HEADERS in message.head else NO_HEADERS),
                 again=number > 1
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )

@@ -22,6 +22,7 @@ from .._broker import Outbox, ResultListener
 from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
+from ._leases import Leases
 from ._requests import Requests, refused_error
 from ._result_store import BATCH, ResultStore, result_id
 from ._subscribe import subscribe
@@ -61,6 +62,7 @@ class NATSOutbox(Outbox):
         self._streams = streams
         self._tasks = TaskStore(requests, streams)
         self._results = ResultStore(requests, streams)
+        self._leases = Leases(requests, streams)
         self._stream = stream
         self.hears_key = stream.notifies
         self._key = key
@@ -111,6 +113,9 @@ class NATSOutbox(Outbox):
         self._requests.lifetime.check()
         cancellation = Cancellation(self._requests, self._streams, task_id)
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
+
+    async def renew_lease(self, name: str) -> float:
+        return await self._requests.lifetime.run(partial(self._leases.renew, name))
 
     def close(self) -> None:
         if not self._closed:

@@ -35,6 +35,7 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _NANOSECONDS: Final = 1_000_000_000
 _DEAD_SECONDS: Final = 30 * 24 * 60 * 60
+_LEASE_SECONDS: Final = 30
 _DUPLICATE_SECONDS: Final = 120
 _NOTIFY: Final = "notify.{{split(1,-)}}"
 _SCHEDULES_SINCE: Final = (2, 12)
@@ -65,6 +66,7 @@ class Streams:
         self._tasks: dict[str, str] = {}
         self._results: ResultStream | None = None
         self._dead: str | None = None
+        self._leases: tuple[str, float] | None = None
         self._warned_dead = False
 
     async def check_jetstream(self) -> None:
@@ -103,6 +105,7 @@ class Streams:
         self._tasks.clear()
         self._results = None
         self._dead = None
+        self._leases = None
 
     async def tasks(self, capability: str) -> str:
         """The name of the stream that holds the tasks of ``capability``."""
@@ -178,6 +181,22 @@ class Streams:
                 self._warned_dead = True
                 logger.warning("dead letters are not kept, only logged and answered: %s", exc)
         return self._dead
+
+    async def leases(self) -> tuple[str, float]:
+        """The stream of the groups' leases, and how many seconds one lasts; 0: for ever."""
+        if self._leases is None:
+            config = await self.find_or_make(
+                "lease.*",
+                {
+                    "name": "TASK_LEASES",
+                    "subjects": ["lease.>"],
+                    "max_age": _LEASE_SECONDS * _NANOSECONDS,
+                    "duplicate_window": _LEASE_SECONDS * _NANOSECONDS,  # no longer than max_age
+                    "max_msgs_per_subject": 1,
+                },
+            )
+            self._leases = (config["name"], config.get("max_age", 0) / _NANOSECONDS)
+        return self._leases
 
     async def find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
         """The config of the stream that holds ``subject``, made with ``config`` if there is none.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .._errors import InvalidMessageError
-from ._deadline import SECONDS_LEFT, seconds_left
+from ._deadline import LEASE, SECONDS_LEFT, seconds_left
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ._requests import Requests
     from ._streams import Streams
 
-# b"NATS/1.0\r\nNats-Msg-Id: \r\nSwarm-Seconds-Left: 2147483647.000\r\n\r\n"
-_HEADER_BYTES: Final = 63
+# b"NATS/1.0\r\nNats-Msg-Id: \r\nSwarm-Seconds-Left: 2147483647.000\r\nSwarm-Lease: \r\n\r\n"
+_HEADER_BYTES: Final = 78
 
 
 class TaskStore:
@@ -43,7 +43,7 @@ class TaskStore:
 
     async def put(self, task: NewTask, *, tried: bool) -> bool:
         """As `Outbox.store`."""
-        check_size(self._connection, task.data, _HEADER_BYTES + len(task.task_id))
+        check_size(self._connection, task.data, headers_size(task))
         if not tried and task.capability in self._known_capabilities:
             # The way of nearly every task, without the frames that are for the rest.
             try:
@@ -56,7 +56,7 @@ class TaskStore:
 
     def put_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         """As `Outbox.store_soon`."""
-        size = len(task.data) + _HEADER_BYTES + len(task.task_id)
+        size = len(task.data) + headers_size(task)
         if (
             task.capability not in self._known_capabilities
             or size > self._connection.client.max_payload
@@ -106,9 +106,16 @@ def subject_of(task: NewTask) -> str:
     return f"work.{task.capability}.{task.task_id}"
 
 
+def headers_size(task: NewTask) -> int:
+    """The bytes of them, at most."""
+    return _HEADER_BYTES + len(task.task_id) + len(task.lease)
+
+
 def headers_of(task: NewTask) -> dict[str, str]:
     """For the server to know it again, and for its worker."""
     headers = {"Nats-Msg-Id": task.task_id}
     if task.deadline < math.inf:
         headers[SECONDS_LEFT] = seconds_left(task.deadline)
+    if task.lease:
+        headers[LEASE] = task.lease
     return headers

@@ -1,0 +1,62 @@
+# Leases of groups: while one is renewed, the tasks of its group may run.
+#
+# A lease is the last message of `lease.<group>`, which the stream forgets after its max_age. So
+# nobody has to notice that whoever renewed it is gone. Source: JetStream's max_age.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .._errors import BrokerError
+from ._jetstream import NO_MESSAGE, NO_STREAM, APIError, NoResponders, call, publish
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ._requests import Requests
+    from ._streams import Streams
+
+
+class Leases:
+    """The leases on one server, as one role sees them."""
+
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self._requests = requests
+        self._streams = streams
+
+    async def renew(self, name: str) -> float:
+        """As `Outbox.renew_lease`."""
+
+        async def attempt() -> float:
+            stream, seconds = await self._streams.leases()
+            if not seconds:
+                raise BrokerError(
+                    f"stream {stream} keeps leases for ever: give it a max_age, of 30 seconds say"
+                )
+            await publish(self._requests, f"lease.{name}", b"", None)
+            return seconds
+
+        return await self._streams.persist(f"renew the lease {name}", attempt)
+
+    async def find(self, names: Collection[str]) -> set[str]:
+        """Those of them that have not lapsed."""
+
+        async def look(name: str) -> bool:
+            stream, _ = await self._streams.leases()
+            request = f"STREAM.MSG.GET.{stream}"
+            try:
+                await call(self._requests, request, last_by_subj=f"lease.{name}")
+            except APIError as exc:
+                if exc.err_code == NO_MESSAGE:
+                    return False
+                if exc.err_code == NO_STREAM:
+                    raise NoResponders(f"stream {stream}") from exc
+                raise
+            return True
+
+        found = set()
+        for name in names:
+            if await self._streams.persist(f"look up the lease {name}", partial(look, name)):
+                found.add(name)
+        return found
