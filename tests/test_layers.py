@@ -45,13 +45,13 @@ LAYERS: Final = (
         "_statistics",
     ),
     BROKERS,
-    ("_broker", "_bucket", "_bus", "_buffer", "_expiring", "_lifetime", "_source"),
-    ("_wire", "_codec", "_envelope", "_names", "_subjects", "_errors", "_config", "_util"),
+    ("_broker", "_bucket", "_bus", "_buffer", "_expiring", "_lifetime", "_source", "_schedule"),
+    ("_wire", "_codec", "_envelope", "_names", "_subjects", "_cron", "_errors", "_config", "_util"),
 )
 
 ASYNCIO: Final = {"asyncio", "nats", "trio_asyncio"}
 # They do no I/O. `_errors` does import trio, for its errors are trio's too.
-WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names", "_subjects"}
+WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names", "_subjects", "_cron"}
 
 
 def layer(module: str) -> int:

@@ -37,6 +37,7 @@ from ._open import (
     open_worker as open_worker,
 )
 from ._retry import Retry as Retry, RetryTask as RetryTask
+from ._schedule import Schedule as Schedule
 from ._statistics import (
     DispatcherStatistics as DispatcherStatistics,
     GroupStatistics as GroupStatistics,

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from ._bucket import Bucket
     from ._errors import BrokerError
+    from ._schedule import Timetable
 
 
 @dataclass(slots=True)
@@ -36,6 +38,8 @@ class NewTask:
     """On Trio's clock. Goes with the task, as the seconds that are left."""
     lease: str = ""
     """Without it the task is not to be run: of the group that it belongs to, if it has one."""
+    not_before: datetime | None = None
+    """In UTC. Until then nobody gets it."""
 
 
 class ResultListener(ABC):
@@ -59,6 +63,9 @@ class Outbox(ABC):
 
     hears_key: bool
     """Whether results of its own key are heard without `expect`, as they should be."""
+
+    timetable: Timetable
+    """Tasks that are started again and again."""
 
     @abstractmethod
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:

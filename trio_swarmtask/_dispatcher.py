@@ -13,12 +13,14 @@ from ._errors import BrokerError, ClosedError, SwarmTaskError
 from ._futures import Futures
 from ._group import OnFailure, Orphans, TaskGroup, open_group
 from ._names import check_task_id, check_timeout, make_key, shorten
+from ._schedule import Schedule, check_name, make_plan, read_plans
 from ._starter import Starter
 from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime, timedelta
 
     from ._broker import Broker, Outbox
     from ._future import Future
@@ -71,7 +73,9 @@ class Dispatcher(metaclass=NoPublicConstructor):
         finally:
             self._futures.release(future)
 
-    async def start(self, capability: str, message: Message) -> Future:
+    async def start(
+        self, capability: str, message: Message, *, not_before: datetime | None = None
+    ) -> Future:
         """Store one task on the broker and return its `Future`.
 
         Returns once the broker has confirmed the store; no worker need be up. Blank ``id``,
@@ -84,6 +88,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
         Args:
           capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.
           message: What to send. Encoded, it must fit the server's payload limit.
+          not_before: Aware. The broker keeps the task until then, by its own clock, and no worker
+            gets it. A time that has passed is now.
 
         Returns:
           A future whose ``wait`` gives the stored `Result`, any number of times.
@@ -91,13 +97,15 @@ class Dispatcher(metaclass=NoPublicConstructor):
         Raises:
           InvalidCapabilityError: if ``capability`` has another form; nothing was sent.
           InvalidMessageError: if ``message`` fails validation; nothing was sent.
-          BrokerError: if the server is lost for good, or refuses for good.
+          TypeError, ValueError: if ``not_before`` is no time, or has no time zone.
+          BrokerError: if the server is lost for good, or refuses for good; with ``not_before``, if
+            it is older than 2.12.
           ClosedError: if this dispatcher is closed.
 
         Source: JetStream's publish acknowledgement and its header ``Nats-Msg-Id``.
         """
         self._check_open()
-        start = self._starter.prepare(capability, message)
+        start = self._starter.prepare(capability, message, not_before=not_before)
         stored = False
         try:
             await self._starter.store(start)
@@ -106,6 +114,51 @@ class Dispatcher(metaclass=NoPublicConstructor):
             if not stored:
                 self._futures.release(start.future)
         return start.future
+
+    async def schedule(
+        self,
+        name: str,
+        capability: str,
+        message: Message,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+    ) -> None:
+        """Have the broker start a task again and again: nothing has to stay running.
+
+        Each task has an ID of its own, ``<name>-<milliseconds since 1970>``: `attach` gives its
+        future. Registering the same again, from any process, changes nothing; anything else
+        replaces what has the name, whatever its capability.
+
+        Args:
+          name: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"nightly-report"``.
+          capability: As for `start`.
+          message: What to send, without an ``id``.
+          cron: Six fields, in UTC: second, minute, hour, day of the month, month, day of the week.
+            ``"0 30 6 * * mon-fri"`` is half past six on weekdays.
+          every: Seconds, or a timedelta: whole seconds, at least one.
+
+        Raises:
+          InvalidCapabilityError, InvalidMessageError, TypeError, ValueError: if an argument has
+            another form; nothing was sent.
+          BrokerError: if the server is lost for good, refuses, or is older than 2.14.
+          ClosedError: if this dispatcher is closed.
+
+        Source: JetStream's message schedules, header ``Nats-Schedule``.
+        """
+        self._check_open()
+        plan = make_plan(name, capability, message, cron, every, self._starter.fill)
+        await self._outbox.timetable.put(plan)
+
+    async def unschedule(self, name: str) -> bool:
+        """End a schedule; tasks that it has started stay. Returns whether there was one."""
+        self._check_open()
+        return await self._outbox.timetable.drop(check_name(name))
+
+    async def schedules(self) -> list[Schedule]:
+        """All that are registered, by anybody, in the order of their names."""
+        self._check_open()
+        return read_plans(await self._outbox.timetable.plans())
 
     async def attach(self, task_id: str) -> Future:
         """Hold the result of a task that was started elsewhere, or before a restart.

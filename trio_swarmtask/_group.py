@@ -32,6 +32,7 @@ from ._util import NoPublicConstructor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
     from ._dispatcher import Dispatcher
     from ._future import Future
@@ -98,7 +99,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
             cancelled=self._cancelled,
         )
 
-    async def start(self, capability: str, message: Message) -> Future:
+    async def start(
+        self, capability: str, message: Message, *, not_before: datetime | None = None
+    ) -> Future:
         """As `Dispatcher.start`; the task belongs to the group from now on.
 
         A blank ``parent``, ``root`` and ``correlation_id`` are filled in a copy of the message. If
@@ -108,7 +111,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
           ClosedError: if the block was left, or the dispatcher is closed.
           And what else `Dispatcher.start` raises.
         """
-        start = self._begin(capability, message, math.inf)
+        start = self._begin(capability, message, math.inf, not_before)
         try:
             await self._store(start)
         except BaseException:
@@ -149,13 +152,23 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._runs.discard(future)
             self._dispatcher._futures.release(future)
 
-    def _begin(self, capability: str, message: Message, deadline: float) -> Start:
+    def _begin(
+        self,
+        capability: str,
+        message: Message,
+        deadline: float,
+        not_before: datetime | None = None,
+    ) -> Start:
         if self._left.is_set():
             raise ClosedError("the block of this group was left; open another one to start tasks")
         self._dispatcher._check_open()
         deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
         start = self._dispatcher._starter.prepare(
-            capability, self._chain.fill(message), deadline, self._id if self._lease else ""
+            capability,
+            self._chain.fill(message),
+            deadline,
+            self._id if self._lease else "",
+            not_before=not_before,
         )
         future = start.future
         if future not in self._children:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -26,6 +27,7 @@ from ._expiring import Expiring
 from ._lifetime import Lifetime
 from ._memory_bucket import Shelf, open_memory_bucket
 from ._memory_queue import MemoryIntake, Queue, Room, Store, Task
+from ._memory_schedules import MemorySchedules, MemoryTimetable
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class MemoryBroker(Broker):
         self._outboxes: dict[str, _MemoryOutbox] = {}
         self._queues: dict[str, Queue] = {}
         self._shelves: dict[str, Shelf] = {}
+        self._schedules = MemorySchedules(self._fire)
         self._store = Store(
             ack_wait, self._room, self._finish, self._results.get, self._set_aside, self._leases
         )
@@ -105,6 +108,7 @@ class MemoryBroker(Broker):
         async with open_flat_nursery() as nursery:
             intake = MemoryIntake(queue, on_delivery)
             nursery.start_soon(queue.keep_time)
+            nursery.start_soon(self._schedules.keep_time)
             try:
                 yield intake
             finally:
@@ -131,10 +135,18 @@ class MemoryBroker(Broker):
     def _is_known(self, task_id: str) -> bool:
         return task_id in self._recent or task_id in self._results
 
-    def _add(self, task: Task) -> None:
+    def _add(self, task: Task, due: float = -math.inf) -> None:
         self._recent.put(task.task_id, None)
         self._room.count += 1
-        self._queue(task.capability).add(task)
+        self._queue(task.capability).add(task, due)
+
+    def _fire(self, capability: str, task_id: str, data: bytes) -> bool:
+        if self._is_known(task_id):
+            return True  # it was cancelled before anybody looked
+        if self._room.is_full():
+            return False
+        self._add(Task(capability, task_id, data))
+        return True
 
     async def _finish(self, task_id: str, data: bytes) -> bool:
         self._check_size(data)
@@ -166,18 +178,25 @@ class _MemoryOutbox(Outbox):
         self.listener = listener
         self.expected: set[str] = set()
         self._lifetime = Lifetime()
+        self.timetable = MemoryTimetable(broker._schedules, self._lifetime, broker._check_size)
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         self._broker._check_size(task.data)
         stored = Task(task.capability, task.task_id, task.data, task.deadline, task.lease)
-        return await self._lifetime.run(partial(self._store, stored))
+        due = -math.inf
+        if task.not_before is not None:
+            # Told once: from here on it is Trio's clock that counts.
+            due = trio.current_time() + (task.not_before - datetime.now(UTC)).total_seconds()
+        return await self._lifetime.run(partial(self._store, stored, due))
 
-    async def _store(self, task: Task) -> bool:
+    async def _store(self, task: Task, due: float) -> bool:
         broker = self._broker
         await trio.lowlevel.checkpoint()
+        if due > -math.inf and broker._queue(task.capability).is_delayed(task.task_id):
+            return False
         while not broker._is_known(task.task_id):
             if not broker._room.is_full():
-                broker._add(task)
+                broker._add(task, due)
                 return True
             await broker._room.freed.wait()
         return False

@@ -70,7 +70,7 @@ class Queue:
         self.store = store
         self.intakes: deque[MemoryIntake] = deque()
         self._waiting: deque[Task] = deque()
-        self._delayed: list[tuple[float, Task]] = []
+        self._delayed: dict[Task, float] = {}  # until when
         self._leased: dict[Task, Delivery] = {}
         self._tasks: dict[str, list[Task]] = {}  # by ID; one may be stored again after a while
         self._next_check = math.inf
@@ -79,10 +79,16 @@ class Queue:
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._tasks
 
-    def add(self, task: Task) -> None:
+    def add(self, task: Task, due: float = -math.inf) -> None:
         self._tasks.setdefault(task.task_id, []).append(task)
-        self._waiting.append(task)
-        self.hand_out()
+        if due > trio.current_time():
+            self._delay(task, due)
+        else:
+            self._waiting.append(task)
+            self.hand_out()
+
+    def is_delayed(self, task_id: str) -> bool:
+        return any(task in self._delayed for task in self._tasks.get(task_id, ()))
 
     def hand_out(self) -> None:
         while self._waiting:
@@ -97,11 +103,14 @@ class Queue:
         task.holder = None
         del self._leased[task]
         if delay > 0:
-            self._delayed.append((trio.current_time() + delay, task))
-            self._check_at(trio.current_time() + delay)
+            self._delay(task, trio.current_time() + delay)
         else:
             self._waiting.appendleft(task)
             self.hand_out()
+
+    def _delay(self, task: Task, due: float) -> None:
+        self._delayed[task] = due
+        self._check_at(due)
 
     def end(self, task: Task) -> None:
         if not task.ended:
@@ -111,6 +120,7 @@ class Queue:
             if not same:
                 del self._tasks[task.task_id]
             self._leased.pop(task, None)
+            self._delayed.pop(task, None)
             self.store.room.free()
 
     def cancel(self, notice: Notice) -> None:
@@ -125,12 +135,14 @@ class Queue:
             for task, delivery in list(self._leased.items()):
                 if delivery.lease_until <= now:
                     self.take_back(task, 0)
-            due = [task for time, task in self._delayed if time <= now]
-            self._delayed = [(time, task) for time, task in self._delayed if time > now]
+            due = [task for task, time in self._delayed.items() if time <= now]
+            due.sort(key=self._delayed.__getitem__)
+            for task in due:
+                del self._delayed[task]
             self._waiting.extendleft(reversed(due))
             self.hand_out()
             times = [delivery.lease_until for delivery in self._leased.values()]
-            times += [time for time, _ in self._delayed]
+            times += self._delayed.values()
             self._next_check = min(times, default=math.inf)
             with trio.move_on_at(self._next_check):
                 await self._check_earlier.wait()

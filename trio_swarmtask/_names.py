@@ -22,11 +22,16 @@ _KEY_LENGTH: Final = 16  # 82 bits: no two dispatchers of a swarm draw the same
 
 def check_capability(text: object) -> None:
     """Raise `InvalidCapabilityError` unless ``text`` is 1 to 64 of ``A-Z a-z 0-9 _ -``."""
-    if not isinstance(text, str) or _CAPABILITY.fullmatch(text) is None:
+    if not is_capability(text):
         raise InvalidCapabilityError(
             f"capability {shorten(text)} must be a string of 1 to 64 letters, digits, '-' or '_', "
             "for example 'code-review'"
         )
+
+
+def is_capability(text: object) -> bool:
+    """Whether ``text`` is 1 to 64 of ``A-Z a-z 0-9 _ -``."""
+    return isinstance(text, str) and _CAPABILITY.fullmatch(text) is not None
 
 
 def check_task_id(text: object) -> None:

@@ -18,6 +18,7 @@ from ._codec import encode
 from ._envelope import MessageEnvelope
 from ._errors import InvalidMessageError
 from ._names import check_capability, check_task_id, shorten
+from ._schedule import check_not_before
 from ._wire import Message
 
 if TYPE_CHECKING:
@@ -53,14 +54,22 @@ class Starter:
         return f"{self._key}-{kind}{next(self._numbers)}"
 
     def prepare(
-        self, capability: str, message: Message, deadline: float = math.inf, lease: str = ""
+        self,
+        capability: str,
+        message: Message,
+        deadline: float = math.inf,
+        lease: str = "",
+        not_before: datetime | None = None,
     ) -> Start:
         """A future that somebody holds, and the task that is to be stored for it.
 
         Raises:
           InvalidCapabilityError, InvalidMessageError: then nothing is held.
+          TypeError, ValueError: the same, for `check_not_before`.
         """
         check_capability(capability)
+        if not_before is not None:
+            not_before = check_not_before(not_before)
         if not isinstance(message, Message):
             raise InvalidMessageError(f"{shorten(message)} is not a Message")
         if message.id == "":
@@ -68,8 +77,8 @@ class Starter:
         else:
             task_id, own = message.id, False
             check_task_id(task_id)
-        data = encode(message, MessageEnvelope, partial(self._fill, task_id))
-        task = NewTask(capability, task_id, data, deadline, lease)
+        data = encode(message, MessageEnvelope, partial(self.fill, task_id))
+        task = NewTask(capability, task_id, data, deadline, lease, not_before)
         return Start(self._futures.hold(task_id, capability), task, own=own)
 
     async def store_soon(self, start: Start) -> bool:
@@ -104,7 +113,8 @@ class Starter:
             await self._futures.look_up(future)  # perhaps it is another capability's
         self.started += 1
 
-    def _fill(self, task_id: str, envelope: MessageEnvelope) -> None:
+    def fill(self, task_id: str, envelope: MessageEnvelope) -> None:
+        """Fill the blanks of an envelope."""
         envelope.id = task_id
         if envelope.created_at is None or envelope.submitted_at is None:
             now = datetime.now(UTC)

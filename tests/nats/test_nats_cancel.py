@@ -20,7 +20,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _cancel
+from trio_swarmtask._nats import _cancel, _stored
 from trio_swarmtask._nats._jetstream import APIError, call
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ async def test_server_that_fails_to_take_it_out_is_asked_again(
 
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
         future = await dispatcher.start("coder", Message())
-        monkeypatch.setattr(_cancel, "call", fail_once)
+        monkeypatch.setattr(_stored, "call", fail_once)
         await future.cancel()
         assert await raw.subjects("TASKS", ">") == []
     assert "trying again: disk on fire" in caplog.text

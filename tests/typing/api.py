@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_type
 
@@ -33,6 +33,7 @@ from trio_swarmtask import (
     Message,
     NATSConfig,
     Result,
+    Schedule,
     Status,
     SwarmTaskError,
     TaskCancelledError,
@@ -240,6 +241,8 @@ def check_broker() -> None:
 async def check_dispatcher(dispatcher: Dispatcher, message: Message) -> None:
     assert_type(await dispatcher.run("coder", message), Result)
     assert_type(await dispatcher.start("coder", message), Future)
+    assert_type(await dispatcher.start("coder", message, not_before=datetime.now(UTC)), Future)
+    await dispatcher.start("coder", message, not_before=60)  # type: ignore[arg-type]
     assert_type(dispatcher.statistics(), DispatcherStatistics)
     await dispatcher.shutdown(10)
     await dispatcher.aclose()
@@ -253,10 +256,28 @@ async def check_dispatcher(dispatcher: Dispatcher, message: Message) -> None:
     dispatcher.forget("order-7")  # type: ignore[arg-type]
 
 
+async def check_schedules(dispatcher: Dispatcher, message: Message) -> None:
+    assert_type(await dispatcher.schedule("tick", "coder", message, every=5), None)
+    await dispatcher.schedule("tick", "coder", message, every=timedelta(hours=1))
+    await dispatcher.schedule("tick", "coder", message, cron="0 0 3 * * *")
+    await dispatcher.schedule("tick", "coder", message, "0 0 3 * * *")  # type: ignore[call-arg]
+    await dispatcher.schedule("tick", "coder", message, every="5s")  # type: ignore[arg-type]
+    assert_type(await dispatcher.unschedule("tick"), bool)
+    schedules = await dispatcher.schedules()
+    assert_type(schedules, list[Schedule])
+    assert_type(schedules[0].name, str)
+    assert_type(schedules[0].capability, str)
+    assert_type(schedules[0].message, Message)
+    assert_type(schedules[0].cron, str | None)
+    assert_type(schedules[0].every, int | None)
+    schedules[0].name = "tock"  # type: ignore[misc]
+
+
 async def check_group(dispatcher: Dispatcher, message: Message) -> None:
     async with dispatcher.open_group(parent=message, on_failure="collect", grace=5) as group:
         assert_type(group, TaskGroup)
         assert_type(await group.start("coder", message), Future)
+        assert_type(await group.start("coder", message, not_before=datetime.now(UTC)), Future)
         assert_type(await group.run("coder", message), Result)
         assert_type(group.cancel_scope, trio.CancelScope)
         assert_type(group.statistics(), GroupStatistics)

@@ -6,6 +6,9 @@
 #   _bucket_stream         the stream of one
 #   _outbox  _intake       a dispatcher's side, a worker's side
 #   _task_store            tasks on their way into the queue
+#   _later  _schedules     tasks that are not due, tasks that are started again and again
+#   _firing                what a schedule starts, as a worker gets it
+#   _stored                single messages of a queue
 #   _leases                those of groups
 #   _deadline              deadlines that travel with their tasks
 #   _delivery              how a task at a worker is settled

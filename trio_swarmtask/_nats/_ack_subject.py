@@ -27,7 +27,12 @@ def stream_sequence(reply: str) -> int:
 
 def stored_at(reply: str) -> float:
     """When the server stored the task, by its clock: seconds of 1970. As `stream_sequence`."""
-    return (parse_count(_ack_tokens(reply)[7]) or 0) / 1e9
+    return stored_nanoseconds(reply) / 1e9
+
+
+def stored_nanoseconds(reply: str) -> int:
+    """The same in nanoseconds, exactly."""
+    return parse_count(_ack_tokens(reply)[7]) or 0
 
 
 def message_key(reply: str) -> str:

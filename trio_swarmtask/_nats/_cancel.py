@@ -15,22 +15,21 @@ import logging
 import re
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from .._broker import Notice
 from .._errors import BrokerError
 from ._connection import NotConnected
+from ._firing import firings_like
 from ._jetstream import (
     NO_CONSUMER,
-    NO_MESSAGE,
-    NO_STREAM,
     APIError,
-    NoResponders,
     call,
 )
 from ._requests import refused_error, status_of
+from ._stored import delete_message, gone, last_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +39,12 @@ if TYPE_CHECKING:
     from ._connection import Connection
     from ._incoming import Incoming
     from ._requests import Requests
+    from ._stored import StoredMessage
     from ._streams import Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
-_DENIED: Final = "not permitted"  # the code is that of any failure to delete
 # A worker that has the task answers at once. If nobody does, it was one that has died.
 _ANSWER_SECONDS: Final = 2.0
 _ENDED: Final = b"ended"
@@ -112,6 +111,7 @@ class Cancellation:
         self._inbox = f"{self._connection.client.new_inbox()}.0"
         self._push = ""  # its subject
         self._answered = trio.Event()
+        self._was_not_due = False
         self._is_running = False
         self._has_ended = False
         self._is_refused = False
@@ -157,56 +157,38 @@ class Cancellation:
                 return False
         stream = await self._streams.tasks(capability)
         subject = f"work.{capability}.{self._task_id}"
-        stored = await self._last(stream, subject)
+        # What is not due yet comes into the queue when it is; so it goes first.
+        later = f"{subject}.later"
+        if await self._remove(stream, later, await last_message(self._requests, stream, later)):
+            self._was_not_due = True
+        stored = await last_message(self._requests, stream, subject)
         self._push = f"cancel.{capability}.{self._task_id}"
         self._connection.publish(self._push, b"", self._inbox)
         delivered = await self._delivered(stream, capability)
         if self._is_refused:  # that comes before the answer
             raise refused_error(self._connection, f"publish to {self._push}")
         await self._remove(stream, subject, stored)
-        later = f"{subject}.later"
-        await self._remove(stream, later, await self._last(stream, later))
-        return stored is not None and stored["seq"] > delivered
+        return self._was_not_due if stored is None else stored.seq > delivered
 
     async def _find(self) -> str | None:
-        """The capability of a task that is in a queue."""
+        """The capability of a task that is in a queue, or is not due."""
         subject = f"work.*.{self._task_id}"
-        answer = await call(self._requests, "STREAM.NAMES", subject=subject)
-        for stream in answer.get("streams") or []:
-            message = await self._last(stream, subject)
-            if message is not None:
-                return str(message["subject"]).split(".")[1]
+        for pattern in (f"{subject}.later", subject, *firings_like(self._task_id)):
+            answer = await call(self._requests, "STREAM.NAMES", subject=pattern)
+            for stream in answer.get("streams") or []:
+                message = await last_message(self._requests, stream, pattern)
+                if message is not None:
+                    return message.subject.split(".")[1]
         return None
 
-    async def _remove(self, stream: str, subject: str, message: dict[str, Any] | None) -> None:
-        # Not by a purge of the subject. That would be one request, but nats-server 2.15 may then
-        # forget what else is leased: a task whose worker has died is never delivered again.
-        request = f"STREAM.MSG.DELETE.{stream}"
+    async def _remove(self, stream: str, subject: str, message: StoredMessage | None) -> bool:
+        """Take out a message, and what else there is of its subject; whether there was any."""
+        removed = False
         while message is not None:
-            failure: APIError | None = None
-            try:
-                await call(self._requests, request, seq=message["seq"], no_erase=True)
-            except APIError as exc:
-                if _DENIED in exc.description:
-                    raise BrokerError(
-                        f"stream {stream} does not let task {self._task_id} be taken out of the "
-                        "queue: it has the setting deny_delete"
-                    ) from exc
-                failure = exc  # or its worker has just ended it
-            left = await self._last(stream, subject)
-            if failure is not None and left == message:
-                raise failure
-            message = left
-
-    async def _last(self, stream: str, subject: str) -> dict[str, Any] | None:
-        try:
-            answer = await call(self._requests, f"STREAM.MSG.GET.{stream}", last_by_subj=subject)
-        except APIError as exc:
-            if exc.err_code == NO_MESSAGE:
-                return None
-            raise _gone(exc, stream) from exc
-        message: dict[str, Any] = answer["message"]
-        return message
+            what = f"task {self._task_id}"
+            removed |= await delete_message(self._requests, stream, message.seq, what)
+            message = await last_message(self._requests, stream, subject)
+        return removed
 
     async def _delivered(self, stream: str, capability: str) -> int:
         """The sequence of the last task that the durable has delivered."""
@@ -215,9 +197,5 @@ class Cancellation:
         except APIError as exc:
             if exc.err_code == NO_CONSUMER:
                 return 0
-            raise _gone(exc, stream) from exc
+            raise gone(exc, stream) from exc
         return int(info["delivered"]["stream_seq"])
-
-
-def _gone(exc: APIError, stream: str) -> Exception:
-    return NoResponders(f"stream {stream}") if exc.err_code == NO_STREAM else exc

@@ -31,6 +31,7 @@ from ._connection import NotConnected
 from ._deadline import NO_HEADERS, OWN_HEADERS, read_headers
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
+from ._firing import find_firing
 from ._leases import Leases
 from ._requests import NoAnswer, refused_error, status_of
 
@@ -163,16 +164,25 @@ class NATSIntake(Intake):
             return
         self._free -= 1
         self._asked -= 1
+        task_id, data = message.subject.removeprefix(self._prefix), message.data
+        seconds, firing = math.inf, None
+        if OWN_HEADERS in message.head:
+            seconds, firing = find_seconds(message), find_firing(task_id, message)
+            task_id, data = firing or (task_id, data)
         self._on_delivery(
             NATSDelivery(
                 self._settlement,
                 self._capability,
-                message.subject.removeprefix(self._prefix),
-                message.data,
+                task_id,
+                data,
                 message.reply,
                 number,
-                *(read_headers(message) if OWN_HEADERS in message.head else NO_HEADERS),
+                seconds,
+                lease,
+                # What a schedule has started can't be taken out of the queue by its ID: if it was
+                # cancelled there, its result tells.
                 again=number > 1
+                or firing is not None
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
         )

@@ -25,6 +25,7 @@ from ._cancel import Cancellation
 from ._leases import Leases
 from ._requests import Requests, refused_error
 from ._result_store import BATCH, ResultStore, result_id
+from ._schedules import NATSTimetable
 from ._subscribe import subscribe
 from ._task_store import TaskStore
 
@@ -61,6 +62,7 @@ class NATSOutbox(Outbox):
         self._requests = requests
         self._streams = streams
         self._tasks = TaskStore(requests, streams)
+        self.timetable = NATSTimetable(requests, streams)
         self._results = ResultStore(requests, streams)
         self._leases = Leases(requests, streams)
         self._stream = stream

@@ -38,7 +38,10 @@ _DEAD_SECONDS: Final = 30 * 24 * 60 * 60
 _LEASE_SECONDS: Final = 30
 _DUPLICATE_SECONDS: Final = 120
 _NOTIFY: Final = "notify.{{split(1,-)}}"
-_SCHEDULES_SINCE: Final = (2, 12)
+
+# Versions of the server: of schedules for one time, and for many.
+SCHEDULES_SINCE: Final = (2, 12)
+RECURRENT_SINCE: Final = (2, 14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Streams:
                     "subjects": ["work.>"],
                     "retention": "workqueue",
                     "duplicate_window": _DUPLICATE_SECONDS * _NANOSECONDS,
-                    "allow_msg_schedules": self._has_schedules(),
+                    "allow_msg_schedules": self.server_has(SCHEDULES_SINCE),
                 },
             )
             name = self._tasks[capability] = config["name"]
@@ -255,9 +258,10 @@ class Streams:
             f"there: add {config['subjects'][0]} to a stream of any name, or remove that one"
         ) from refusal
 
-    def _has_schedules(self) -> bool:
+    def server_has(self, since: tuple[int, int]) -> bool:
+        """Whether the server that is connected is of this version, or newer."""
         version = self._connection.client.connected_server_version
-        return (version.major, version.minor) >= _SCHEDULES_SINCE
+        return (version.major, version.minor) >= since
 
 
 def covers(pattern: str, subject: str) -> bool:

@@ -18,6 +18,7 @@ from ._jetstream import (
     publish,
     publish_soon,
 )
+from ._later import LaterStore
 from ._result_store import fetch_result
 
 if TYPE_CHECKING:
@@ -39,10 +40,13 @@ class TaskStore:
         self._connection = requests.connection
         self._requests = requests
         self._streams = streams
+        self._later = LaterStore(requests, streams)
         self._known_capabilities: set[str] = set()
 
     async def put(self, task: NewTask, *, tried: bool) -> bool:
         """As `Outbox.store`."""
+        if task.not_before is not None:
+            return await self._later.put(task, task.not_before, tried=tried)
         check_size(self._connection, task.data, headers_size(task))
         if not tried and task.capability in self._known_capabilities:
             # The way of nearly every task, without the frames that are for the rest.

@@ -1,0 +1,181 @@
+# Tasks that are not due yet: kept by the server, and put into the queue when they are.
+#
+# Such a task is a message schedule on `work.<capability>.<id>.later`, where no durable takes it. At
+# its time the server stores it on `work.<capability>.<id>` and removes the schedule, both at once.
+# Its Nats-Msg-Id does not survive that. So what is stored again after an outage is looked for on
+# its whole way, in the order in which it goes: not due, in the queue, done.
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .._errors import BrokerError, InvalidMessageError
+from ._deadline import SECONDS_LEFT, seconds_left
+from ._firing import SCHEDULE
+from ._jetstream import (
+    MESSAGE_TOO_LARGE,
+    SCHEDULES_DISABLED,
+    WRONG_LAST_SEQUENCE,
+    APIError,
+    NoResponders,
+    RefusedError,
+    check_size,
+    persist,
+    publish,
+)
+from ._result_store import fetch_result
+from ._stored import last_message
+from ._streams import SCHEDULES_SINCE, covers
+
+if TYPE_CHECKING:
+    from .._broker import NewTask
+    from ._requests import Requests
+    from ._streams import Streams
+
+
+class LaterStore:
+    """Stores the tasks of one dispatcher that are not due."""
+
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self._requests = requests
+        self._streams = streams
+        self._known: dict[str, str] = {}  # streams that keep schedules, by capability
+
+    async def put(self, task: NewTask, not_before: datetime, *, tried: bool) -> bool:
+        """As `Outbox.store`."""
+        attempt = partial(self._attempt, task, not_before)
+        connection = self._requests.connection
+        what = f"keep task {task.task_id} until it is due"
+        try:
+            return await self._requests.lifetime.run(
+                partial(persist, connection, what, attempt, partial(self._find, task), tried=tried)
+            )
+        except RefusedError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(task.data)} bytes is larger than the stream of "
+                    f"{task.capability!r} takes: {exc}"
+                ) from exc
+            raise
+
+    async def _attempt(self, task: NewTask, not_before: datetime) -> bool:
+        stream = self._known.get(task.capability)
+        if stream is None:
+            stream = await self._look(task.capability)
+            self._known[task.capability] = stream
+        subject = f"work.{task.capability}.{task.task_id}"
+        headers = {
+            "Nats-Msg-Id": task.task_id,
+            "Nats-Expected-Last-Subject-Sequence": "0",
+            "Nats-Schedule": f"@at {not_before.isoformat()}",
+            "Nats-Schedule-Target": subject,
+        }
+        if task.deadline < math.inf:
+            # A worker counts from when the task comes into the queue.
+            delay = (not_before - datetime.now(UTC)).total_seconds()
+            headers[SECONDS_LEFT] = seconds_left(task.deadline - delay)
+        check_size(self._requests.connection, task.data, size_of(headers))
+        try:
+            ack = await publish(self._requests, f"{subject}.later", task.data, headers)
+        except NoResponders:
+            self._forget()
+            raise
+        except APIError as exc:
+            refusal = exc
+        else:
+            return not ack.duplicate
+        if refusal.err_code == SCHEDULES_DISABLED:
+            self._forget()
+            await self._look(task.capability)  # it is another stream by now: this says why
+        if refusal.err_code not in WRONG_LAST_SEQUENCE:
+            raise refusal
+        await self._check_no_schedule(stream, task)
+        return False
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._streams.forget()
+
+    async def _look(self, capability: str) -> str:
+        return await find_schedule_stream(
+            self._requests, self._streams, capability, SCHEDULES_SINCE, "not_before"
+        )
+
+    async def _check_no_schedule(self, stream: str, task: NewTask) -> None:
+        subject = f"work.{task.capability}.{task.task_id}.later"
+        message = await last_message(self._requests, stream, subject)
+        if message is not None and SCHEDULE in message.headers:
+            raise BrokerError(
+                f"task {task.task_id} of {task.capability} can't be kept until it is due: a "
+                "schedule has that name; give the task another ID"
+            )
+
+    async def _find(self, task: NewTask) -> bool | None:
+        stream = await self._streams.tasks(task.capability)
+        subject = f"work.{task.capability}.{task.task_id}"
+        try:
+            for place in (f"{subject}.later", subject):
+                if await last_message(self._requests, stream, place) is not None:
+                    return False
+        except NoResponders:
+            self._forget()
+            raise
+        results = await self._streams.results()
+        found = await fetch_result(self._requests, results, task.task_id)
+        return None if found is None else False
+
+
+def size_of(headers: dict[str, str]) -> int:
+    """The bytes that these headers have as a block."""
+    return len(b"NATS/1.0\r\n\r\n") + sum(
+        len(f"{name}: {value}\r\n") for name, value in headers.items()
+    )
+
+
+async def find_schedule_stream(
+    requests: Requests, streams: Streams, capability: str, since: tuple[int, int], what: str
+) -> str:
+    """The stream of a capability's tasks, which keeps what is not due as well.
+
+    Raises:
+      BrokerError: if it, or the server, can't; with what to do.
+    """
+    url = requests.connection.config.safe_url
+    if not streams.server_has(since):
+        version = requests.connection.client.connected_server_version
+        raise BrokerError(
+            f"{url} runs nats-server {version.major}.{version.minor}, and {what} needs "
+            f"{since[0]}.{since[1]} or newer: upgrade it"
+        )
+    subject = f"work.{capability}.*.later"
+    config = await streams.find(subject)
+    if config is None:
+        streams.forget()
+        name = await streams.tasks(capability)
+        config = await streams.find(subject)
+        if config is None:
+            raise BrokerError(
+                f"{what} needs a stream that holds {subject} beside work.{capability}.*: add that "
+                f"subject to stream {name}"
+            )
+    name = str(config["name"])
+    if not any(covers(held, f"work.{capability}.*") for held in config["subjects"]):
+        raise BrokerError(
+            f"{what} needs one stream that holds both work.{capability}.* and {subject}, and "
+            f"{name} holds only {subject}: add that subject to the stream of {capability}"
+        )
+    if config.get("discard") == "new":
+        raise BrokerError(
+            f"{what} does not go with stream {name}: it discards new messages where it is full, "
+            "and so the server lets it take no schedules. Make it anew with discard old, without "
+            "limits, or start tasks when they are due"
+        )
+    if not config.get("allow_msg_schedules"):
+        raise BrokerError(
+            f"{what} needs a stream that takes message schedules, and {name} does not: set "
+            "allow_msg_schedules in its configuration"
+        )
+    return name
