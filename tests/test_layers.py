@@ -30,6 +30,7 @@ LAYERS: Final = (
         "_futures",
         "_group",
         "_lease",
+        "_open_group",
         "_starter",
         "_chain",
         "_cancelled",

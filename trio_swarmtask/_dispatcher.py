@@ -11,8 +11,8 @@ import trio
 
 from ._errors import BrokerError, ClosedError, SwarmTaskError
 from ._futures import Futures
-from ._group import OnFailure, Orphans, TaskGroup, open_group
 from ._names import check_task_id, check_timeout, make_key, shorten
+from ._open_group import Orphans, open_group
 from ._schedule import Schedule, check_name, make_plan, read_plans
 from ._starter import Starter
 from ._statistics import DispatcherStatistics
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ._broker import Broker, Outbox
     from ._future import Future
+    from ._group import OnFailure, TaskGroup
     from ._wire import Message, Result
 
 

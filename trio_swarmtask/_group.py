@@ -19,28 +19,25 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
 from ._chain import Chain
 from ._errors import ClosedError, SwarmTaskError, TaskTimeoutError
-from ._lease import Lease
 from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from ._dispatcher import Dispatcher
     from ._future import Future
+    from ._lease import Lease
     from ._starter import Start
     from ._wire import Message, Result
 
 OnFailure = Literal["cancel", "collect"]
-Orphans = Literal["finish", "cancel"]
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 _SAME_TIME: Final = 0.1
@@ -287,27 +284,3 @@ class TaskGroup(metaclass=NoPublicConstructor):
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
             if future in self._unconfirmed:
                 self._let_go(future)  # nor is it stored
-
-
-@asynccontextmanager
-async def open_group(
-    dispatcher: Dispatcher,
-    task_id: str,
-    parent: Message | None,
-    on_failure: OnFailure,
-    grace: float,
-    orphans: Orphans,
-) -> AsyncIterator[TaskGroup]:
-    lease = None
-    if orphans == "cancel":
-        lease = Lease(dispatcher._outbox, task_id)
-        await lease.begin()
-    async with trio.open_nursery(strict_exception_groups=True) as nursery:
-        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace, lease)
-        nursery.start_soon(group._keep)
-        if lease is not None:
-            nursery.start_soon(lease.keep)
-        try:
-            yield group
-        finally:
-            group._left.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -57,7 +58,7 @@ def fenced(language: str) -> str:
 
 
 BLOCK: Final = fenced("conf")
-ROLES: Final = ("dispatcher", "canceller", "worker", "reader", "publisher")
+ROLES: Final = ("dispatcher", "canceller", "scheduler", "worker", "reader", "publisher")
 
 
 class Entry(NamedTuple):
@@ -191,6 +192,21 @@ async def cancel(site: Site) -> None:
         assert await future.wait() == done
 
 
+async def schedule(site: Site) -> None:
+    """A task for later, of an ID of its own; and a schedule, from its beginning to its end."""
+    async with (
+        open_dispatcher(site.config("scheduler")) as scheduler,
+        open_worker(site.admin) as worker,
+    ):
+        await worker.handle("coder", echo)
+        due = datetime.now(UTC) + timedelta(seconds=0.2)
+        future = await scheduler.start("coder", Message(id="later"), not_before=due)
+        assert (await future.wait()).status == Status.SUCCESS
+        await scheduler.schedule("tick", "coder", Message(), every=3600)
+        assert [schedule.name for schedule in await scheduler.schedules()] == ["tick"]
+        assert await scheduler.unschedule("tick")
+
+
 async def work(site: Site) -> None:
     """Tasks that end in each way, a lease that is renewed, and one that is given back."""
     config = site.config("worker")
@@ -272,6 +288,7 @@ async def publish(site: Site) -> None:
 USES: Final = {
     "dispatcher": dispatch,
     "canceller": cancel,
+    "scheduler": schedule,
     "worker": work,
     "reader": read,
     "publisher": publish,

@@ -165,9 +165,9 @@ class NATSIntake(Intake):
         self._free -= 1
         self._asked -= 1
         task_id, data = message.subject.removeprefix(self._prefix), message.data
-        seconds, firing = math.inf, None
+        (seconds, lease), firing = NO_HEADERS, None
         if OWN_HEADERS in message.head:
-            seconds, firing = find_seconds(message), find_firing(task_id, message)
+            (seconds, lease), firing = read_headers(message), find_firing(task_id, message)
             task_id, data = firing or (task_id, data)
         self._on_delivery(
             NATSDelivery(

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._errors import BrokerError, InvalidMessageError
-from ._deadline import SECONDS_LEFT, seconds_left
+from ._deadline import LEASE, SECONDS_LEFT, seconds_left
 from ._firing import SCHEDULE
 from ._jetstream import (
     MESSAGE_TOO_LARGE,
@@ -77,6 +77,8 @@ class LaterStore:
             # A worker counts from when the task comes into the queue.
             delay = (not_before - datetime.now(UTC)).total_seconds()
             headers[SECONDS_LEFT] = seconds_left(task.deadline - delay)
+        if task.lease:
+            headers[LEASE] = task.lease
         check_size(self._requests.connection, task.data, size_of(headers))
         try:
             ack = await publish(self._requests, f"{subject}.later", task.data, headers)
