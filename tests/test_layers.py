@@ -47,12 +47,33 @@ LAYERS: Final = (
     ),
     BROKERS,
     ("_broker", "_bucket", "_bus", "_buffer", "_expiring", "_lifetime", "_source", "_schedule"),
-    ("_wire", "_codec", "_envelope", "_names", "_subjects", "_cron", "_errors", "_config", "_util"),
+    (
+        "_wire",
+        "_record",
+        "_record_wire",
+        "_codec",
+        "_envelope",
+        "_names",
+        "_subjects",
+        "_cron",
+        "_errors",
+        "_config",
+        "_util",
+    ),
 )
 
 ASYNCIO: Final = {"asyncio", "nats", "trio_asyncio"}
 # They do no I/O. `_errors` does import trio, for its errors are trio's too.
-WITHOUT_TRIO: Final = {"_wire", "_codec", "_envelope", "_names", "_subjects", "_cron"}
+WITHOUT_TRIO: Final = {
+    "_wire",
+    "_record",
+    "_record_wire",
+    "_codec",
+    "_envelope",
+    "_names",
+    "_subjects",
+    "_cron",
+}
 
 
 def layer(module: str) -> int:

@@ -62,6 +62,10 @@ class InvalidSubjectError(SwarmTaskError, ValueError):
     """A subject, or a queue's name, that can't be: empty tokens, white space, a stray wildcard."""
 
 
+class InvalidResultError(SwarmTaskError, ValueError):
+    """A result or filter with a field of a wrong type; a result too large, or malformed."""
+
+
 class TaskFailedError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``failed``."""
 

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from trio_swarmtask._record_wire import decode, encode
 from trio_swarmtask.results import InvalidResultError, Result, ResultStatus
 from trio_swarmtask.results._types import clean
-from trio_swarmtask.results._wire import decode, encode
 
 WIRE: Final = Path(__file__).parents[1] / "wire"
 

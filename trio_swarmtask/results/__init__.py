@@ -5,7 +5,7 @@
 #   _open  _bridge                open_kv_publisher; publish_results
 #   _in_bucket  _on_bus  _local   three publishers
 #   _publisher                    the interface; subscriptions
-#   _select  _merge  _wire        listing, updating, bytes
+#   _select  _merge               listing, updating
 #   _types  _errors  _locks       what the rest stands on
 
 from ._bridge import as_result as as_result, publish_results as publish_results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from .._errors import SwarmTaskError
+from .._errors import InvalidResultError as InvalidResultError, SwarmTaskError
 
 
 class ResultNotFoundError(SwarmTaskError, KeyError):
@@ -39,10 +39,6 @@ class InvalidTaskIDError(SwarmTaskError, ValueError):
 
 class InvalidStatusError(SwarmTaskError, ValueError):
     """A status that is none of ``pending``, ``success`` and ``failed``."""
-
-
-class InvalidResultError(SwarmTaskError, ValueError):
-    """A result or filter with a field of a wrong type; a result too large, or malformed."""
 
 
 class PublisherClosedError(SwarmTaskError, trio.ClosedResourceError):

@@ -15,13 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 from .._bucket import Refused, Watch
+from .._record_wire import decode, encode
 from ._errors import InvalidResultError, ResultNotFoundError
 from ._locks import KeyedLocks
 from ._merge import merge, supersedes
 from ._publisher import TopicPublisher
 from ._select import Selection
 from ._types import Result, ResultFilter, clean, clean_filter, validate_task_id
-from ._wire import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,13 +19,13 @@ import trio
 
 from .._bus import MessageBus
 from .._names import check_count, shorten
+from .._record_wire import decode, encode
 from .._subjects import check_subject
 from ._errors import InvalidResultError
 from ._local import LocalPublisher
 from ._locks import KeyedLocks
 from ._merge import merge, supersedes
 from ._types import Result, clean, validate_task_id
-from ._wire import decode, encode
 
 if TYPE_CHECKING:
     from .._bus import BusMessage

@@ -1,11 +1,10 @@
-# Results and filters: what they hold, and whether a user's may be stored or asked for.
+# Results and filters: what these hold, and whether a user's may be stored or asked for.
 #
 # Invariant: what `clean` gives has the declared types, a status that is the enum, times in UTC,
 # and shares nothing that can change with what it was given.
 
 from __future__ import annotations
 
-import enum
 import re
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -14,6 +13,7 @@ import msgspec
 
 from .._envelope import GO_ZERO_TIME
 from .._names import is_task_id, shorten
+from .._record import Result as Result, ResultStatus as ResultStatus
 from ._errors import InvalidResultError, InvalidStatusError, InvalidTaskIDError
 
 # msgspec would also take a string for a time, and base64 for bytes.
@@ -23,47 +23,6 @@ _FIELD: Final = re.compile(r"\$\.(\w+)")
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 _STATUSES: Final = frozenset(["pending", "success", "failed"])
-
-
-class ResultStatus(enum.StrEnum):
-    """Where a task stands."""
-
-    PENDING = "pending"
-    SUCCESS = "success"
-    FAILED = "failed"
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether the task has ended: a success or a failure."""
-        return self is not ResultStatus.PENDING
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a task: one record, updated until the task has ended.
-
-    Source: the Go struct ``Result`` of the package ``results``.
-    """
-
-    task_id: str = ""
-    """Filled by `ResultPublisher.publish`, whose own argument counts."""
-
-    status: ResultStatus
-    """Where the task stands. A plain string that is one of them is taken too."""
-
-    output: bytes = b""
-    """What the task has given, in whatever form its reader expects."""
-
-    error: str = ""
-    """Why it failed."""
-
-    metadata: dict[str, str] | None = None
-    """Anything else, string to string."""
-
-    created_at: datetime | None = None
-    """When the first result of this task was published, in UTC. Set once, then kept."""
-
-    updated_at: datetime | None = None
-    """When this one was published, in UTC. By the publisher's clock: don't order by it."""
 
 
 class ResultFilter(msgspec.Struct, frozen=True, kw_only=True):

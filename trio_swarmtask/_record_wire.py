@@ -1,4 +1,4 @@
-# Results as bytes: Go's struct, which has no JSON names of its own.
+# Records as bytes: Go's struct, which has no JSON names of its own.
 #
 # Invariant: decoding raises InvalidResultError, whatever the bytes.
 
@@ -9,10 +9,10 @@ from typing import Annotated, Final
 
 import msgspec
 
-from .._envelope import GO_ZERO_TIME, UNFIT
-from .._names import shorten
+from ._envelope import GO_ZERO_TIME, UNFIT
 from ._errors import InvalidResultError
-from ._types import Result, ResultStatus
+from ._names import shorten
+from ._record import Result, ResultStatus
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
