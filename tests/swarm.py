@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,6 +30,7 @@ from trio_swarmtask._broker import Broker, Outbox, ResultListener
 from trio_swarmtask._memory_queue import Task
 from trio_swarmtask._nats._connection import Connection, open_connection
 from trio_swarmtask._nats._jetstream import APIError, call, publish
+from trio_swarmtask._nats._reports import Following
 from trio_swarmtask._nats._requests import Requests, open_requests
 
 AsyncTest = Callable[..., Awaitable[None]]
@@ -119,6 +121,14 @@ class Swarm(ABC):
         """Store a task whose ID the broker has forgotten, as it may after two minutes."""
 
     @abstractmethod
+    async def report(self, task_id: str, data: bytes) -> None:
+        """Send what another program may, as a report of a task."""
+
+    @abstractmethod
+    def count_followers(self) -> int:
+        """Iterations over updates that hold something at the broker, in this process."""
+
+    @abstractmethod
     async def dead_letters(self) -> dict[str, str]:
         """``{task id: reason}``."""
 
@@ -172,6 +182,12 @@ class MemorySwarm(Swarm):
     async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
         self.broker._add(Task(capability, task_id, data))
 
+    async def report(self, task_id: str, data: bytes) -> None:
+        self.broker._report(task_id, data)
+
+    def count_followers(self) -> int:
+        return sum(len(same) for same in self.broker._followers._all.values())
+
     async def dead_letters(self) -> dict[str, str]:
         return {letter.task_id: letter.reason for letter in self.broker.dead_letters}
 
@@ -224,6 +240,15 @@ class NATSSwarm(Swarm):
     async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
         async with self.raw() as raw:
             await raw.store(f"work.{capability}.{task_id}", data)
+
+    async def report(self, task_id: str, data: bytes) -> None:
+        async with self.raw() as raw:
+            raw.connection.publish(f"results.{task_id}", data)
+            await raw.requests.echo()
+
+    def count_followers(self) -> int:
+        subscribed = [one for one in gc.get_objects() if isinstance(one, Following)]
+        return sum(one._subscription is not None for one in subscribed)
 
     async def dead_letters(self) -> dict[str, str]:
         letters = {}

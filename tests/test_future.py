@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -17,18 +17,30 @@ from trio_swarmtask import (
     SwarmTaskError,
     UnsupportedVersionError,
 )
+from trio_swarmtask._future import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_swarmtask._source import Source
 
 SUCCESS = Result(id="t-1", status=Status.SUCCESS, outputs={"a": [1]})
 FAILED = Result(id="t-1", status=Status.FAILED, error="disk full")
 
 
-async def cancel(future: Future, grace: float) -> bool:
-    pytest.fail("nobody has asked for it")
+class Nobody(Holder):
+    """Holds a future of which nobody asks for more than its result."""
+
+    async def cancel(self, future: Future, grace: float) -> bool:
+        pytest.fail("nobody has asked for it")
+
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        pytest.fail("nobody has asked for it")
 
 
 @pytest.fixture
 def future() -> Future:
-    return Future._create("t-1", "coder", cancel)
+    return Future._create("t-1", "coder", Nobody())
 
 
 async def test_id_and_repr(future: Future) -> None:

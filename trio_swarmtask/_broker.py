@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._progress import CanFollow, CanReport
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -58,7 +60,7 @@ class ResultListener(ABC):
         """The broker is lost for good; nothing more will come."""
 
 
-class Outbox(ABC):
+class Outbox(CanFollow):
     """A dispatcher's side of the broker: store tasks, hear of their results, fetch results."""
 
     hears_key: bool
@@ -137,7 +139,7 @@ class Outbox(ABC):
         """End everything that waits in a method of this object with `ClosedError`."""
 
 
-class Delivery(ABC):
+class Delivery(CanReport):
     """One arrival of a task at a worker."""
 
     __slots__ = (

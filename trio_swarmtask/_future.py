@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from typing import final
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from ._envelope import Status
 from ._errors import InvalidMessageError, SwarmTaskError
 from ._names import shorten
+from ._updates import Updates
 from ._util import NoPublicConstructor
 from ._wire import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._source import Source
 
 
 class TaskState(enum.StrEnum):
@@ -34,8 +40,16 @@ class TaskState(enum.StrEnum):
     """It was cancelled here, and its handler may be cleaning up, or run on."""
 
 
-Canceller = Callable[["Future", float], Awaitable[bool]]
-"""Cancels a task and waits so many seconds for its handler; whether that runs no more."""
+class Holder(ABC):
+    """What a future needs of the dispatcher that holds it."""
+
+    @abstractmethod
+    async def cancel(self, future: Future, grace: float) -> bool:
+        """Cancel its task and wait so many seconds for the handler; whether that runs no more."""
+
+    @abstractmethod
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        """See `CanFollow.follow`."""
 
 
 @final
@@ -44,11 +58,11 @@ class Future(metaclass=NoPublicConstructor):
 
     __slots__ = (
         "__weakref__",
-        "_canceller",
         "_capability",
         "_data",
         "_error",
         "_expected",
+        "_holder",
         "_holders",
         "_id",
         "_result",
@@ -57,10 +71,10 @@ class Future(metaclass=NoPublicConstructor):
         "_watchers",
     )
 
-    def __init__(self, task_id: str, capability: str | None, canceller: Canceller) -> None:
+    def __init__(self, task_id: str, capability: str | None, holder: Holder) -> None:
         self._id = task_id
         self._capability = capability
-        self._canceller = canceller
+        self._holder = holder
         self._data: bytes | None = None
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
@@ -131,7 +145,25 @@ class Future(metaclass=NoPublicConstructor):
           ClosedError: if the dispatcher is closed, unless the result is here.
           BrokerError: if the server is lost for good, or does not permit it.
         """
-        await self._canceller(self, 0.0)
+        await self._holder.cancel(self, 0.0)
+
+    def updates(self) -> Updates:
+        """What the task's handler reports: ``async for update in future.updates()``.
+
+        Each update is a `trio_swarmtask.results.Result` that is ``pending``: what
+        `CurrentTask.report` sends, and what a publisher announces on the same subject. They come
+        from when the iteration begins, or the ``async with`` block of what is returned is entered;
+        not those before. It ends when the task has its result (then `wait` returns at once) or can
+        get none any more (then `wait` says why). The subscription ends with it, or with the block.
+
+        Delivery is at most once: a report that is sent during an outage is lost, and a reader who
+        is slow misses the oldest beyond 16. What comes and is no update is logged once and skipped.
+
+        Raises:
+          BrokerError: from the iteration or the block, as it begins: if the server does not permit
+            this user to subscribe to ``results.<task id>``.
+        """
+        return Updates._create(self, self._holder.follow)
 
     # The dispatcher's half
 

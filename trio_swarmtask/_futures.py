@@ -12,25 +12,26 @@ import trio
 from ._broker import ResultListener
 from ._cancelled import encode_cancelled
 from ._errors import BrokerError, ClosedError
-from ._future import Future
+from ._future import Future, Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ._broker import Outbox
     from ._errors import SwarmTaskError
+    from ._source import Source
 
 
-class Futures(ResultListener):
+class Futures(ResultListener, Holder):
     """Futures that wait for their results, by task."""
 
     def __init__(self, name: str, on_lost: Callable[[BrokerError], None]) -> None:
         self.waiting: dict[str, Future] = {}
+        self.started = 0
         self.resolved = 0
         self.outbox: Outbox  # set by host_dispatcher before there is a future
         self._name = name
         self._on_lost = on_lost
-        self._canceller = self.cancel  # one for all
         self._none_waiting = trio.Event()
 
     # What the broker tells
@@ -53,7 +54,7 @@ class Futures(ResultListener):
         """The future of a task, for one more holder."""
         future = self.waiting.get(task_id)
         if future is None:
-            future = Future._create(task_id, capability, self._canceller)
+            future = Future._create(task_id, capability, self)
             self.waiting[task_id] = future
         elif future._capability != capability:
             future._capability = None  # which of them the task has is to be looked up
@@ -99,6 +100,9 @@ class Futures(ResultListener):
         )
         future._stopped = stopped or future._stopped is True  # as somebody else has heard
         return stopped
+
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        return self.outbox.follow(task_id, on_report)
 
     def forget(self, future: Future) -> None:
         """See `Dispatcher.forget`."""

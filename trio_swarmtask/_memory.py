@@ -26,6 +26,7 @@ from ._errors import ClosedError, InvalidMessageError
 from ._expiring import Expiring
 from ._lifetime import Lifetime
 from ._memory_bucket import Shelf, open_memory_bucket
+from ._memory_follow import Followers, Following
 from ._memory_queue import MemoryIntake, Queue, Room, Store, Task
 from ._memory_schedules import MemorySchedules, MemoryTimetable
 from ._util import open_flat_nursery
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from ._bucket import Bucket
+    from ._source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,15 @@ class MemoryBroker(Broker):
         self._queues: dict[str, Queue] = {}
         self._shelves: dict[str, Shelf] = {}
         self._schedules = MemorySchedules(self._fire)
+        self._followers = Followers()
         self._store = Store(
-            ack_wait, self._room, self._finish, self._results.get, self._set_aside, self._leases
+            ack_wait,
+            self._room,
+            self._finish,
+            self._results.get,
+            self._set_aside,
+            self._leases,
+            self._report,
         )
 
     def __repr__(self) -> str:
@@ -164,6 +173,10 @@ class MemoryBroker(Broker):
                 outbox.listener.result_stored(task_id, data)
         return True
 
+    def _report(self, task_id: str, data: bytes) -> None:
+        self._check_size(data)
+        self._followers.tell(task_id, data)
+
     def _set_aside(self, task: Task, reason: str) -> None:
         self.dead_letters.append(
             DeadLetter(task.capability, task.task_id, task.data, reason, task.deliveries)
@@ -206,6 +219,9 @@ class _MemoryOutbox(Outbox):
 
     def forget(self, task_id: str) -> None:
         self.expected.discard(task_id)
+
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        return Following(self._broker._followers, task_id, on_report)
 
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._lifetime.run(partial(self._fetch, task_id))

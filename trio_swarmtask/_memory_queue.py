@@ -61,6 +61,7 @@ class Store:
     result_of: Callable[[str], bytes | None]
     set_aside: Callable[[Task, str], None]
     leases: Container[str]
+    report: Callable[[str, bytes], None]
 
 
 class Queue:
@@ -230,6 +231,9 @@ class _MemoryDelivery(Delivery):
     async def measure_deadline(self) -> float:
         await trio.lowlevel.checkpoint()
         return self.deadline
+
+    def report(self, data: bytes) -> None:
+        self._queue.store.report(self.task_id, data)
 
     async def complete(self, result: bytes) -> bool:
         first = await self._queue.store.finish(self.task_id, result)

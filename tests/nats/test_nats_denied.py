@@ -15,6 +15,7 @@ from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_w
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _outbox
 from trio_swarmtask._nats._delivery import NATSDelivery, Settlement
+from trio_swarmtask._nats._reports import Reports
 from trio_swarmtask._nats._result_store import ResultStore
 from trio_swarmtask._nats._streams import Streams
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def make_settlement(raw: Raw) -> Settlement:
     streams = Streams(raw.connection, raw.requests)
     results = ResultStore(raw.requests, streams)
-    return Settlement(raw.connection, raw.requests, streams, results, 30, 0.0)
+    reports = Reports(raw.connection)
+    return Settlement(raw.connection, raw.requests, streams, results, 30, 0.0, reports)
 
 
 @within(20)

@@ -14,6 +14,7 @@ from ._durables import find_durable
 from ._intake import NATSIntake
 from ._jetstream import in_time
 from ._outbox import NATSOutbox
+from ._reports import Reports
 from ._requests import open_requests
 from ._result_store import ResultStore
 from ._streams import Streams
@@ -100,7 +101,13 @@ async def _open_intake(
         await in_time(connection, "name the stream of dead letters", streams.dead)
         results = ResultStore(requests, streams)
         settlement = Settlement(
-            connection, requests, streams, results, durable.ack_wait, durable.clock
+            connection,
+            requests,
+            streams,
+            results,
+            durable.ack_wait,
+            durable.clock,
+            Reports(connection),
         )
         intake = NATSIntake(durable, settlement, capability, on_delivery)
         connection.on_down.append(intake.on_down)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ._incoming import Incoming
     from ._jetstream import PubAck
+    from ._reports import Reports
     from ._requests import Requests
     from ._streams import Streams
 
@@ -58,6 +59,7 @@ class Settlement:
     ack_wait: float
     clock: float
     """What to add to Trio's clock to have the server's, in seconds of 1970."""
+    reports: Reports
 
 
 class NATSDelivery(Delivery):
@@ -122,6 +124,9 @@ class NATSDelivery(Delivery):
         clock = await settlement.streams.persist("say what time it is", measure)
         self.deadline = find_deadline(self._reply, self._seconds_left, clock)
         return self.deadline
+
+    def report(self, data: bytes) -> None:
+        self._settlement.reports.send(self.task_id, data)
 
     async def complete(self, result: bytes) -> bool:
         settlement = self._settlement

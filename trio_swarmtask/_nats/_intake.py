@@ -262,6 +262,7 @@ class NATSIntake(Intake):
                 return
 
     def on_down(self) -> None:
+        self._settlement.reports.on_down()
         self._end_for("the connection was lost")
 
     def on_refused(self, action: str, subject: str) -> None:
@@ -271,6 +272,7 @@ class NATSIntake(Intake):
                 self._refuse(f"subscribe to {self._inbox}")
             self.pushes.on_refused(subject)
             return
+        self._settlement.reports.on_refused(action, subject)
         durable = f"{self._durable.stream}.{self._durable.name}"
         pull = f"$JS.API.CONSUMER.MSG.NEXT.{durable}"
         for pattern in (pull, f"$JS.ACK.{durable}.>", f"$JS.ACK.*.*.{durable}.>"):

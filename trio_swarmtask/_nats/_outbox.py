@@ -23,6 +23,7 @@ from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
 from ._leases import Leases
+from ._reports import Following
 from ._requests import Requests, refused_error
 from ._result_store import BATCH, ResultStore, result_id
 from ._schedules import NATSTimetable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from .._broker import NewTask
+    from .._source import Source
     from ._connection import Connection
     from ._incoming import Incoming
     from ._streams import ResultStream, Streams
@@ -104,6 +106,9 @@ class NATSOutbox(Outbox):
         subscription = self._watched.pop(task_id, None)
         if subscription is not None:
             self._connection.unsubscribe(subscription)
+
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        return Following(self._requests, task_id, on_report)
 
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._requests.lifetime.run(partial(self._results.get, task_id))

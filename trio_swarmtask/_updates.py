@@ -1,0 +1,127 @@
+# What a dispatcher hears of a task's progress.
+#
+# No generator, and no task: an object that anybody may drop half way. Its subscription ends with
+# the future that it is of, whichever way that ends, or before, when it is closed.
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ._buffer import LossyBuffer
+from ._errors import InvalidResultError, SwarmTaskError
+from ._lifetime import Lifetime
+from ._record import Result as Record, ResultStatus
+from ._record_wire import decode
+from ._util import NoPublicConstructor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from ._future import Future
+    from ._source import Source
+
+logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+
+# Reports that wait for a slow reader.
+_BUFFER_SIZE: Final = 16
+
+
+@final
+class Updates(metaclass=NoPublicConstructor):
+    """What the handler of a task reports, as it comes. Made by `Future.updates`.
+
+    ``async for`` it, or ``async with`` it first to end it before the task does.
+    """
+
+    def __init__(
+        self, future: Future, follow: Callable[[str, Callable[[bytes], None]], Source]
+    ) -> None:
+        self._future = future
+        self._source = follow(future.id, self._hear)
+        self._buffer: LossyBuffer[Record] = LossyBuffer(_BUFFER_SIZE)
+        self._lifetime = Lifetime()
+        self._entering = trio.Lock()
+        self._entered = False
+        self._has_told = False
+
+    async def aclose(self) -> None:
+        """End the iteration now; what was not read is dropped."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        if not self._entered:
+            await self._enter()
+        return await self._buffer.get()
+
+    async def _enter(self) -> None:
+        async with self._entering:  # several tasks may begin to read
+            if self._entered or self._lifetime.is_over:
+                return
+            if self._future._is_resolved():
+                self._end()
+                return
+            self._future._watchers += (self._on_future_end,)
+            try:
+                await self._lifetime.run(self._source.__aenter__)
+                self._entered = True
+            except SwarmTaskError:
+                if not self._lifetime.is_over:  # else it ends as the future does, which says why
+                    raise
+            finally:
+                if not self._entered:
+                    self._unwatch()
+                elif self._lifetime.is_over:  # in the moment in which it began
+                    self._source.end()
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            record = decode(data, self._future.id)
+        except InvalidResultError as exc:
+            if not self._has_told:
+                self._has_told = True
+                logger.error("skipped what came as progress of task %s: %s", self._future.id, exc)
+            return
+        if record.status is ResultStatus.PENDING:
+            self._buffer.put(record)
+
+    def _on_future_end(self, _: Future) -> None:
+        self._end()
+
+    def _close(self) -> None:
+        self._end(discard=True)
+
+    def _end(self, *, discard: bool = False) -> None:
+        self._unwatch()
+        self._buffer.end(discard=discard)
+        self._source.end()
+        self._lifetime.end(partial(_Ended, "the task has ended"))
+
+    def _unwatch(self) -> None:
+        future = self._future
+        future._watchers = tuple(one for one in future._watchers if one != self._on_future_end)
+
+
+class _Ended(SwarmTaskError):
+    """Never seen by users."""
