@@ -9,10 +9,11 @@
 #   _dispatcher  _worker  _future      pure Trio, no NATS word
 #   _memory*  _nats/                   two brokers; asyncio, nats-py and trio-asyncio in _nats/ only
 #   _broker  _bucket  _bus             the interfaces that both implement
-#   _wire  _envelope  _names  _errors  no I/O
+#   _wire  _record  _names  _errors    no I/O
 
 from ._broker import Broker as Broker
 from ._config import NATSConfig as NATSConfig
+from ._current import CurrentTask as CurrentTask, current_task as current_task
 from ._dispatcher import Dispatcher as Dispatcher
 from ._envelope import VERSION as VERSION, Status as Status
 from ._errors import (
@@ -43,5 +44,6 @@ from ._statistics import (
     GroupStatistics as GroupStatistics,
     WorkerStatistics as WorkerStatistics,
 )
+from ._updates import Updates as Updates
 from ._wire import Message as Message, Result as Result
 from ._worker import Worker as Worker

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -44,6 +45,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
         self._aborted = 0
+        self._host: Dispatcher | None = None  # of a worker, of which this is one task's view
+        self._parent: Message | None = None  # that task
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._name!r}, {len(self._futures.waiting)} outstanding>"
@@ -231,12 +234,30 @@ class Dispatcher(metaclass=NoPublicConstructor):
         if on_failure not in ("cancel", "collect"):
             raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
         group_id = self._starter.make_id("group-")
+        parent = self._parent if parent is None else parent
         grace = check_timeout(grace, "grace")
         return open_group(self, group_id, parent, on_failure, grace, orphans)
 
     def _check_open(self) -> None:
         if self._closing or self._ended is not None:
             raise self._closed_error()
+        if self._host is not None:
+            self._host._check_open()
+
+    def _below(self, message: Message) -> Dispatcher:
+        """This one, for the task that ``message`` is: see `CurrentTask.dispatcher`."""
+        view = copy(self)
+        view._host = self
+        view._parent = message
+        view._starter = self._starter.below(message)
+        return view
+
+    def _check_own(self) -> None:
+        if self._host is not None:
+            raise RuntimeError(
+                "this dispatcher is the worker's, which closes it once its handlers have ended; "
+                "nothing is to be closed here"
+            )
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
         """Take no new work, and wait for the outstanding futures.
@@ -248,6 +269,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         Raises:
           trio.TooSlowError: if something was aborted. Also closed if cancelled.
         """
+        self._check_own()
         timeout = check_timeout(timeout)
         self._closing = True
         waiting_for = len(self._futures.waiting)
@@ -265,6 +287,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
 
     async def aclose(self) -> None:
         """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
+        self._check_own()
         self._end(ClosedError("the dispatcher was closed before the result came"))
         await trio.lowlevel.checkpoint()
 
@@ -272,7 +295,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         """Counts at this moment."""
         return DispatcherStatistics(
             outstanding=len(self._futures.waiting),
-            started=self._starter.started,
+            started=self._futures.started,
             resolved=self._futures.resolved,
         )
 

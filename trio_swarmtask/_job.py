@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import trio
 
     from ._broker import Delivery, Notice
+    from ._current import CurrentTask
     from ._handler import Value
     from ._observer import Ending
     from ._retry import Retry
@@ -30,6 +31,7 @@ class Job:
         "blocked",
         "call",
         "cancelled",
+        "current",
         "delivery",
         "encoded",
         "ending",
@@ -57,6 +59,7 @@ class Job:
         self.scope: trio.CancelScope | None = None  # while its handler runs
         self.call: Awaitable[object] | None = None  # of the handler
         self.message: Message | None = None
+        self.current: CurrentTask | None = None  # where the handler has asked for it
         self.result: Result | Value | None = None
         self.failure: BaseException | None = None  # of the handler, and worth another attempt
         self.rests_until = 0.0  # it is put back, and not to be tried again before that

@@ -73,8 +73,7 @@ class Lanes:
         self._idle.clear()
         self._nursery.start_soon(self._wait_settled)
 
-    async def _run(self, first: Job) -> None:
-        job: Job | None = first
+    async def _run(self, job: Job | None) -> None:
         try:
             while job is not None:
                 try:
@@ -158,6 +157,7 @@ class Lanes:
         if self._closed or len(self._idle) >= self.limit:
             return None
         lane = trio.lowlevel.current_task()
+        lane.context = self._context  # not that of the last job, which holds all that it was
         self._idle.append(lane)
 
         def abort(_: object) -> trio.lowlevel.Abort:

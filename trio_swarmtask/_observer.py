@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._buffer import LossyBuffer
 from ._handler import count_attempt
 
 if TYPE_CHECKING:
+    from ._record import Result as Record
     from ._wire import Message
 
 
@@ -19,12 +21,33 @@ class Ending:
     def __init__(self) -> None:
         self._told = trio.Event()
         self._result: bytes | None = None
+        self._newest: Record | None = None
+        self._reports: list[LossyBuffer[Record]] = []
 
     def tell(self, result: bytes | None) -> None:
         """The result that was stored and is the task's; None: not here. The first call counts."""
         if not self._told.is_set():
             self._result = result
             self._told.set()
+            for reports in self._reports:
+                reports.end()
+
+    def report(self, record: Record) -> None:
+        """The handler tells how far it is."""
+        self._newest = record
+        for reports in self._reports:
+            reports.put(record)
+
+    def follow(self) -> LossyBuffer[Record]:
+        """What is reported, up to the end: always the newest that was not read."""
+        # Of one place: a handler may report without pause, and a publisher be slow.
+        reports: LossyBuffer[Record] = LossyBuffer(1)
+        self._reports.append(reports)
+        if self._newest is not None:
+            reports.put(self._newest)
+        if self._told.is_set():
+            reports.end()
+        return reports
 
     async def wait(self) -> bytes | None:
         await self._told.wait()

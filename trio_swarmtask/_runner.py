@@ -13,6 +13,8 @@ import trio
 
 from ._admission import Admission
 from ._cancelled import cancelled_result
+from ._children import Children
+from ._current import CURRENT
 from ._envelope import PAST_DEADLINE, Status
 from ._errors import InvalidMessageError, SwarmTaskError
 from ._handler import (
@@ -30,6 +32,7 @@ from ._wire import Message, Result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._broker import Broker
     from ._job import Job
 
 
@@ -54,11 +57,16 @@ class JobRunner:
     ) -> None:
         self.tally = Tally()
         self.observers = Observers()
+        self.children: Children  # set by host_children before the first task
         self._name = name
         self._default_timeout = default_timeout
         self._admission = Admission(name, max_deliveries, stopping, self.tally, self.observers)
         self._pulls_ended = pulls_ended
         self._stop_because = stop_because
+
+    def host_children(self, broker: Broker, nursery: trio.Nursery) -> None:
+        """See to it that handlers can start tasks, for as long as ``nursery`` lasts."""
+        self.children = Children(broker, self._name, nursery, self._stop_because)
 
     async def handle(self, handler: Handler, job: Job) -> None:
         """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
@@ -147,6 +155,7 @@ class JobRunner:
             job.timeout = timeout
             job.scope.deadline = job.started + timeout
         job.handling = True
+        CURRENT.set((self, job))
         try:
             job.call = handler(message)
             value = await job.call

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from copy import copy
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ._broker import NewTask
+from ._chain import Chain
 from ._codec import encode
 from ._envelope import MessageEnvelope
 from ._errors import InvalidMessageError
@@ -43,9 +45,9 @@ class Starter:
 
     def __init__(self, name: str, key: str, futures: Futures) -> None:
         self.outbox: Outbox  # set by host_dispatcher before there is a task
-        self.started = 0
         self._name = name
         self._key = key
+        self._chain: Chain | None = None
         self._numbers = itertools.count(1)
         self._futures = futures
 
@@ -70,6 +72,8 @@ class Starter:
         check_capability(capability)
         if not_before is not None:
             not_before = check_not_before(not_before)
+        if self._chain is not None:
+            message = self._chain.fill(message)
         if not isinstance(message, Message):
             raise InvalidMessageError(f"{shorten(message)} is not a Message")
         if message.id == "":
@@ -81,6 +85,12 @@ class Starter:
         task = NewTask(capability, task_id, data, deadline, lease, not_before)
         return Start(self._futures.hold(task_id, capability), task, own=own)
 
+    def below(self, message: Message) -> Starter:
+        """This one, filling in the chain of the task that ``message`` is."""
+        starter = copy(self)
+        starter._chain = Chain.below(message)
+        return starter
+
     async def store_soon(self, start: Start) -> bool:
         """Send, and wait for the result: it tells as much as the confirmation that was before it.
 
@@ -91,7 +101,7 @@ class Starter:
 
         def on_end(new: bool | None) -> None:
             if new or future._is_resolved():
-                self.started += 1
+                self._futures.started += 1
             else:
                 future._wake()
 
@@ -111,7 +121,7 @@ class Starter:
         if not known and not await self.outbox.store(start.task, tried=tried):
             future._capability = None if not start.own else start.task.capability
             await self._futures.look_up(future)  # perhaps it is another capability's
-        self.started += 1
+        self._futures.started += 1
 
     def fill(self, task_id: str, envelope: MessageEnvelope) -> None:
         """Fill the blanks of an envelope."""

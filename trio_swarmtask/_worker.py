@@ -212,6 +212,7 @@ class Worker(metaclass=NoPublicConstructor):
             # The shield ends when `_stopping` is set, which leaving the worker's block does.
             with trio.CancelScope(shield=True), self._watchdog.running():
                 async with trio.open_nursery() as self._background:
+                    self._runner.host_children(self._broker, self._background)
                     async with (
                         trio.open_nursery() as self._runner.observers.aside,
                         trio.open_nursery() as self._handlers,

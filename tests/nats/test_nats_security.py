@@ -25,6 +25,7 @@ from trio_swarmtask import (
     NATSConfig,
     Result,
     Status,
+    current_task,
     open_dispatcher,
     open_worker,
 )
@@ -142,7 +143,7 @@ async def open_site(directory: Path, block: str = BLOCK) -> AsyncIterator[Site]:
 
 
 async def dispatch(site: Site) -> None:
-    """Tasks of both kinds of IDs, one that is known, and results that come in an outage."""
+    """Tasks of both kinds of IDs, one that is known or followed; results that come in an outage."""
     async with open_dispatcher(site.config("dispatcher")) as dispatcher:
         async with open_worker(site.admin) as worker:
             await worker.handle("coder", echo)
@@ -153,6 +154,8 @@ async def dispatch(site: Site) -> None:
         async with site.swarm.outbox() as outbox:
             await outbox.store(NewTask("coder", "queued", Message(id="queued").encode()))
         futures = [await dispatcher.start("coder", Message(id=name)) for name in ("", "queued")]
+        async with futures[0].updates():
+            pass
         site.proxy.cut(for_good=True)
         for future in futures:
             result = Result(id=future.id, status=Status.SUCCESS)
@@ -214,6 +217,7 @@ async def work(site: Site) -> None:
     renewals: list[Incoming] = []
 
     async def handle(message: Message) -> str:
+        await current_task().report(0.5)
         if message.id == "fails":
             raise ValueError("no luck")
         if message.id == "given-back" and not handled.is_set():
@@ -328,6 +332,44 @@ async def test_each_permission_is_needed(
             nursery.start_soon(USES[entry.role], site)
             await until(lambda: said in caplog.text)
             nursery.cancel_scope.cancel()
+
+
+def with_lines_of(role: str, other: str) -> str:
+    """The block, where ``role`` may do what ``other`` may, too."""
+    lines = BLOCK.splitlines()
+    for entry in ENTRIES:
+        if entry.role == role:
+            theirs = [e.subject for e in ENTRIES if (e.role, e.action) == (other, entry.action)]
+            lines[entry.line] = ", ".join(f'"{subject}"' for subject in (entry.subject, *theirs))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+@within(20)
+async def test_worker_whose_handlers_start_tasks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, permitted: bool
+) -> None:
+    """It needs the dispatcher's lines; without them the handler hears of it, and others go on."""
+
+    async def handle(message: Message) -> str:
+        if message.parent:
+            return message.parent
+        dispatcher = await current_task().dispatcher()
+        return (await dispatcher.run("coder", Message())).raise_for_status().outputs_as(str)
+
+    block = with_lines_of("worker", "dispatcher") if permitted else BLOCK
+    async with open_site(tmp_path, block) as site:
+        config = site.config("worker")
+        async with open_worker(config) as worker, open_dispatcher(site.admin) as dispatcher:
+            await worker.handle("coder", handle)
+            for name in ("t-1", "t-2"):
+                result = await dispatcher.run("coder", Message(id=name))
+                if permitted:
+                    assert result.outputs == name
+                else:
+                    assert "does not permit this user to subscribe to notify." in result.error
+            assert (await dispatcher.run("coder", Message(parent="other"))).outputs == "other"
+    assert ("permissions violation" in caplog.text) is not permitted
 
 
 @pytest.mark.parametrize("role", ROLES)

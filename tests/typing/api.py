@@ -21,6 +21,7 @@ from trio_swarmtask import (
     Broker,
     BrokerError,
     ClosedError,
+    CurrentTask,
     DeadLetter,
     Dispatcher,
     DispatcherStatistics,
@@ -42,12 +43,15 @@ from trio_swarmtask import (
     TaskState,
     TaskTimeoutError,
     UnsupportedVersionError,
+    Updates,
     Worker,
     WorkerStatistics,
+    current_task,
     open_broker,
     open_dispatcher,
     open_worker,
 )
+from trio_swarmtask.results import Result as Record
 from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
@@ -316,6 +320,18 @@ async def check_future(future: Future) -> None:
     await future  # type: ignore[misc]
 
 
+async def check_updates(future: Future) -> None:
+    async for update in future.updates():
+        assert_type(update, Record)
+    async with future.updates() as updates:
+        assert_type(updates, Updates)
+        assert_type(await anext(updates), Record)
+    await updates.aclose()
+    future.updates(16)  # type: ignore[call-arg]
+    for update in future.updates():  # type: ignore[attr-defined]
+        use(update)
+
+
 # Worker and handler
 
 
@@ -370,6 +386,22 @@ async def check_handler(handler: Handler, message: Message) -> None:
     good: list[Handler] = [Coder(), Coder().fix]
     bad: Handler = not_async  # type: ignore[assignment]
     use(good, bad)
+
+
+async def check_current_task() -> None:
+    task = current_task()
+    assert_type(task, CurrentTask)
+    assert_type(task.capability, str)
+    assert_type(task.message, Message)
+    assert_type(task.attempt, int)
+    assert_type(task.deadline, float)
+    assert_type(await task.dispatcher(), Dispatcher)
+    await task.report(0.5)
+    await task.report(None, "looking", metadata={"step": "1"})
+    await task.report("half")  # type: ignore[arg-type]
+    await task.report(0.5, metadata={"step": 1})  # type: ignore[dict-item]
+    await task.report()  # type: ignore[call-arg]
+    task.deadline = 5.0  # type: ignore[misc]
 
 
 # The server

@@ -1,29 +1,34 @@
 # From tasks to results: what a worker's tasks come to, published.
 #
 # Announcing is beside the task, never in its way: in a Trio task of its own, bounded in time, and a
-# failure to announce is logged. What counts as a task's end is its first stored result, so that
-# nobody reads here what the task's dispatcher does not get. A worker that dies right after storing
-# one has not announced it; whoever must know asks the dispatcher.
+# failure to announce is logged. Of what a handler reports meanwhile it is the newest that goes out,
+# as soon as the publisher is done with the one before. What counts as a task's end is its first
+# stored result, so that nobody reads here what the task's dispatcher does not get. A worker that
+# dies right after storing one has not announced it; whoever must know asks the dispatcher.
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 import msgspec
 import trio
 
+from .._memory import MemoryBroker
 from .._names import shorten
 from .._observer import Observer
 from .._wire import Message, Result as TaskResult
 from .._worker import Worker
 from ._errors import InvalidResultError, ResultExistsError
+from ._on_bus import BusPublisher
 from ._publisher import ResultPublisher
-from ._types import Result, ResultStatus
+from ._types import Result, ResultStatus, copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._buffer import LossyBuffer
     from .._observer import Ending
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
@@ -41,6 +46,10 @@ def publish_results(worker: Worker, publisher: ResultPublisher) -> None:
     milliseconds). A task that is given back stays ``pending``. Outputs that are too large for the
     publisher are left out, and ``metadata["omitted"]`` says so.
 
+    What a handler reports (`CurrentTask.report`) is published as ``pending`` too: with a slow
+    publisher the newest report only. Not so with a `BusPublisher` for ``results`` on a server,
+    where the worker itself sends its handlers' reports: they would be announced twice.
+
     A publisher that takes more than five seconds, or fails, keeps no task from being done: that is
     logged. Close the publisher after the worker.
     """
@@ -48,7 +57,12 @@ def publish_results(worker: Worker, publisher: ResultPublisher) -> None:
         raise TypeError(f"{shorten(worker)} is not a Worker; from a dispatcher use as_result")
     if not isinstance(publisher, ResultPublisher):
         raise TypeError(f"{shorten(publisher)} is not a ResultPublisher")
-    worker._runner.observers.add(_Announcer(publisher))
+    reports = not (
+        isinstance(publisher, BusPublisher)
+        and publisher._announces_as_workers_do()
+        and not isinstance(worker._broker, MemoryBroker)
+    )
+    worker._runner.observers.add(_Announcer(publisher, reports=reports))
 
 
 def as_result(result: TaskResult) -> Result:
@@ -70,16 +84,28 @@ def as_result(result: TaskResult) -> Result:
 
 @final
 class _Announcer(Observer):
-    def __init__(self, publisher: ResultPublisher) -> None:
+    def __init__(self, publisher: ResultPublisher, *, reports: bool) -> None:
         self._publisher = publisher
+        self._reports = reports
 
     async def follow_task(self, message: Message, agent: str, attempt: int, end: Ending) -> None:
         metadata = {"agent": agent, "attempt": str(attempt)}
         begun = Result(status=ResultStatus.PENDING, metadata=metadata)
+        reports = end.follow() if self._reports else None
         await self._announce(message.id, lambda: begun)
+        if reports is not None:
+            await self._pass_on(message.id, reports)
         result = await end.wait()
         if result is not None:
             await self.bury_task(message.id, result)
+
+    async def _pass_on(self, task_id: str, reports: LossyBuffer[Result]) -> None:
+        while True:
+            try:
+                report = await reports.get()
+            except StopAsyncIteration:
+                return
+            await self._announce(task_id, partial(copy, report))
 
     async def bury_task(self, task_id: str, result: bytes) -> None:
         await self._announce(task_id, lambda: as_result(TaskResult.decode(result)))

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from .._bus import MessageBus
+from .._memory_bus import MemoryBus
 from .._names import check_count, shorten
 from .._record_wire import decode, encode
 from .._subjects import check_subject
@@ -88,6 +89,10 @@ class BusPublisher(LocalPublisher):
         self._prefix = config.subject_prefix
         self._locks = KeyedLocks()
         self._sent: dict[str, _Sent] = {}
+
+    def _announces_as_workers_do(self) -> bool:
+        """Whether it uses the subjects, on a server, on which workers send their reports."""
+        return self._prefix == "results" and not isinstance(self._bus, MemoryBus)
 
     async def publish(self, task_id: str, result: Result) -> None:
         self._lifetime.check()

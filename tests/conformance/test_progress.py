@@ -1,0 +1,505 @@
+"""Progress: what a handler reports, and who hears of it; on both brokers."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from swarm import Swarm, echo, until, within
+from trio.testing import assert_checkpoints
+
+from trio_swarmtask import (
+    ClosedError,
+    Future,
+    InvalidMessageError,
+    MemoryBroker,
+    Message,
+    Status,
+    Updates,
+    current_task,
+)
+from trio_swarmtask._record_wire import encode
+from trio_swarmtask.bus import MemoryBus
+from trio_swarmtask.results import (
+    BusPublisher,
+    MemoryPublisher,
+    Result,
+    ResultPublisher,
+    ResultStatus,
+    _bridge,
+    open_kv_publisher,
+    publish_results,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+PENDING, SUCCESS, FAILED = ResultStatus
+
+
+class Steps:
+    """A handler that reports some steps, once it is told to go."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+        self.go = trio.Event()
+
+    async def __call__(self, message: Message) -> str:
+        await self.go.wait()
+        for step in range(self.count):
+            await current_task().report((step + 1) / self.count, f"step {step}")
+        return "done"
+
+
+def notes(updates: list[Result]) -> list[str]:
+    return [(update.metadata or {}).get("note", "") for update in updates]
+
+
+async def collect(updates: Updates) -> list[Result]:
+    return [update async for update in updates]
+
+
+def test_no_public_constructor() -> None:
+    with pytest.raises(TypeError, match="Updates has no public constructor"):
+        Updates()
+
+
+@within(10)
+async def test_reports_reach_the_dispatcher(swarm: Swarm) -> None:
+    """In order, and then the iteration ends: the result is there."""
+    steps = Steps()
+    async with swarm.worker(name="ada") as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message(id="t-1"))
+        async with future.updates() as updates:
+            steps.go.set()
+            heard = [update async for update in updates]
+        assert future.result.outputs == "done"
+        assert [update.metadata for update in heard] == [
+            {"progress": f"{step / 3}", "note": f"step {step - 1}", "agent": "ada", "attempt": "1"}
+            for step in (1, 2, 3)
+        ]
+        assert {(update.task_id, update.status) for update in heard} == {("t-1", PENDING)}
+        assert len({update.created_at for update in heard}) == 1
+        assert all(update.updated_at for update in heard)
+    assert swarm.count_followers() == 0
+
+
+@within(10)
+async def test_for_without_a_block(swarm: Swarm) -> None:
+    steps = Steps()
+    heard: list[str] = []
+
+    async def follow(future: Future, updates: Updates) -> None:
+        async for update in updates:
+            heard.extend(notes([update]))
+        assert future.result.status == Status.SUCCESS
+
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        updates = future.updates()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow, future, updates)
+            await until(lambda: updates._entered)
+            steps.go.set()
+    assert heard == ["step 0", "step 1", "step 2"]
+    assert swarm.count_followers() == 0
+
+
+@within(10)
+async def test_everybody_who_follows_hears_all(swarm: Swarm) -> None:
+    """Through the same future, one that is attached, and one of a group."""
+    steps = Steps()
+    async with (
+        swarm.worker() as worker,
+        swarm.dispatcher() as dispatcher,
+        swarm.dispatcher() as other,
+        dispatcher.open_group() as group,
+    ):
+        await worker.handle("coder", steps)
+        future = await group.start("coder", Message())
+        attached = await other.attach(future.id)
+        async with (
+            future.updates() as one,
+            future.updates() as two,
+            attached.updates() as three,
+        ):
+            steps.go.set()
+            for updates in (one, two, three):
+                assert notes(await collect(updates)) == ["step 0", "step 1", "step 2"]
+
+
+@within(10)
+async def test_what_a_report_holds(swarm: Swarm) -> None:
+    go = trio.Event()
+
+    async def handle(message: Message) -> None:
+        task = current_task()
+        await go.wait()
+        await task.report(None)
+        await task.report(0, metadata=MappingProxyType({"step": "1"}))
+        await task.report(1, "all of it")
+
+    async with swarm.worker(name="ada") as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", handle)
+        future = await dispatcher.start("coder", Message())
+        async with future.updates() as updates:
+            go.set()
+            told = [update.metadata for update in await collect(updates)]
+    who = {"agent": "ada", "attempt": "1"}
+    assert told == [
+        who,
+        {**who, "progress": "0", "step": "1"},
+        {**who, "progress": "1", "note": "all of it"},
+    ]
+
+
+BAD: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    (("half",), {}, TypeError, "progress must be a number from 0 to 1, or None, not 'half'"),
+    ((True,), {}, TypeError, "progress must be a number"),
+    ((1.01,), {}, ValueError, "progress must be from 0 to 1, not 1.01"),
+    ((-1,), {}, ValueError, "progress must be from 0 to 1, not -1"),
+    ((float("nan"),), {}, ValueError, "progress must be from 0 to 1, not nan"),
+    ((0.5, 7), {}, TypeError, "note must be a string, not 7"),
+    ((0.5, "\ud800"), {}, InvalidMessageError, "a report holds text that is not Unicode"),
+    ((0.5,), {"metadata": {"step": 1}}, TypeError, r"metadata \{'step': 1\} must be of strings"),
+    ((0.5,), {"metadata": "step"}, TypeError, "metadata 'step' must be of strings"),
+    ((0.5,), {"metadata": {"note": "x"}}, ValueError, "can't hold 'note'"),
+    ((0.5, "x" * 2_000_000), {}, InvalidMessageError, "larger than"),
+]
+
+
+@pytest.mark.parametrize(("args", "settings", "error", "text"), BAD)
+@within(10)
+async def test_report_that_can_not_be(
+    swarm: Swarm,
+    args: tuple[Any, ...],
+    settings: dict[str, Any],
+    error: type[Exception],
+    text: str,
+) -> None:
+    """The handler hears of it, and can go on."""
+
+    async def handle(message: Message) -> str:
+        with pytest.raises(error, match=text):
+            await current_task().report(*args, **settings)
+        return "went on"
+
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", handle)
+        assert (await dispatcher.run("coder", Message())).outputs == "went on"
+
+
+@within(10)
+async def test_report_is_a_checkpoint(swarm: Swarm) -> None:
+    """So that a handler that reports without pause keeps nobody from anything."""
+
+    async def handle(message: Message) -> None:
+        with assert_checkpoints():
+            await current_task().report(0.5)
+        for _ in range(2000):
+            await current_task().report(0.5)
+
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", handle)
+        result = await dispatcher.run("coder", Message())
+        assert result.status == Status.SUCCESS
+
+
+@within(10)
+async def test_slow_reader_misses_the_oldest(swarm: Swarm) -> None:
+    steps = Steps(100)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        async with future.updates() as updates:
+            steps.go.set()
+            await future.wait()
+            heard = notes(await collect(updates))
+    assert heard == [f"step {number}" for number in range(84, 100)]
+
+
+@within(10)
+async def test_what_is_no_update_is_passed_over(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = Steps(1)
+    record = Result(task_id="t-1", status=PENDING)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message(id="t-1"))
+        async with future.updates() as updates:
+            for _ in range(2):
+                await swarm.report("t-1", b"garbage")
+            await swarm.report("t-1", encode(Result(task_id="t-2", status=PENDING)))
+            await swarm.report("t-1", encode(Result(task_id="t-1", status=FAILED)))
+            await swarm.report("t-2", encode(Result(task_id="t-2", status=PENDING)))
+            await swarm.report("t-1", encode(record))
+            assert await anext(updates) == record
+            steps.go.set()
+            assert notes(await collect(updates)) == ["step 0"]
+    (logged,) = [text for text in caplog.messages if "progress of task" in text]
+    assert logged.startswith("skipped what came as progress of task t-1: not a result")
+
+
+# When it ends
+
+
+@within(10)
+async def test_updates_of_a_task_that_has_ended(swarm: Swarm) -> None:
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", echo)
+        future = await dispatcher.start("coder", Message())
+        await future.wait()
+        assert await collect(future.updates()) == []
+        async with future.updates() as updates:
+            assert await collect(updates) == []
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+@within(10)
+async def test_updates_of_a_future_that_fails(swarm: Swarm, how: str) -> None:
+    """The iteration ends; `wait` says why."""
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("nobody", Message())
+        updates = future.updates()
+
+        async def follow() -> None:
+            assert await collect(updates) == []
+            with pytest.raises(ClosedError):
+                await future.wait()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            await until(lambda: updates._entered)
+            if how == "close":
+                await dispatcher.aclose()
+            else:
+                dispatcher.forget(future)
+        assert swarm.count_followers() == 0
+
+
+@within(10)
+async def test_updates_that_are_closed_early(swarm: Swarm) -> None:
+    """By leaving the block, or by `aclose`; others go on."""
+    steps = Steps()
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        async with future.updates() as left:
+            pass
+        assert swarm.count_followers() == 0
+        async with future.updates() as closed, future.updates() as other:
+            with assert_checkpoints():
+                await closed.aclose()
+            await closed.aclose()
+            assert swarm.count_followers() == 1
+            steps.go.set()
+            assert len(await collect(other)) == 3
+        assert await collect(left) == await collect(closed) == []
+
+
+@within(10)
+async def test_iteration_that_is_dropped_half_way(swarm: Swarm) -> None:
+    """It takes no more than until the end of its task."""
+    steps = Steps(2)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        updates = future.updates()
+
+        async def read_one() -> None:
+            async for _ in updates:
+                break
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_one)
+            await until(lambda: updates._entered)
+            steps.go.set()
+        await future.wait()
+        assert swarm.count_followers() == 0
+        assert future._watchers == ()
+
+
+@within(10)
+async def test_begin_that_is_cancelled(swarm: Swarm) -> None:
+    """Nothing is left of it, and it can be tried again."""
+    steps = Steps()
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        updates = future.updates()
+        with trio.move_on_after(0) as scope:
+            await anext(updates)
+        assert scope.cancelled_caught
+        assert swarm.count_followers() == 0
+        assert future._watchers == ()
+        async with updates:
+            steps.go.set()
+            assert len(await collect(updates)) == 3
+
+
+@within(10)
+async def test_several_readers_of_one_iteration(swarm: Swarm) -> None:
+    """They begin at once, and each update goes to one of them."""
+    steps = Steps()
+    heard: list[str] = []
+
+    async def read(updates: Updates) -> None:
+        heard.extend(notes(await collect(updates)))
+
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", steps)
+        future = await dispatcher.start("coder", Message())
+        updates = future.updates()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, updates)
+            nursery.start_soon(read, updates)
+            await until(lambda: updates._entered)
+            steps.go.set()
+    assert sorted(heard) == ["step 0", "step 1", "step 2"]
+
+
+@within(10)
+async def test_task_that_ends_as_the_iteration_begins(swarm: Swarm) -> None:
+    """In the same moment: nothing is left behind."""
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("nobody", Message())
+        updates = future.updates()
+        begin = updates._source.__aenter__
+
+        async def end_and_begin() -> None:
+            future._fail(ClosedError("just now"))
+            with trio.CancelScope(shield=True):
+                await begin()
+
+        updates._source.__aenter__ = end_and_begin  # type: ignore[method-assign]  # for this one
+        assert await collect(updates) == []
+        assert swarm.count_followers() == 0
+
+
+@within(10)
+async def test_report_in_the_clean_up_of_a_cancelled_task(swarm: Swarm) -> None:
+    """It has its result: nobody hears of it, and nothing is broken."""
+    began, cleaned = trio.Event(), trio.Event()
+
+    async def handle(message: Message) -> None:
+        try:
+            await current_task().report(0.1)
+            began.set()
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(5, shield=True):
+                await current_task().report(0.2)
+                cleaned.set()
+
+    async with (
+        MemoryPublisher() as publisher,
+        publisher.subscribe("t-1") as updates,
+        swarm.worker() as worker,
+        swarm.dispatcher() as dispatcher,
+    ):
+        publish_results(worker, publisher)
+        await worker.handle("coder", handle)
+        future = await dispatcher.start("coder", Message(id="t-1"))
+        await began.wait()
+        await future.cancel()
+        await cleaned.wait()
+        told = [(update.metadata or {}).get("progress") async for update in updates]
+        assert "0.2" not in told
+
+
+# Publishers
+
+
+async def publish_steps(
+    swarm: Swarm, publisher: ResultPublisher, handler: Callable[[Message], Awaitable[object]]
+) -> list[Result]:
+    """What those who follow by ``publisher`` hear of a task."""
+    async with (
+        publisher.subscribe("t-1") as updates,
+        swarm.worker(name="ada") as worker,
+        swarm.dispatcher() as dispatcher,
+    ):
+        publish_results(worker, publisher)
+        await worker.handle("coder", handler)
+        await dispatcher.run("coder", Message(id="t-1"))
+        return [update async for update in updates]
+
+
+@within(10)
+async def test_publisher_shows_progress(swarm: Swarm) -> None:
+    """Between the beginning and the end, which are announced as ever."""
+    told = trio.Event()
+
+    async def handle(message: Message) -> str:
+        await current_task().report(0.5, "half way")
+        await told.wait()
+        return "done"
+
+    class Publisher(MemoryPublisher):  # type: ignore[misc]  # final, but for this
+        async def publish(self, task_id: str, result: Result) -> None:
+            await super().publish(task_id, result)
+            if (result.metadata or {}).get("note") == "half way":
+                told.set()
+
+    begun, half_way, ended = await publish_steps(swarm, Publisher(), handle)
+    assert begun.metadata == {"agent": "ada", "attempt": "1"}
+    assert half_way.status is PENDING
+    assert half_way.metadata == {**begun.metadata, "progress": "0.5", "note": "half way"}
+    assert half_way.created_at == begun.created_at
+    assert ended.status is SUCCESS
+
+
+@within(10)
+async def test_slow_publisher_gets_the_newest(swarm: Swarm) -> None:
+    """And is in nobody's way, however much a handler reports."""
+
+    async def handle(message: Message) -> None:
+        for step in range(500):
+            await current_task().report(step / 500, f"step {step}")
+
+    broker = MemoryBroker() if isinstance(swarm.broker, MemoryBroker) else swarm.broker
+    async with open_kv_publisher(broker) as publisher:
+        *pending, ended = await publish_steps(swarm, publisher, handle)
+    heard = [int(note.removeprefix("step ")) for note in notes(pending) if note]
+    assert heard == sorted(set(heard))
+    assert heard[-1] == 499
+    assert ended.status is SUCCESS
+
+
+@within(10)
+async def test_publisher_on_a_bus_in_memory_shows_progress(swarm: Swarm) -> None:
+    """The worker's own reports don't go there."""
+    steps = Steps(1)
+    steps.go.set()
+    async with MemoryBus() as bus, BusPublisher(bus) as publisher:
+        told = await publish_steps(swarm, publisher, steps)
+    assert "step 0" in notes(told)
+
+
+@within(10)
+async def test_publisher_that_begins_when_all_is_over(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It still announces the newest report, and then the end."""
+    steps, follow, over = Steps(), _bridge._Announcer.follow_task, trio.Event()
+    steps.go.set()
+
+    async def follow_late(*args: Any) -> None:
+        await over.wait()
+        await follow(*args)
+
+    monkeypatch.setattr(_bridge._Announcer, "follow_task", follow_late)
+    publisher = MemoryPublisher()
+    async with publisher.subscribe("t-1") as updates:
+        async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+            publish_results(worker, publisher)
+            await worker.handle("coder", steps)
+            await dispatcher.run("coder", Message(id="t-1"))
+            await until(lambda: worker.statistics().in_flight == 0)
+            over.set()
+        assert notes([update async for update in updates]) == ["", "step 2", ""]
