@@ -97,8 +97,9 @@ async def run(path: Path, *arguments: str, url: str = "") -> str:
 def test_every_example_is_known_here() -> None:
     """A new one gets a test."""
     tasks = {"chain.py", "dispatcher.py", "fan_out.py", "graceful_shutdown.py", "worker.py"}
+    groups = {"orchestrator.py"}
     results = {"progress.py", "follow.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == tasks | results
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tasks | groups | results
 
 
 @within(30)
@@ -182,6 +183,26 @@ async def test_chain(server: Server) -> None:
     assert await run(EXAMPLES / "chain.py", url=server.url) == (
         "ALL ABOUT NURSERIES\nWhy nurseries: ...\nHow nurseries: ...\n"
     )
+
+
+@within(30)
+async def test_orchestrator(server: Server) -> None:
+    """One researcher is tried again, one is cancelled and replaced; the text is there at last."""
+    written = (await run(EXAMPLES / "orchestrator.py", "better tea", url=server.url)).splitlines()
+    steps = [line.split(maxsplit=1) for line in written[:-4]]
+    for topic, step in [
+        ("nurseries", "attempt 2: in the library"),
+        ("nurseries", "done"),
+        ("deadlines", "no answer in time: cancelled, and somebody else is asked"),
+        ("deadlines", "done"),
+    ]:
+        assert [topic, step] in steps
+    assert written[-4:] == [
+        "Better Tea",
+        "All about better tea.",
+        "All about deadlines.",
+        "All about nurseries.",
+    ]
 
 
 @within(30)

@@ -69,7 +69,8 @@ class Queue:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.intakes: deque[MemoryIntake] = deque()
+        self.intakes: deque[MemoryIntake] = deque()  # that take tasks
+        self.hearers: list[MemoryIntake] = []  # also those that take no more
         self._waiting: deque[Task] = deque()
         self._delayed: dict[Task, float] = {}  # until when
         self._leased: dict[Task, Delivery] = {}
@@ -127,7 +128,7 @@ class Queue:
     def cancel(self, notice: Notice) -> None:
         for task in list(self._tasks.get(notice.task_id, ())):
             self.end(task)
-        for intake in list(self.intakes):
+        for intake in list(self.hearers):
             intake.on_notice(notice)
 
     async def keep_time(self) -> None:
@@ -179,6 +180,7 @@ class MemoryIntake(Intake):
         self.places = 0
         self._queue = queue
         queue.intakes.append(self)
+        queue.hearers.append(self)
 
     def ask(self, places: int) -> None:
         self.places += places
@@ -197,10 +199,14 @@ class MemoryIntake(Intake):
         return [name for name in names if name in self._queue.store.leases]
 
     async def stop(self) -> None:
-        self.close()
+        self._leave()
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
+        self._leave()
+        self._queue.hearers.remove(self)
+
+    def _leave(self) -> None:
         if self in self._queue.intakes:
             self._queue.intakes.remove(self)
 

@@ -51,6 +51,24 @@ class Handler:
 
 
 @within(20)
+async def test_worker_that_is_closing_hears_of_it(swarm: Swarm) -> None:
+    handler = Handler()
+    async with swarm.dispatcher() as dispatcher:
+        async with swarm.worker() as worker:
+            await worker.handle("coder", handler)
+            future = await dispatcher.start("coder", Message())
+            await handler.started.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.shutdown, 10)
+                await until(worker._pulls_ended.is_set)
+                begun = trio.current_time()
+                await future.cancel()
+                await handler.cancelled.wait()
+                assert trio.current_time() - begun < 2
+        assert (await future.wait()).cancelled_by
+
+
+@within(20)
 async def test_waiting_task_is_taken_out_of_the_queue(swarm: Swarm) -> None:
     async with swarm.dispatcher(name="boss") as dispatcher:
         future = await dispatcher.start("coder", Message(inputs={"goal": "none"}))
