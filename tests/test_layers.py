@@ -31,6 +31,8 @@ LAYERS: Final = (
         "_group",
         "_lease",
         "_open_group",
+        "_map",
+        "_open_map",
         "_starter",
         "_chain",
         "_updates",

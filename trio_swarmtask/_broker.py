@@ -84,6 +84,7 @@ class Outbox(CanFollow):
           InvalidMessageError: if its data is larger than the broker takes.
         """
 
+    @abstractmethod
     def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         """Begin `store` and don't wait: what it returns is told by ``on_end``, once at most.
 
@@ -92,7 +93,6 @@ class Outbox(CanFollow):
         Returns:
           False if that can't be done now: nothing was sent.
         """
-        return False
 
     @abstractmethod
     def expect(self, task_id: str) -> None:

@@ -14,6 +14,7 @@ from ._errors import BrokerError, ClosedError, SwarmTaskError
 from ._futures import Futures
 from ._names import check_task_id, check_timeout, make_key, shorten
 from ._open_group import Orphans, open_group
+from ._open_map import CanMap
 from ._schedule import Schedule, check_name, make_plan, read_plans
 from ._starter import Starter
 from ._statistics import DispatcherStatistics
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Dispatcher(metaclass=NoPublicConstructor):
+class Dispatcher(CanMap, metaclass=NoPublicConstructor):
     """Starts tasks and holds their futures. Made by `open_dispatcher`.
 
     Safe to use from any number of tasks of one Trio run.

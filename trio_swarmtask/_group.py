@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 OnFailure = Literal["cancel", "collect"]
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
-_SAME_TIME: Final = 0.1
+SAME_TIME: Final = 0.1
 
 logger: Final = logging.getLogger("trio_swarmtask.group")
 
@@ -217,7 +217,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _await_deadline(self, start: Start, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
-        await trio.sleep_until(start.task.deadline + _SAME_TIME)
+        await trio.sleep_until(start.task.deadline + SAME_TIME)
         self._cancelled -= 1
         self._count_failure(TaskTimeoutError(result))  # that scope was given more time
 

@@ -202,6 +202,19 @@ class _MemoryOutbox(Outbox):
             due = trio.current_time() + (task.not_before - datetime.now(UTC)).total_seconds()
         return await self._lifetime.run(partial(self._store, stored, due))
 
+    def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
+        broker = self._broker
+        if (
+            self._lifetime.is_over
+            or len(task.data) > broker._max_payload
+            or broker._room.is_full()
+            or broker._is_known(task.task_id)
+        ):
+            return False
+        broker._add(Task(task.capability, task.task_id, task.data, task.deadline, task.lease))
+        on_end(True)
+        return True
+
     async def _store(self, task: Task, due: float) -> bool:
         broker = self._broker
         await trio.lowlevel.checkpoint()

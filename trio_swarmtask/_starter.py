@@ -24,6 +24,8 @@ from ._schedule import check_not_before
 from ._wire import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._broker import Outbox
     from ._future import Future
     from ._futures import Futures
@@ -109,6 +111,23 @@ class Starter:
             return False
         await future._park()
         return True
+
+    def send(self, start: Start, on_end: Callable[[bool], None]) -> bool:
+        """Begin `store`, and don't wait: ``on_end`` is told whether it is stored, once at most.
+
+        If it is not, `store` has to finish it.
+
+        Returns:
+          False if nothing was sent.
+        """
+        future = start.future
+
+        def on_answer(new: bool | None) -> None:
+            stored = bool(new) or future._is_resolved()
+            self._futures.started += stored
+            on_end(stored)
+
+        return start.own and self.outbox.hears_key and self.outbox.store_soon(start.task, on_answer)
 
     async def store(self, start: Start, *, tried: bool = False) -> None:
         """Store it, unless it is known to the broker; return once that is confirmed."""

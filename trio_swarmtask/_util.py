@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -30,19 +30,24 @@ class NoPublicConstructor(type):
         return super().__call__(*args, **kwargs)  # type: ignore[misc, no-any-return]  # type.__call__
 
 
-@asynccontextmanager
-async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
+def open_flat_nursery() -> AbstractAsyncContextManager[trio.Nursery]:
     """A nursery out of which the block's own exception comes as it was raised.
 
     An interrupt of a background task (``KeyboardInterrupt``, ``SystemExit``) comes first, then the
     block's own exception, then a background task's.
     """
+    return flatten(trio.open_nursery())
+
+
+@asynccontextmanager
+async def flatten(nursery: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """The same for anything whose block ends as a nursery's does."""
     own: BaseException | None = None
     error: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with nursery as opened:
             try:
-                yield nursery
+                yield opened
             except BaseException as exc:
                 own = exc
                 raise

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from proxy import open_proxy
-from swarm import NATSSwarm, within
+from swarm import NATSSwarm, echo, until, within
 
-from trio_swarmtask import BrokerError, Message, TaskState, open_dispatcher
+from trio_swarmtask import BrokerError, Message, TaskState, open_dispatcher, open_worker
 from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
@@ -107,3 +107,31 @@ async def test_queue_that_refuses_is_told(
             assert each.result.cancelled_by
             assert each.state == TaskState.UNCONFIRMED
             assert f"task {each.id} of a group could not be cancelled" in caplog.text
+
+
+@within(20)
+async def test_outage_that_outlasts_the_grace_of_a_map(server: Server) -> None:
+    """What may not be stored is let be, and nobody hears of it when the connection is closed."""
+    async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
+        await (await dispatcher.start("coder", Message())).cancel()  # it knows the streams
+        proxy.freeze()
+        async with dispatcher.map("coder", [Message()], grace=0.2):
+            await until(lambda: dispatcher.statistics().outstanding)
+        assert dispatcher.statistics().outstanding == 0
+        proxy.mend()
+
+
+@within(20)
+async def test_tasks_of_a_map_that_are_cut_from_their_pubacks(server: Server) -> None:
+    """They are stored after all, once."""
+    async with (
+        open_proxy(server.port) as proxy,
+        open_dispatcher(proxy.url) as dispatcher,
+        open_worker(server.url) as worker,
+    ):
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())  # it knows the streams
+        proxy.cut_at_answer(b'"stream":"TASKS"')
+        async with dispatcher.map("coder", [Message()] * 10) as results:
+            assert len([result async for result in results]) == 10
+        assert worker.statistics().succeeded == 11

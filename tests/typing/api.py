@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_type
@@ -289,6 +290,21 @@ async def check_group(dispatcher: Dispatcher, message: Message) -> None:
         await group.run("coder", {"goal": "fix it"})  # type: ignore[arg-type]
     dispatcher.open_group(on_failure="ignore")  # type: ignore[arg-type]
     with dispatcher.open_group():  # type: ignore[attr-defined]
+        pass
+
+
+async def check_map(
+    dispatcher: Dispatcher, message: Message, later: AsyncIterator[Message]
+) -> None:
+    async with dispatcher.map("coder", [message], limit=10, ordered=True) as results:
+        assert_type(results, AsyncIterator[Result])
+        async for result in results:
+            assert_type(result, Result)
+    async with dispatcher.map("coder", later, parent=message, grace=5) as results:
+        assert_type(await anext(results), Result)
+    dispatcher.map("coder", ["fix it"])  # type: ignore[list-item]
+    dispatcher.map("coder", [message], 10)  # type: ignore[call-arg]
+    with dispatcher.map("coder", [message]):  # type: ignore[attr-defined]
         pass
 
 
