@@ -100,6 +100,8 @@ class Starter:
           False if nothing was sent. True, and no result, if the confirmation is not there.
         """
         future = start.future
+        if not self.outbox.hears_key:
+            self._futures.expect(future)  # or it would be found by the next look-up only
 
         def on_end(new: bool | None) -> None:
             if new or future._is_resolved():

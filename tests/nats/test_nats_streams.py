@@ -119,6 +119,21 @@ async def test_stream_of_somebody_elses_does_all(nats_swarm: NATSSwarm) -> None:
     assert sorted(names) == ["EVENTS", "TASK_DEAD"]
 
 
+@within(20)
+async def test_results_of_runs_are_heard_where_nothing_is_republished(
+    nats_swarm: NATSSwarm,
+) -> None:
+    """Also of those after the first, which wait for the result alone."""
+    async with nats_swarm.raw() as raw:
+        await make(raw, "EVENTS", "work.>", "done.>")
+        async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            for _ in range(3):
+                await dispatcher.run("coder", Message())
+            async with dispatcher.map("coder", [Message()] * 3) as results:
+                assert len([result async for result in results]) == 3
+
+
 async def stick(message: Message) -> None:
     await trio.sleep_forever()
 
