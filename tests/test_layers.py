@@ -22,7 +22,7 @@ BROKERS: Final = ("_memory*", "_nats")  # neither knows of the other
 LAYERS: Final = (
     ("__main__", "_cli", "_demo*", "server", "_process"),
     ("results", "bus", "_open_bus"),
-    ("__init__", "_open"),
+    ("__init__", "_open", "_open_idempotency"),
     (
         "_dispatcher",
         "_worker",
@@ -40,6 +40,7 @@ LAYERS: Final = (
         "_children",
         "_cancelled",
         "_handler",
+        "_idempotency",
         "_job",
         "_observer",
         "_admission",

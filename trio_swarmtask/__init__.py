@@ -31,12 +31,14 @@ from ._errors import (
 from ._future import Future as Future, TaskState as TaskState
 from ._group import TaskGroup as TaskGroup
 from ._handler import Handler as Handler
+from ._idempotency import Idempotency as Idempotency
 from ._memory import DeadLetter as DeadLetter, MemoryBroker as MemoryBroker
 from ._open import (
     open_broker as open_broker,
     open_dispatcher as open_dispatcher,
     open_worker as open_worker,
 )
+from ._open_idempotency import open_idempotency as open_idempotency
 from ._retry import Retry as Retry, RetryTask as RetryTask
 from ._schedule import Schedule as Schedule
 from ._statistics import (

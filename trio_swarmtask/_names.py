@@ -1,4 +1,4 @@
-# What users pass in, checked: capabilities and task IDs, and durations.
+# What users pass in, checked: capabilities, task IDs and buckets, and durations.
 #
 # The first two end up in NATS subjects, where '.', '*', '>' and white space have a meaning, and a
 # server stores a published wildcard literally. So each is checked here, once, before it gets
@@ -15,6 +15,9 @@ from ._errors import InvalidCapabilityError, InvalidMessageError
 
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_LONGEST: Final = 9.2e9  # seconds; JetStream counts nanoseconds in 64 bits
 
 _KEY_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _KEY_LENGTH: Final = 16  # 82 bits: no two dispatchers of a swarm draw the same
@@ -66,6 +69,24 @@ def check_timeout(seconds: float, name: str = "timeout") -> float:
     if math.isnan(duration):
         raise ValueError(f"{name} must be a number of seconds, not NaN")
     return max(0.0, duration)
+
+
+def check_bucket(text: object) -> None:
+    """Raise ValueError unless ``text`` is 1 to 128 of ``A-Z a-z 0-9 _ -``."""
+    if not isinstance(text, str) or _BUCKET.fullmatch(text) is None:
+        raise ValueError(
+            f"bucket {shorten(text)} must be a string of 1 to 128 letters, digits, '-' or '_'"
+        )
+
+
+def check_ttl(seconds: object) -> None:
+    """Raise TypeError or ValueError unless ``seconds`` is a time that an entry may be kept."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"ttl must be a number of seconds, not {shorten(seconds)}")
+    if not (1 <= seconds <= _LONGEST or seconds == math.inf):
+        raise ValueError(
+            f"ttl must be from 1 to {_LONGEST:g} seconds, or math.inf for ever, not {seconds!r}"
+        )
 
 
 def is_task_id(text: object) -> bool:

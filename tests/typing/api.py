@@ -29,6 +29,7 @@ from trio_swarmtask import (
     Future,
     GroupStatistics,
     Handler,
+    Idempotency,
     InvalidCapabilityError,
     InvalidMessageError,
     MemoryBroker,
@@ -50,6 +51,7 @@ from trio_swarmtask import (
     current_task,
     open_broker,
     open_dispatcher,
+    open_idempotency,
     open_worker,
 )
 from trio_swarmtask.results import Result as Record
@@ -418,6 +420,16 @@ async def check_current_task() -> None:
     await task.report(0.5, metadata={"step": 1})  # type: ignore[dict-item]
     await task.report()  # type: ignore[call-arg]
     task.deadline = 5.0  # type: ignore[misc]
+
+
+async def check_idempotency(worker: Worker, broker: Broker, handler: Handler) -> None:
+    async with open_idempotency(broker, bucket="payments", ttl=math.inf, lease=10) as idempotent:
+        assert_type(idempotent, Idempotency)
+        assert_type(idempotent(handler), Handler)
+        await worker.handle("payer", idempotent(Coder().fix, scope="payments"), max_in_flight=1)
+        idempotent("payer", handler)  # type: ignore[call-arg, arg-type]
+        idempotent(not_async)  # type: ignore[arg-type]
+    open_idempotency("nats://one", "payments")  # type: ignore[call-arg]
 
 
 # The server

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from .._broker import Broker
-from .._names import check_count, shorten
+from .._names import check_bucket, check_count, check_ttl
 from .._open import as_config, open_broker
 from ._in_bucket import KVPublisher
 
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
 
     from .._config import NATSConfig
     from ._publisher import ResultPublisher
-
-_BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_LONGEST: Final = 9.2e9  # JetStream counts nanoseconds in 64 bits
 
 
 @asynccontextmanager
@@ -47,17 +42,9 @@ async def open_kv_publisher(
       BrokerError: if the server can't be reached or refuses, or has no JetStream; also out of the
         block, when it is lost for good.
     """
-    if not isinstance(bucket, str) or _BUCKET.fullmatch(bucket) is None:
-        raise ValueError(
-            f"bucket {shorten(bucket)} must be a string of 1 to 128 letters, digits, '-' or '_'"
-        )
+    check_bucket(bucket)
     check_count("buffer_size", buffer_size)
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-        raise TypeError(f"ttl must be a number of seconds, not {shorten(ttl)}")
-    if not (1 <= ttl <= _LONGEST or ttl == math.inf):
-        raise ValueError(
-            f"ttl must be from 1 to {_LONGEST:g} seconds, or math.inf for ever, not {ttl!r}"
-        )
+    check_ttl(ttl)
     if isinstance(broker, Broker):
         async with host_kv_publisher(broker, bucket, ttl, buffer_size) as publisher:
             yield publisher

@@ -1,0 +1,294 @@
+# One effect for each key: a handler that answers a task with what another task of its key gave.
+#
+# A key's entry in the bucket is a claim, or an outcome. Both are put by compare-and-set, so a key
+# has one claim at a time. A claim expires after `lease` seconds, by the bucket's clock, unless it
+# is put again; its holder cancels its handler when it could not do that in time. So a worker that
+# dies holds up the others for no longer than that, and as far as a lease can promise no two
+# handlers of a key run at once.
+#
+# The bucket is opened twice, for entries of one bucket that live for different times.
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from ._bucket import Refused
+from ._current import current_task
+from ._envelope import Status
+from ._errors import ClosedError, InvalidMessageError, SwarmTaskError
+from ._handler import Handler, Value, check_handler, encode_result
+from ._lifetime import Lifetime
+from ._names import shorten
+from ._util import NoPublicConstructor, open_flat_nursery
+from ._wire import Message, Result
+
+if TYPE_CHECKING:
+    from ._bucket import Bucket, Entry
+
+logger: Final = logging.getLogger("trio_swarmtask.idempotency")
+
+# Seconds that giving up a claim may take, or keeping an outcome while all is being cancelled.
+_SETTLE_SECONDS: Final = 1.0
+
+_NOTHING: Final = b"null"
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """An entry of the bucket: a claim if it has a holder, else an outcome."""
+
+    task: str
+    """ID of the task that claimed the key, or whose outputs these are."""
+    holder: str = ""
+    outputs: msgspec.Raw = msgspec.Raw(_NOTHING)
+
+
+class _Outputs(msgspec.Struct):
+    outputs: msgspec.Raw = msgspec.Raw(_NOTHING)
+
+
+class Claim:
+    """A key that a handler here has to itself, until `deadline` if it is not renewed."""
+
+    def __init__(self, key: str, task_id: str, deadline: float) -> None:
+        self.key = key
+        self.holder = secrets.token_hex(8)
+        self.data = msgspec.json.encode(Record(task_id, self.holder))
+        self.deadline = deadline
+        self.is_ours = True  # to give up, once it is of no use
+
+
+@final
+class Idempotency(metaclass=NoPublicConstructor):
+    """Wraps handlers. Made by `open_idempotency`."""
+
+    def __init__(self, claims: Bucket, outcomes: Bucket, lease: float) -> None:
+        self._claims = claims
+        self._outcomes = outcomes
+        self._lease = lease
+        self._lifetime = Lifetime()
+
+    def __call__(self, handler: Handler, *, scope: str | None = None) -> Handler:
+        """A handler that runs ``handler`` once for each key, and gives others what that gave.
+
+        See `open_idempotency`. A task without a key goes straight to ``handler``.
+
+        Args:
+          handler: As for `Worker.handle`.
+          scope: What the keys belong to, any text. Handlers with one scope, in whatever process,
+            share their keys. None: the capability of the task.
+
+        Raises:
+          TypeError: if ``scope`` is no string, or ``handler`` is not async.
+        """
+        check_handler(handler)
+        if scope is not None and not isinstance(scope, str):
+            raise TypeError(
+                f"scope must be a string, or None for the capability, not {shorten(scope)}"
+            )
+
+        @functools.wraps(handler)
+        async def run_once(message: Message) -> object:
+            if message.idempotency == "":
+                return await handler(message)
+            belongs_to = current_task().capability if scope is None else scope
+            return await self._answer(_hash(belongs_to, message.idempotency), handler, message)
+
+        return run_once
+
+    def _close(self) -> None:
+        self._lifetime.end(
+            lambda: ClosedError(
+                "the block of open_idempotency was left; leave it after the worker's"
+            )
+        )
+
+    async def _answer(self, key: str, handler: Handler, message: Message) -> object:
+        while True:
+            found = await self._lifetime.run(partial(self._claim, key, message.id))
+            if isinstance(found, Record):
+                logger.info(
+                    "task %s has the key of task %s, and is given its outputs",
+                    message.id,
+                    found.task,
+                )
+                return None if bytes(found.outputs) == _NOTHING else found.outputs
+            try:
+                done, value = await self._run(found, handler, message)
+                if done:
+                    outcome = self._encode(value, message)
+                    if outcome is not None and await self._remember(found, outcome):
+                        found.is_ours = False
+                    return value
+                logger.warning("lost the claim to the key of task %s: it was cancelled", message.id)
+            finally:
+                # Shielded, or the key stays claimed for all of the lease.
+                with trio.move_on_after(_SETTLE_SECONDS, shield=True):
+                    await self._release(found)
+
+    async def _run(self, claim: Claim, handler: Handler, message: Message) -> tuple[bool, object]:
+        """Whether ``handler`` has ended in time, and what it gave."""
+        with trio.CancelScope(deadline=claim.deadline) as scope:
+            async with open_flat_nursery() as nursery:
+                nursery.start_soon(self._keep, claim, scope)
+                value = await handler(message)
+                # The shield ends at once. It keeps out a cancellation from further out, which
+                # would take away what has been done.
+                nursery.cancel_scope.shield = True
+                nursery.cancel_scope.cancel()
+            return True, value
+        return False, None
+
+    # Claims
+
+    async def _claim(self, key: str, task_id: str) -> Claim | Record:
+        """Claim ``key``, or give its outcome, once there is either."""
+        while True:
+            entry = await self._outcomes.get(key)
+            record = _read(entry)
+            if record is not None and not record.holder:
+                return record
+            if record is not None:
+                await self._wait_unclaimed(key)
+                continue
+            claim = Claim(key, task_id, trio.current_time() + self._lease)
+            try:
+                await self._claims.put(key, claim.data, 0 if entry is None else entry.revision)
+            except Refused as exc:
+                if not (exc.unsure and await self._find(claim) is not None):
+                    continue
+            return claim
+
+    async def _wait_unclaimed(self, key: str) -> None:
+        ended = trio.Event()
+        seen = False
+
+        def on_entry(entry: Entry) -> None:
+            nonlocal seen
+            seen = True
+            record = _read(entry)
+            if record is None or not record.holder:
+                ended.set()
+
+        async with self._outcomes.watch(key, on_entry):
+            if seen:  # else it is gone already
+                await ended.wait()
+
+    async def _find(self, claim: Claim) -> int | None:
+        """The revision of a claim, which changes as it is renewed; None if it was lost."""
+        entry = await self._outcomes.get(claim.key)
+        record = _read(entry)
+        if entry is None or record is None or record.holder != claim.holder:
+            return None
+        return entry.revision
+
+    async def _keep(self, claim: Claim, scope: trio.CancelScope) -> None:
+        """Renew a claim for as long as it is ours, and ``scope`` with it."""
+        try:
+            while True:
+                await trio.sleep(self._lease / 3)
+                renewed_at = trio.current_time()
+                if not await self._renew(claim):
+                    scope.cancel()
+                    return
+                scope.deadline = renewed_at + self._lease
+        except SwarmTaskError as exc:
+            logger.warning("a claim can't be renewed, and will be lost: %s", exc)
+
+    async def _renew(self, claim: Claim) -> bool:
+        while (revision := await self._find(claim)) is not None:
+            try:
+                await self._claims.put(claim.key, claim.data, revision)
+            except Refused:
+                continue  # lost, or stored by an attempt whose answer was
+            return True
+        return False
+
+    async def _release(self, claim: Claim) -> None:
+        """Let others have the key; if that fails, it is theirs when the claim has expired."""
+        try:
+            while claim.is_ours and (revision := await self._find(claim)) is not None:
+                try:
+                    return await self._outcomes.remove(claim.key, revision)
+                except Refused:
+                    pass  # it was renewed just then
+        except SwarmTaskError as exc:
+            logger.warning("a claim could not be given up, and has to expire: %s", exc)
+
+    # Outcomes
+
+    def _encode(self, value: object, message: Message) -> bytes | None:
+        """What is remembered of a handler's value; None: nothing."""
+        if isinstance(value, Result):
+            if value.status != Status.SUCCESS:
+                return None
+            result: Result | Value = value
+        else:
+            result = Value(value)
+        try:
+            data = encode_result(result, message, 1, "", 0.0)
+        except InvalidMessageError:
+            return None  # the worker says why, in the task's failed result
+        outputs = msgspec.json.decode(data, type=_Outputs).outputs
+        outcome = msgspec.json.encode(Record(message.id, outputs=outputs))
+        limit = self._outcomes.max_size
+        if limit is not None and len(outcome) > limit:
+            logger.warning(
+                "the outputs of task %s are not remembered: with %d bytes they are larger than the "
+                "%d that the bucket takes, so the next task of its key runs again",
+                message.id,
+                len(outcome),
+                limit,
+            )
+            return None
+        return outcome
+
+    async def _remember(self, claim: Claim, outcome: bytes) -> bool:
+        """Keep an outcome; whether that is confirmed."""
+        try:
+            # What has had its effect is worth a moment, even if all is being cancelled.
+            with trio.move_on_after(_SETTLE_SECONDS, shield=True):
+                return await self._put(claim, outcome)
+            with trio.move_on_after(self._lease):
+                return await self._put(claim, outcome)
+            problem: object = "the broker did not answer in time"
+        except SwarmTaskError as exc:
+            problem = exc
+        logger.warning("the outputs of a task may not be remembered: %s", problem)
+        return False
+
+    async def _put(self, claim: Claim, outcome: bytes) -> bool:
+        while True:
+            entry = await self._outcomes.get(claim.key)
+            record = _read(entry)
+            if record is not None and not record.holder:
+                return True  # another's, which was first
+            revision = 0 if entry is None else entry.revision
+            try:
+                await self._outcomes.put(claim.key, outcome, revision)
+            except Refused:
+                continue
+            return True
+
+
+def _hash(scope: str, key: str) -> str:
+    text = f"{len(scope)}:{scope}{key}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(entry: Entry | None) -> Record | None:
+    """The record of an entry; None if it has none, or one that can't be read."""
+    if entry is None or entry.data is None:
+        return None
+    try:
+        return msgspec.json.decode(entry.data, type=Record)
+    except msgspec.MsgspecError:
+        logger.error("skipped entry %r of the bucket, which is no claim and no outcome", entry.key)
+        return None
