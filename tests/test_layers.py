@@ -25,6 +25,7 @@ LAYERS: Final = (
     ("__init__", "_open", "_open_idempotency"),
     (
         "_dispatcher",
+        "_dispatcher_base",
         "_worker",
         "_future",
         "_futures",

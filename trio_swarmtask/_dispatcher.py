@@ -1,6 +1,4 @@
-# The dispatcher: starts tasks and holds their futures.
-#
-# Pure Trio, and no task of its own: the outbox's callback resolves the future.
+# The dispatcher: what users call to start tasks, one by one, as a group, later, again and again.
 
 from __future__ import annotations
 
@@ -8,49 +6,30 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from typing import TYPE_CHECKING, final
 
-import trio
-
-from ._errors import BrokerError, ClosedError, SwarmTaskError
-from ._futures import Futures
-from ._names import check_task_id, check_timeout, make_key, shorten
+from ._dispatcher_base import DispatcherBase
+from ._errors import ClosedError
+from ._names import check_task_id, check_timeout, shorten
 from ._open_group import Orphans, open_group
 from ._open_map import CanMap
 from ._schedule import Schedule, check_name, make_plan, read_plans
-from ._starter import Starter
-from ._statistics import DispatcherStatistics
 from ._util import NoPublicConstructor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime, timedelta
 
-    from ._broker import Broker, Outbox
+    from ._broker import Broker
     from ._future import Future
     from ._group import OnFailure, TaskGroup
     from ._wire import Message, Result
 
 
 @final
-class Dispatcher(CanMap, metaclass=NoPublicConstructor):
+class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
     """Starts tasks and holds their futures. Made by `open_dispatcher`.
 
     Safe to use from any number of tasks of one Trio run.
     """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._key = make_key()
-        self._futures = Futures(name, self._end)
-        self._starter = Starter(name, self._key, self._futures)
-        self._closing = False
-        self._ended: SwarmTaskError | None = None
-        self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
-        self._aborted = 0
-        self._host: Dispatcher | None = None  # of a worker, of which this is one task's view
-        self._parent: Message | None = None  # that task
-
-    def __repr__(self) -> str:
-        return f"<Dispatcher {self._name!r}, {len(self._futures.waiting)} outstanding>"
 
     async def run(self, capability: str, message: Message) -> Result:
         """Start one task and wait for its result: `start`, then `Future.wait`.
@@ -239,12 +218,6 @@ class Dispatcher(CanMap, metaclass=NoPublicConstructor):
         grace = check_timeout(grace, "grace")
         return open_group(self, group_id, parent, on_failure, grace, orphans)
 
-    def _check_open(self) -> None:
-        if self._closing or self._ended is not None:
-            raise self._closed_error()
-        if self._host is not None:
-            self._host._check_open()
-
     def _below(self, message: Message) -> Dispatcher:
         """This one, for the task that ``message`` is: see `CurrentTask.dispatcher`."""
         view = copy(self)
@@ -252,65 +225,6 @@ class Dispatcher(CanMap, metaclass=NoPublicConstructor):
         view._parent = message
         view._starter = self._starter.below(message)
         return view
-
-    def _check_own(self) -> None:
-        if self._host is not None:
-            raise RuntimeError(
-                "this dispatcher is the worker's, which closes it once its handlers have ended; "
-                "nothing is to be closed here"
-            )
-
-    async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
-        """Take no new work, and wait for the outstanding futures.
-
-        Args:
-          timeout: Seconds; below 0 is 0. What is outstanding then is aborted: its waiters get
-            `ClosedError`.
-
-        Raises:
-          trio.TooSlowError: if something was aborted. Also closed if cancelled.
-        """
-        self._check_own()
-        timeout = check_timeout(timeout)
-        self._closing = True
-        waiting_for = len(self._futures.waiting)
-        try:
-            with trio.move_on_after(timeout):
-                await trio.lowlevel.checkpoint()
-                await self._futures.wait_none()
-        finally:
-            self._end(ClosedError("the dispatcher was closed before the result came"))
-        if waiting_for and self._aborted:
-            raise trio.TooSlowError(
-                f"{self._aborted} tasks were outstanding when the dispatcher was closed, after "
-                f"{timeout:g} seconds at most"
-            )
-
-    async def aclose(self) -> None:
-        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
-        self._check_own()
-        self._end(ClosedError("the dispatcher was closed before the result came"))
-        await trio.lowlevel.checkpoint()
-
-    def statistics(self) -> DispatcherStatistics:
-        """Counts at this moment."""
-        return DispatcherStatistics(
-            outstanding=len(self._futures.waiting),
-            started=self._futures.started,
-            resolved=self._futures.resolved,
-        )
-
-    def _end(self, error: SwarmTaskError) -> None:
-        if self._ended is not None:
-            return
-        self._ended = error
-        self._outbox.close()
-        self._aborted = self._futures.fail_all(error)
-
-    def _closed_error(self) -> SwarmTaskError:
-        if isinstance(self._ended, BrokerError):
-            return type(self._ended)(*self._ended.args)
-        return ClosedError("the dispatcher is closed; open another one to start tasks")
 
 
 @asynccontextmanager

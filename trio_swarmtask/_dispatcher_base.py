@@ -1,0 +1,103 @@
+# What a dispatcher is made of, and how it is closed.
+#
+# Pure Trio, and no task of its own: the outbox's callback resolves the future.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._errors import BrokerError, ClosedError, SwarmTaskError
+from ._futures import Futures
+from ._names import check_timeout, make_key
+from ._starter import Starter
+from ._statistics import DispatcherStatistics
+
+if TYPE_CHECKING:
+    from ._broker import Outbox
+    from ._wire import Message
+
+
+class DispatcherBase:
+    """A dispatcher without the ways to start tasks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._key = make_key()
+        self._futures = Futures(name, self._end)
+        self._starter = Starter(name, self._key, self._futures)
+        self._closing = False
+        self._ended: SwarmTaskError | None = None
+        self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
+        self._aborted = 0
+        self._host: DispatcherBase | None = None  # of a worker, of which this is one task's view
+        self._parent: Message | None = None  # that task
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self._name!r}, {len(self._futures.waiting)} outstanding>"
+
+    def _check_open(self) -> None:
+        if self._closing or self._ended is not None:
+            raise self._closed_error()
+        if self._host is not None:
+            self._host._check_open()
+
+    def _check_own(self) -> None:
+        if self._host is not None:
+            raise RuntimeError(
+                "this dispatcher is the worker's, which closes it once its handlers have ended; "
+                "nothing is to be closed here"
+            )
+
+    async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
+        """Take no new work, and wait for the outstanding futures.
+
+        Args:
+          timeout: Seconds; below 0 is 0. What is outstanding then is aborted: its waiters get
+            `ClosedError`.
+
+        Raises:
+          trio.TooSlowError: if something was aborted. Also closed if cancelled.
+        """
+        self._check_own()
+        timeout = check_timeout(timeout)
+        self._closing = True
+        waiting_for = len(self._futures.waiting)
+        try:
+            with trio.move_on_after(timeout):
+                await trio.lowlevel.checkpoint()
+                await self._futures.wait_none()
+        finally:
+            self._end(ClosedError("the dispatcher was closed before the result came"))
+        if waiting_for and self._aborted:
+            raise trio.TooSlowError(
+                f"{self._aborted} tasks were outstanding when the dispatcher was closed, after "
+                f"{timeout:g} seconds at most"
+            )
+
+    async def aclose(self) -> None:
+        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
+        self._check_own()
+        self._end(ClosedError("the dispatcher was closed before the result came"))
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> DispatcherStatistics:
+        """Counts at this moment."""
+        return DispatcherStatistics(
+            outstanding=len(self._futures.waiting),
+            started=self._futures.started,
+            resolved=self._futures.resolved,
+        )
+
+    def _end(self, error: SwarmTaskError) -> None:
+        if self._ended is not None:
+            return
+        self._ended = error
+        self._outbox.close()
+        self._aborted = self._futures.fail_all(error)
+
+    def _closed_error(self) -> SwarmTaskError:
+        if isinstance(self._ended, BrokerError):
+            return type(self._ended)(*self._ended.args)
+        return ClosedError("the dispatcher is closed; open another one to start tasks")
