@@ -9,6 +9,7 @@ import trio
 from swarm import Swarm, echo, within
 
 from trio_swarmtask import InvalidMessageError, Message, Status, TaskFailedError, TaskState
+from trio_swarmtask._broker import NewTask
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -27,6 +28,18 @@ class Recorder:
         self.messages.append(message)
         self.times.append(trio.current_time())
         self.seconds_left = trio.current_effective_deadline() - trio.current_time()
+
+
+@within(20)
+async def test_lease_goes_with_a_task_that_is_not_due(swarm: Swarm) -> None:
+    """So it is not started where the program that holds it is gone by then."""
+    async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        data = Message(id="t1").encode()
+        task = NewTask("coder", "t1", data, lease="gone", not_before=in_seconds(1))
+        await outbox.store(task)
+        result = await (await dispatcher.attach("t1")).wait()
+    assert result.cancelled_by == worker.name
 
 
 @within(20)

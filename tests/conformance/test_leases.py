@@ -144,9 +144,26 @@ async def test_given_back_with_delay_comes_later(swarm: Swarm) -> None:
         again = await deliveries.receive()
         assert trio.current_time() - at > 0.4
         assert (again.number, again.data) == (2, b"data")
-        assert await again.count_given_back() == 1
-        await again.give_back()
-        assert (await deliveries.receive()).number == 3
+        assert (await again.count_given_back(), await again.count_retries()) == (1, 0)
+        await again.retry(0)
+        third = await deliveries.receive()
+        assert third.number == 3
+        assert (await third.count_given_back(), await third.count_retries()) == (1, 1)
+
+
+@within(30)
+async def test_delivery_that_is_over_changes_nothing(swarm: Swarm) -> None:
+    """Its task has ended, or is somebody else's by now."""
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        await outbox.store(NewTask("coder", "t1", b"data"))
+        intake.ask(2)
+        delivery = await deliveries.receive()
+        await delivery.complete(b"{}")
+        await delivery.retry(0)
+        await delivery.give_back()
+        await swarm.wait_until_empty()
+        with pytest.raises(trio.WouldBlock):
+            deliveries.receive_nowait()
 
 
 @within(30)

@@ -9,6 +9,7 @@ import trio
 from swarm import NATSSwarm, Raw, echo, within
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_worker
+from trio_swarmtask._nats._streams import Streams
 
 REPUBLISH = {"src": "done.*", "dest": "notify.{{split(1,-)}}"}
 DAY = 24 * 60 * 60 * 1_000_000_000
@@ -283,3 +284,23 @@ async def test_four_workers_start_at_the_same_moment(nats_swarm: NATSSwarm, alik
             nursery.start_soon(start, number)
     assert sorted(ready) == [0, 1, 2, 3]
     await use(nats_swarm)
+
+
+@within(20)
+async def test_stream_that_another_process_is_quicker_to_make(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Streams.find
+    looks = []
+
+    async def look_too_early(self: Streams, subject: str) -> dict[str, Any] | None:
+        looks.append(subject)
+        return None if looks.count(subject) == 1 else await find(self, subject)
+
+    async with nats_swarm.raw() as raw:
+        await raw.api("STREAM.CREATE.QUICKER", name="QUICKER", subjects=["done.>"])
+    monkeypatch.setattr(Streams, "find", look_too_early)
+    async with nats_swarm.worker() as worker, nats_swarm.dispatcher() as dispatcher:
+        await worker.handle("coder", echo)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+    assert looks[:2] == ["done.*", "done.*"]

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._errors import BrokerError
-from ._jetstream import NO_MESSAGE, NO_STREAM, APIError, NoResponders, call, publish
+from ._jetstream import publish
+from ._stored import last_message
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -44,16 +45,7 @@ class Leases:
 
         async def look(name: str) -> bool:
             stream, _ = await self._streams.leases()
-            request = f"STREAM.MSG.GET.{stream}"
-            try:
-                await call(self._requests, request, last_by_subj=f"lease.{name}")
-            except APIError as exc:
-                if exc.err_code == NO_MESSAGE:
-                    return False
-                if exc.err_code == NO_STREAM:
-                    raise NoResponders(f"stream {stream}") from exc
-                raise
-            return True
+            return await last_message(self._requests, stream, f"lease.{name}") is not None
 
         found = set()
         for name in names:
