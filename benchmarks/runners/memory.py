@@ -17,7 +17,7 @@ async def run_both(name: str, options: Options) -> None:
         handler = make_handler(options, Meter())
         for capability in capabilities(name, options.capabilities):
             await worker.handle(capability, handler, max_in_flight=options.concurrency)
-        await serve(dispatcher, in_turn(name, options))
+        await serve(dispatcher, in_turn(name, options), options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from trio_swarmtask._nats import _client
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trio_swarmtask import Dispatcher, Handler
+    from trio_swarmtask import Dispatcher, Future, Handler, TaskGroup
 
 
 def make_handler(options: Options, meter: Meter) -> Handler:
@@ -41,20 +41,30 @@ async def run_worker(url: str, name: str, options: Options) -> None:
 
 async def run_dispatcher(url: str, name: str, options: Options) -> None:
     async with open_dispatcher(url) as dispatcher:
-        await serve(dispatcher, in_turn(name, options))
+        if not options.group:
+            await serve(dispatcher, in_turn(name, options), options)
+            return
+        async with dispatcher.open_group() as group:
+            await serve(group, in_turn(name, options), options)
 
 
-async def serve(dispatcher: Dispatcher, capabilities: Iterator[str]) -> None:
-    """Carry out the driver's orders with this dispatcher."""
+async def serve(
+    starter: Dispatcher | TaskGroup, capabilities: Iterator[str], options: Options
+) -> None:
+    """Carry out the driver's orders with this dispatcher, or this group of its."""
 
     async def run(text: str) -> None:
-        result = await dispatcher.run(next(capabilities), Message(inputs={"text": text}))
+        result = await starter.run(next(capabilities), Message(inputs={"text": text}))
         result.raise_for_status()
 
-    async def start(text: str) -> None:
-        await dispatcher.start(next(capabilities), Message(inputs={"text": text}))
+    async def start(text: str) -> Future:
+        return await starter.start(next(capabilities), Message(inputs={"text": text}))
 
-    await serve_dispatcher(run, start)
+    async def start_and_wait(text: str) -> None:
+        future = await start(text)
+        (await future.wait()).raise_for_status()
+
+    await serve_dispatcher(start_and_wait if options.start else run, start)
 
 
 def use_public_api() -> None:

@@ -42,6 +42,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     lean: bool = False
     public_api: bool = False
 
+    group: bool = False
+    """Whether the tasks are those of a group."""
+
+    start: bool = False
+    """Whether each one is started, and then waited for, in two calls."""
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One line from the driver to a dispatcher."""

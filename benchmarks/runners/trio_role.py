@@ -25,7 +25,7 @@ async def serve_worker(meter: Meter) -> None:
 
 
 async def serve_dispatcher(
-    run: Callable[[str], Awaitable[None]], start: Callable[[str], Awaitable[None]]
+    run: Callable[[str], Awaitable[object]], start: Callable[[str], Awaitable[object]]
 ) -> None:
     """Carry out the driver's orders.
 
@@ -44,7 +44,7 @@ async def read_line() -> str:
     return await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
 
 
-async def carry_out(order: Order, send: Callable[[str], Awaitable[None]]) -> None:
+async def carry_out(order: Order, send: Callable[[str], Awaitable[object]]) -> None:
     left, text = order.tasks, order.text
 
     async def lane() -> None:

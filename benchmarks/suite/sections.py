@@ -104,6 +104,17 @@ async def capabilities(servers: Servers, figures: Figures) -> None:
     )
 
 
+async def groups(servers: Servers, figures: Figures) -> None:
+    entrants = [
+        Entrant(f"{name}{', in a group' * group}", OURS, options={"start": start, "group": group})
+        for name, start in (("run", False), ("start and wait", True))
+        for group in (False, True)
+    ]
+    await Contest("groups", entrants, [Workload("100 in flight", 100)], 5, 0.8).run(
+        servers, figures
+    )
+
+
 async def drain_all(servers: Servers, figures: Figures) -> None:
     server = await servers.get("nats")
     for _ in range(3):
@@ -130,6 +141,7 @@ SECTIONS: Final = {
     "sleep": Section("A handler that waits 10 ms, one worker with 100 places", sleep),
     "workers": Section("One to four worker processes", workers),
     "capabilities": Section("One to fifty capabilities on one worker", capabilities),
+    "groups": Section("A task of a group, beside one without", groups),
     "drain": Section("Enqueued first, then drained, 32 at once at each worker", drain_all),
     "backlog": Section("A backlog of 100,000, drained by one worker", measure_backlog),
     "imports": Section("Import, in a fresh process", measure_imports),

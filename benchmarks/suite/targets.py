@@ -90,6 +90,15 @@ FIXED: Final = (
         for name in ("10 ms, 100 awaited", "10 ms, 400 awaited")
     ),
     Target("tasks/s, 50 capabilities", _FIFTY, _FIFTY._replace(runner="ours, 1"), 0.9),
+    *(
+        Target(
+            f"tasks/s in a group, {name}",
+            Key("groups", _FULL, f"{name}, in a group", "rate"),
+            Key("groups", _FULL, name, "rate"),
+            0.9,
+        )
+        for name in ("run", "start and wait")
+    ),
     Target(
         "backlog: rate at the end",
         _BACKLOG._replace(metric="rate_last"),

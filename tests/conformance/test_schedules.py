@@ -18,6 +18,8 @@ from trio_swarmtask import (
     Status,
 )
 
+pytestmark = pytest.mark.needs_schedules
+
 
 class Recorder:
     """A handler that notes what it got."""

@@ -9,10 +9,21 @@ import trio
 from proxy import open_proxy
 from swarm import NATSSwarm, echo, until, within
 
-from trio_swarmtask import BrokerError, Message, TaskState, open_dispatcher, open_worker
+from trio_swarmtask import (
+    BrokerError,
+    Message,
+    Result,
+    Status,
+    TaskFailedError,
+    TaskState,
+    open_broker,
+    open_dispatcher,
+    open_worker,
+)
 from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
+    from trio_swarmtask._broker import Delivery
     from trio_swarmtask.server import Server
 
 
@@ -135,3 +146,40 @@ async def test_tasks_of_a_map_that_are_cut_from_their_pubacks(server: Server) ->
         async with dispatcher.map("coder", [Message()] * 10) as results:
             assert len([result async for result in results]) == 10
         assert worker.statistics().succeeded == 11
+
+
+@pytest.mark.parametrize("neighbour", [False, True])
+@within(20)
+async def test_worker_that_knows_nothing_of_cancellation(
+    nats_swarm: NATSSwarm, neighbour: bool
+) -> None:
+    """One in Go, say. It is waited for where somebody else might have the task, for two seconds."""
+
+    async def fail(message: Message) -> None:
+        raise ValueError("no luck")
+
+    async with (
+        open_broker(nats_swarm.broker) as broker,
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.worker() as worker,
+    ):
+        arrived: list[Delivery] = []
+        async with broker.open_intake("coder", arrived.append) as intake:
+            # It takes tasks, and is never told of a cancellation: `hear` was not called.
+            intake.ask(1)
+            begun = trio.current_time()
+            with pytest.RaisesGroup(TaskFailedError):
+                async with dispatcher.open_group() as group:
+                    future = await group.start("coder", Message())
+                    await until(lambda: arrived)
+                    if neighbour:
+                        await worker.handle("coder", echo)
+                    await worker.handle("failing", fail)
+                    begun = trio.current_time()
+                    await group.start("failing", Message())
+            left_after = trio.current_time() - begun
+            late = Result(id=future.id, status=Status.SUCCESS, agent="go").encode()
+            assert not await arrived[0].complete(late)
+        assert left_after == pytest.approx(2.2 if neighbour else 0.2, abs=0.6)
+        assert future.state == TaskState.UNCONFIRMED
+        assert (await (await dispatcher.attach(future.id)).wait()).cancelled_by

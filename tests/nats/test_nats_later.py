@@ -135,6 +135,7 @@ async def test_repeat_is_the_same_task_wherever_it_is_by_then(nats_swarm: NATSSw
         assert await outbox.store(task_due("new", in_seconds(3600)), tried=True)
 
 
+@pytest.mark.needs_schedules
 @within(20)
 async def test_refusals_say_what_to_do(nats_swarm: NATSSwarm) -> None:
     both = {"max_msgs": 10, "discard": "new", "allow_msg_schedules": False}
@@ -161,6 +162,7 @@ async def test_refusals_say_what_to_do(nats_swarm: NATSSwarm) -> None:
                 await raw.api(f"STREAM.DELETE.{settings.get('name', 'TASKS')}")
 
 
+@pytest.mark.needs_schedules
 @within(20)
 async def test_server_that_is_too_old(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +198,7 @@ async def test_stream_that_was_replaced_meanwhile(nats_swarm: NATSSwarm) -> None
             await dispatcher.start("coder", Message(), not_before=in_seconds(60))
 
 
+@pytest.mark.needs_schedules
 @within(20)
 async def test_stream_that_takes_no_such_message(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw, nats_swarm.dispatcher() as dispatcher:
@@ -223,6 +226,7 @@ async def test_odd_refusal_is_an_error(
             await dispatcher.start("coder", Message(id="mine"), not_before=in_seconds(60))
 
 
+@pytest.mark.needs_schedules
 @within(20)
 async def test_id_that_is_the_name_of_a_schedule(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.dispatcher() as dispatcher:

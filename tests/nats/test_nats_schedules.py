@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 
+pytestmark = pytest.mark.needs_schedules
+
 EXPRESSIONS = """
 * * * * * *|0 0 0 * * *|*/10 * * * * *|0/10 * * * * *|0 0 0 ? * MON|0 0 0 ? * mon-fri|? * * * * *
 0 0 0 1 JAN *|0 0 0 1 jan ?|0 0 0 * * 0|1,2,3-5/2 * * * * *|*/70 * * * * *|1-5/10 * * * * *

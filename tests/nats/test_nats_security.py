@@ -299,7 +299,11 @@ USES: Final = {
 }
 
 
-@pytest.mark.parametrize("role", ROLES)
+def marks_of(role: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.needs_schedules] if role == "scheduler" else []
+
+
+@pytest.mark.parametrize("role", [pytest.param(role, marks=marks_of(role)) for role in ROLES])
 @within(20)
 async def test_role_works_with_its_permissions(
     tmp_path: Path, role: str, caplog: pytest.LogCaptureFixture
@@ -310,7 +314,11 @@ async def test_role_works_with_its_permissions(
 
 
 @pytest.mark.parametrize(
-    "entry", ENTRIES, ids=[f"{e.role}-{e.action}-{e.subject}" for e in ENTRIES]
+    "entry",
+    [
+        pytest.param(e, id=f"{e.role}-{e.action}-{e.subject}", marks=marks_of(e.role))
+        for e in ENTRIES
+    ],
 )
 @within(20)
 async def test_each_permission_is_needed(
