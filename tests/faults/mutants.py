@@ -109,7 +109,8 @@ def no_look_up_after_a_servers_death(patch: Patch) -> None:
     make = NATSDelivery.__init__
 
     def broken(self: NATSDelivery, *args: Any, again: bool) -> None:
-        make(self, *args, again=args[-1] > 1)
+        number = args[5]
+        make(self, *args, again=number > 1)
 
     patch(NATSDelivery, "__init__", broken)
 
