@@ -198,7 +198,8 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
           parent: In a handler, the message of its task: its IDs go into the blank ``parent``,
             ``root`` and ``correlation_id`` of the group's tasks.
           on_failure: ``"collect"`` lets the others go on, and raises nothing of a result.
-          grace: Seconds that the clean-up of cancelled handlers is waited for; `Future.state`.
+          grace: Seconds that the clean-up of cancelled handlers is waited for, once they were told;
+            see `Future.state`. Telling them takes five seconds at most.
           orphans: What becomes of the tasks if this program dies: ``"cancel"`` has the group renew
             a lease, and its tasks are cancelled where they are once that has lapsed, half a minute
             after the last renewal.

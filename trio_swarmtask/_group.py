@@ -5,7 +5,8 @@
 # block, with cancellations, and with several failures at once, is done by Trio's own. A failure of
 # a child is raised in a task of the nursery, as if the child had run there. Once the nursery's
 # scope is cancelled, whatever by, the keeper cancels the children that are left, in the queue and
-# at their workers, and stays until they are confirmed to run no more, `grace` seconds at most.
+# at their workers, and stays until they are confirmed to run no more, `grace` seconds at most once
+# they were told.
 #
 # Deadlines travel: each child has that of the scopes round the group, and its worker cuts it off
 # then. That is no failure of the child's, for the same deadline is about to cancel the group, or
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 OnFailure = Literal["cancel", "collect"]
 
+# Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
+# handler that was not told would run on.
+_TELLING: Final = 5.0
+
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 SAME_TIME: Final = 0.1
 
@@ -68,6 +73,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
+        self._time_to_stop = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
         self._children: dict[Future, Start] = {}  # that have not ended
@@ -141,7 +147,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
         except trio.Cancelled:
-            with trio.move_on_after(self._grace, shield=True):
+            with trio.move_on_after(self._time_to_stop, shield=True):
                 await self._stop(future)
             self._stop_in_the_end(future)
             raise
@@ -181,7 +187,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         try:
             await self._dispatcher._starter.store(start, tried=tried)
         except trio.Cancelled:
-            with trio.move_on_after(self._grace, shield=True):
+            with trio.move_on_after(self._time_to_stop, shield=True):
                 await self._stop(future)
             self._stop_in_the_end(future)
             raise
@@ -245,7 +251,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
         finally:
-            with trio.move_on_after(self._grace, shield=True):
+            with trio.move_on_after(self._time_to_stop, shield=True):
                 async with trio.open_nursery() as nursery:
                     for future in list(self._children):
                         nursery.start_soon(self._stop, future)
@@ -270,7 +276,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._nursery.start_soon(self._stop, future)
 
     async def _wait_stopped(self, future: Future) -> None:
-        with trio.move_on_after(self._grace, shield=True):
+        with trio.move_on_after(self._time_to_stop, shield=True):
             await self._cancel(future)
 
     async def _cancel(self, future: Future) -> None:

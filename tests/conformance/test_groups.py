@@ -203,6 +203,24 @@ async def test_clean_up_that_outlasts_the_grace(swarm: Swarm) -> None:
         assert future.result.cancelled_by
 
 
+@within(15)
+async def test_no_grace_at_all(swarm: Swarm) -> None:
+    """Nobody's clean-up is waited for, but all are told: before anything else would tell them."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        await dispatcher.run("coder", Message())
+        begun = trio.current_time()
+        with trio.move_on_after(10):
+            async with dispatcher.open_group(grace=0) as group:
+                futures = [await group.start("coder", WAIT) for _ in range(3)]
+                await until(lambda: staff.running == 3)
+                group.cancel_scope.cancel()
+        await until(lambda: staff.running == 0)
+        assert trio.current_time() - begun < 5
+        assert all(future.result.cancelled_by for future in futures)
+
+
 @within(20)
 async def test_run_that_is_cancelled_cancels_its_task(swarm: Swarm) -> None:
     staff = Staff()

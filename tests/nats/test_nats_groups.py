@@ -16,6 +16,7 @@ from trio_swarmtask import (
     Status,
     TaskFailedError,
     TaskState,
+    _group,
     open_broker,
     open_dispatcher,
     open_worker,
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 
 
 @within(20)
-async def test_outage_that_outlasts_the_grace(server: Server) -> None:
+async def test_outage_that_outlasts_the_grace(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The block is left all the same; the task has no result, and goes on."""
+    monkeypatch.setattr(_group, "_TELLING", 0.3)
     async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
         async with dispatcher.open_group(grace=0.3) as group:
             future = await group.start("coder", Message())
