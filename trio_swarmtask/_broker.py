@@ -115,12 +115,13 @@ class Outbox(CanFollow):
         """
 
     @abstractmethod
-    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
         """Take a task whose result is stored out of the queue, and have its handler cancelled.
 
         Args:
           capability: None if it is not known; then a task that is in no queue is not found.
           grace: Seconds to wait until the handler has ended.
+          due: It was stored without a ``not_before``.
 
         Returns:
           Whether no handler of it runs any more: none was ever called, or its worker says so.

@@ -60,6 +60,7 @@ class Future(metaclass=NoPublicConstructor):
         "__weakref__",
         "_capability",
         "_data",
+        "_due",
         "_error",
         "_expected",
         "_holder",
@@ -83,6 +84,7 @@ class Future(metaclass=NoPublicConstructor):
         self._watchers: tuple[Callable[[Future], None], ...] = ()
         self._holders = 0
         self._expected = False
+        self._due = False  # it was not kept for later, for sure
 
     def __repr__(self) -> str:
         return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"
@@ -182,16 +184,14 @@ class Future(metaclass=NoPublicConstructor):
         if not self._is_resolved():
             self._data = data
             self._wake()
-            for watcher in self._watchers:
-                watcher(self)
+            self._tell_watchers()
 
     def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
         if not self._is_resolved():
             self._error = error
             self._wake()
-            for watcher in self._watchers:
-                watcher(self)
+            self._tell_watchers()
 
     def _was_cancelled(self) -> bool:
         """Whether it is resolved by the result of a task that was cancelled."""
@@ -217,6 +217,11 @@ class Future(metaclass=NoPublicConstructor):
         for task in self._waiting:
             trio.lowlevel.reschedule(task)
         self._waiting.clear()
+
+    def _tell_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, ()
+        for watcher in watchers:
+            watcher(self)
 
     def _decode(self) -> None:
         assert self._data is not None

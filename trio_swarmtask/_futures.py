@@ -72,7 +72,7 @@ class Futures(ResultListener, Holder):
         data = await self.outbox.fetch(future.id)
         if data is None:
             return False
-        self.result_stored(future.id, data)
+        self._resolve(future, data)
         return True
 
     def release(self, future: Future) -> None:
@@ -92,11 +92,11 @@ class Futures(ResultListener, Holder):
             future._stopped = False
             result = encode_cancelled(future.id, self._name)
             if await self.outbox.store_result(future.id, result):
-                self.result_stored(future.id, result)
+                self._resolve(future, result)
             else:
                 await self.look_up(future)
         stopped = not future._was_cancelled() or await self.outbox.stop(
-            future._capability, future.id, grace
+            future._capability, future.id, grace, due=future._due
         )
         future._stopped = stopped or future._stopped is True  # as somebody else has heard
         return stopped
@@ -126,6 +126,10 @@ class Futures(ResultListener, Holder):
             if self._none_waiting.is_set():
                 self._none_waiting = trio.Event()
             await self._none_waiting.wait()
+
+    def _resolve(self, future: Future, data: bytes) -> None:
+        self.result_stored(future.id, data)
+        future._resolve(data)  # also if it was released meanwhile
 
     def _drop(self, task_id: str) -> Future | None:
         future = self.waiting.pop(task_id, None)

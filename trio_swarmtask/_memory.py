@@ -246,7 +246,7 @@ class _MemoryOutbox(Outbox):
     async def store_result(self, task_id: str, result: bytes) -> bool:
         return await self._lifetime.run(partial(self._broker._finish, task_id, result))
 
-    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
         return await self._lifetime.run(partial(self._stop, capability, task_id, grace))
 
     async def _stop(self, capability: str | None, task_id: str, grace: float) -> bool:

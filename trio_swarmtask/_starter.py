@@ -85,7 +85,9 @@ class Starter:
             check_task_id(task_id)
         data = encode(message, MessageEnvelope, partial(self.fill, task_id))
         task = NewTask(capability, task_id, data, deadline, lease, not_before)
-        return Start(self._futures.hold(task_id, capability), task, own=own)
+        future = self._futures.hold(task_id, capability)
+        future._due = own and not_before is None
+        return Start(future, task, own=own)
 
     def below(self, message: Message) -> Starter:
         """This one, filling in the chain of the task that ``message`` is."""

@@ -23,13 +23,9 @@ from .._broker import Notice
 from .._errors import BrokerError
 from ._connection import NotConnected
 from ._firing import firings_like
-from ._jetstream import (
-    NO_CONSUMER,
-    APIError,
-    call,
-)
+from ._jetstream import call
 from ._requests import refused_error, status_of
-from ._stored import delete_message, gone, last_message
+from ._stored import delete_message, last_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +33,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from ._connection import Connection
+    from ._delivered import Delivered
     from ._incoming import Incoming
     from ._requests import Requests
     from ._stored import StoredMessage
@@ -102,13 +99,22 @@ class Pushes:
 class Cancellation:
     """Takes one task out of the queue and out of its worker's hands."""
 
-    def __init__(self, requests: Requests, streams: Streams, task_id: str) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        streams: Streams,
+        delivered: Delivered,
+        task_id: str,
+        *,
+        due: bool,
+    ) -> None:
         self._requests = requests
+        self._delivered = delivered
+        self._due = due
         self._connection = requests.connection
         self._streams = streams
         self._task_id = task_id
-        # Two tokens below the prefix, as the inboxes of requests have.
-        self._inbox = f"{self._connection.client.new_inbox()}.0"
+        self._inbox = ""
         self._push = ""  # its subject
         self._answered = trio.Event()
         self._was_not_due = False
@@ -119,7 +125,7 @@ class Cancellation:
     async def stop(self, capability: str | None, grace: float) -> bool:
         """As `Outbox.stop`."""
         await self._connection.wait_up()
-        subscription = self._connection.subscribe(self._inbox, self._on_answer)
+        self._inbox = self._requests.open_inbox(self._on_answer)
         self._connection.on_refused.append(self._on_refused)
         try:
             never_ran = await self._streams.persist(
@@ -135,7 +141,7 @@ class Cancellation:
             return self._has_ended
         finally:
             self._connection.on_refused.remove(self._on_refused)
-            self._connection.unsubscribe(subscription)
+            self._requests.close_inbox(self._inbox)
 
     def _on_answer(self, message: Incoming) -> None:
         if message.data == _RUNNING:
@@ -158,13 +164,14 @@ class Cancellation:
         stream = await self._streams.tasks(capability)
         subject = f"work.{capability}.{self._task_id}"
         # What is not due yet comes into the queue when it is; so it goes first.
-        later = f"{subject}.later"
-        if await self._remove(stream, later, await last_message(self._requests, stream, later)):
-            self._was_not_due = True
+        if not self._due:
+            later = f"{subject}.later"
+            if await self._remove(stream, later, await last_message(self._requests, stream, later)):
+                self._was_not_due = True
         stored = await last_message(self._requests, stream, subject)
         self._push = f"cancel.{capability}.{self._task_id}"
         self._connection.publish(self._push, b"", self._inbox)
-        delivered = await self._delivered(stream, capability)
+        delivered = await self._delivered.find(stream, capability)
         if self._is_refused:  # that comes before the answer
             raise refused_error(self._connection, f"publish to {self._push}")
         await self._remove(stream, subject, stored)
@@ -189,13 +196,3 @@ class Cancellation:
             removed |= await delete_message(self._requests, stream, message.seq, what)
             message = await last_message(self._requests, stream, subject)
         return removed
-
-    async def _delivered(self, stream: str, capability: str) -> int:
-        """The sequence of the last task that the durable has delivered."""
-        try:
-            info = await call(self._requests, f"CONSUMER.INFO.{stream}.work-{capability}")
-        except APIError as exc:
-            if exc.err_code == NO_CONSUMER:
-                return 0
-            raise gone(exc, stream) from exc
-        return int(info["delivered"]["stream_seq"])

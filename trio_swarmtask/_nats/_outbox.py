@@ -22,6 +22,7 @@ from .._broker import Outbox, ResultListener
 from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
+from ._delivered import Delivered
 from ._leases import Leases
 from ._reports import Following
 from ._requests import Requests, refused_error
@@ -67,6 +68,7 @@ class NATSOutbox(Outbox):
         self.timetable = NATSTimetable(requests, streams)
         self._results = ResultStore(requests, streams)
         self._leases = Leases(requests, streams)
+        self._delivered = Delivered(requests)
         self._stream = stream
         self.hears_key = stream.notifies
         self._key = key
@@ -116,9 +118,11 @@ class NATSOutbox(Outbox):
     async def store_result(self, task_id: str, result: bytes) -> bool:
         return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
 
-    async def stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
         self._requests.lifetime.check()
-        cancellation = Cancellation(self._requests, self._streams, task_id)
+        cancellation = Cancellation(
+            self._requests, self._streams, self._delivered, task_id, due=due
+        )
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
 
     async def renew_lease(self, name: str) -> float:

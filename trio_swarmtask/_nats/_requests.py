@@ -67,6 +67,7 @@ class Requests:
         self._prefix = connection.client.new_inbox() + "."
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
+        self._inboxes: dict[str, Callable[[Incoming], None]] = {}
         self._round = 0
         self.lifetime = Lifetime()
         self._closed: Exception | None = None
@@ -112,6 +113,18 @@ class Requests:
         """Send, and call ``callback`` with the reply, or None if there is none."""
         self._send(subject, data, headers, None, callback)
 
+    def open_inbox(self, callback: Callable[[Incoming], None]) -> str:
+        """Another inbox, for any number of replies to what the caller sends himself.
+
+        It goes with `close_inbox`. An outage does not end it.
+        """
+        inbox = f"{self._prefix}{next(self._numbers)}"
+        self._inboxes[inbox] = callback
+        return inbox
+
+    def close_inbox(self, inbox: str) -> None:
+        del self._inboxes[inbox]
+
     async def echo(self) -> None:
         """Wait until the server has served what was sent before.
 
@@ -150,7 +163,10 @@ class Requests:
     def _on_reply(self, message: Incoming) -> None:
         waiting = self._waiting.pop(message.subject, None)
         if waiting is None:
-            return  # too late, or somebody else's idea
+            callback = self._inboxes.get(message.subject)
+            if callback is not None:
+                callback(message)
+            return  # else too late, or somebody else's idea
         if waiting.collected is not None:
             waiting.collected.append(message)
             if status_of(message) is None:
