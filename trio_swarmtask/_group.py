@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal, final
 import trio
 
 from ._chain import Chain
+from ._envelope import Status
 from ._errors import ClosedError, SwarmTaskError, TaskTimeoutError
 from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
@@ -32,6 +33,7 @@ from ._util import NoPublicConstructor
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from ._broker import NewTask
     from ._dispatcher import Dispatcher
     from ._future import Future
     from ._lease import Lease
@@ -76,10 +78,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._time_to_stop = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
-        self._children: dict[Future, Start] = {}  # that have not ended
-        self._unconfirmed: set[Future] = set()  # by the broker: may not be stored
+        self._children: dict[Future, float] = {}  # that have not ended, and their deadlines
+        self._unconfirmed: dict[Future, NewTask] = {}  # by the broker: may not be stored
         self._runs: set[Future] = set()
-        self._stopping: set[Future] = set()
+        self._stopping: dict[Future, trio.Event] = {}  # set when that is over
         self._left = trio.Event()
         self._all_ended = trio.Event()
         self._started = self._succeeded = self._failed = self._cancelled = 0
@@ -140,10 +142,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if not future._is_resolved():
                 await self._store(start, tried=tried)
                 await future.wait()
-            self._unconfirmed.discard(future)
+            self._unconfirmed.pop(future, None)
             result = future._take()
             if result.past_deadline:
-                await self._await_deadline(start, result)
+                await self._await_deadline(start.task.deadline, result)
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
         except trio.Cancelled:
@@ -176,8 +178,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         future = start.future
         if future not in self._children:
             self._started += 1
-            self._children[future] = start
-            self._unconfirmed.add(future)
+            self._children[future] = deadline
+            self._unconfirmed[future] = start.task
             future._watchers += (self._on_end,)
             future._holders += 1  # the group, until `_let_go`
         return start
@@ -195,20 +197,25 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if future in self._unconfirmed:
                 self._let_go(future)  # it is told here, and not once more at the end of the block
             raise
-        self._unconfirmed.discard(future)
+        self._unconfirmed.pop(future, None)
 
     # Ends
 
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
-        start = self._children[future]
+        deadline = self._children.get(future)
+        if deadline is None:
+            return  # it was let go before
         self._let_go(future)
         try:
             result = future._take()
+            if result.status is Status.SUCCESS:
+                self._succeeded += 1
+                return
             if result.past_deadline:
                 self._cancelled += 1
                 if future not in self._runs:
-                    self._nursery.start_soon(self._await_deadline, start, result)
+                    self._nursery.start_soon(self._await_deadline, deadline, result)
                 return
             result.raise_for_status()
         except SwarmTaskError as exc:
@@ -218,12 +225,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
                     self._nursery.start_soon(self._wait_stopped, future)
                 return
             self._count_failure(exc)
-        else:
-            self._succeeded += 1
 
-    async def _await_deadline(self, start: Start, result: Result) -> None:
+    async def _await_deadline(self, deadline: float, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
-        await trio.sleep_until(start.task.deadline + SAME_TIME)
+        await trio.sleep_until(deadline + SAME_TIME)
         self._cancelled -= 1
         self._count_failure(TaskTimeoutError(result))  # that scope was given more time
 
@@ -235,9 +240,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     def _let_go(self, future: Future) -> None:
         del self._children[future]
-        self._unconfirmed.discard(future)
+        self._unconfirmed.pop(future, None)
         self._dispatcher._futures.release(future)
-        future._watchers = tuple(each for each in future._watchers if each != self._on_end)
         if not self._children:
             self._all_ended.set()
 
@@ -262,13 +266,14 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _stop(self, future: Future) -> None:
         """Cancel a child, and wait until its handler has ended."""
-        if future._is_resolved() or future in self._stopping:
-            return  # it is over, or its `run` is at it
-        self._stopping.add(future)
-        try:
-            await self._cancel(future)
-        finally:
-            self._stopping.discard(future)
+        if future in self._stopping:  # by its `run` or `start`
+            await self._stopping[future].wait()
+        elif not future._is_resolved():
+            self._stopping[future] = trio.Event()
+            try:
+                await self._cancel(future)
+            finally:
+                self._stopping.pop(future).set()
 
     def _stop_in_the_end(self, future: Future) -> None:
         # The broker was away for all of the grace: the block is not left before it is back.
@@ -282,9 +287,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
     async def _cancel(self, future: Future) -> None:
         dispatcher = self._dispatcher
         try:
-            if future in self._unconfirmed:
-                await dispatcher._outbox.store(self._children[future].task, tried=True)
-                self._unconfirmed.discard(future)
+            task = self._unconfirmed.get(future)
+            if task is not None:
+                await dispatcher._outbox.store(task, tried=True)
+                self._unconfirmed.pop(future, None)
             await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)

@@ -177,7 +177,7 @@ class MapResults:
     def _on_sent(self, place: Place, start: Start, stored: bool) -> None:
         future = start.future
         if stored:
-            self._group._unconfirmed.discard(future)
+            self._group._unconfirmed.pop(future, None)
         elif future in self._group._children:
             self._group._nursery.start_soon(partial(self._store, place, start, tried=True))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from swarm import Swarm, echo, until, within
 from test_groups import FAIL, WAIT, Staff
 
@@ -19,10 +20,14 @@ from trio_swarmtask import (
     Message,
     Result,
     Status,
+    TaskState,
 )
+from trio_swarmtask._map import MapResults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from trio_swarmtask._broker import NewTask
 
 
 def numbered(count: int | None = None) -> Iterator[Message]:
@@ -467,10 +472,12 @@ async def test_async_generator_is_closed(swarm: Swarm, count: int | None) -> Non
 @within(20)
 async def test_async_generator_that_waits_is_cancelled(swarm: Swarm) -> None:
     cancelled = False
+    waiting = trio.Event()
 
     async def wait() -> AsyncIterator[Message]:  # noqa: ASYNC900 - it is what is tested
         nonlocal cancelled
         yield Message()
+        waiting.set()
         try:
             await trio.sleep_forever()
         except trio.Cancelled:
@@ -481,6 +488,7 @@ async def test_async_generator_that_waits_is_cancelled(swarm: Swarm) -> None:
         await worker.handle("coder", echo)
         async with dispatcher.map("coder", wait()) as results:
             await anext(results)
+            await waiting.wait()
     assert cancelled
 
 
@@ -539,6 +547,37 @@ async def test_grace_of_a_map(swarm: Swarm) -> None:
             await until(lambda: staff.running)
         assert staff.clean_ups == 0
         assert dispatcher.statistics().outstanding == 0
+
+
+@within(15)
+async def test_task_that_is_confirmed_late(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler runs already, somebody is about to cancel it, and the block is left meanwhile."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        outbox = dispatcher._starter.outbox
+        store = outbox.store
+        tried_again = trio.Event()
+
+        async def store_slowly(task: NewTask, *, tried: bool = False) -> bool:
+            stored = await store(task, tried=tried)
+            if not tried:
+                await trio.sleep_forever()
+            tried_again.set()
+            await trio.testing.wait_all_tasks_blocked()
+            return stored
+
+        monkeypatch.setattr(outbox, "store", store_slowly)
+        late = [Message(id="mine", inputs=WAIT.inputs)]
+        async with trio.open_nursery() as nursery, dispatcher.map("coder", late) as results:
+            await until(lambda: staff.running)
+            assert isinstance(results, MapResults)
+            group = results._group
+            (future,) = group._children
+            nursery.start_soon(group._stop, future)  # noqa: ASYNC111 - it ends after the block
+            await tried_again.wait()
+        assert future.state == TaskState.STOPPED
+        assert staff.running == 0
 
 
 @within(20)

@@ -46,8 +46,11 @@ async def test_outage_that_outlasts_the_grace(
 
 
 @within(20)
-async def test_start_that_is_cancelled_in_an_outage(server: Server) -> None:
+async def test_start_that_is_cancelled_in_an_outage(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The block is left once the broker is back and has said that there is no such task to do."""
+    monkeypatch.setattr(_group, "_TELLING", 0.2)
     async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
         left = trio.Event()
 
@@ -149,7 +152,7 @@ async def test_tasks_of_a_map_that_are_cut_from_their_pubacks(server: Server) ->
         proxy.cut_at_answer(b'"stream":"TASKS"')
         async with dispatcher.map("coder", [Message()] * 10) as results:
             assert len([result async for result in results]) == 10
-        assert worker.statistics().succeeded == 11
+        await until(lambda: worker.statistics().succeeded == 11)
 
 
 @pytest.mark.parametrize("neighbour", [False, True])
