@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import msgspec
 import trio
+from raw import Raw
 
 from trio_swarmtask import (
     BrokerError,
@@ -28,10 +28,9 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._broker import Broker, Outbox, ResultListener
 from trio_swarmtask._memory_queue import Task
-from trio_swarmtask._nats._connection import Connection, open_connection
-from trio_swarmtask._nats._jetstream import APIError, call, publish
+from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask._nats._reports import Following
-from trio_swarmtask._nats._requests import Requests, open_requests
+from trio_swarmtask._nats._requests import open_requests
 
 AsyncTest = Callable[..., Awaitable[None]]
 
@@ -300,37 +299,3 @@ class NATSSwarm(Swarm):
         async with self.raw() as raw:
             info = await raw.api("STREAM.INFO.TASK_RESULTS")
             await raw.api("STREAM.UPDATE.TASK_RESULTS", **{**info["config"], **changes})
-
-
-class Raw:
-    """A plain client of a server: the JSON API, publishes and subscriptions."""
-
-    def __init__(self, connection: Connection, requests: Requests) -> None:
-        self.connection = connection
-        self.requests = requests
-
-    async def api(self, request: str, /, **body: Any) -> dict[str, Any]:
-        return await call(self.requests, request, **body)
-
-    async def store(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
-        await publish(self.requests, subject, data, headers)
-
-    async def subjects(self, stream: str, pattern: str) -> list[str]:
-        try:
-            info = await self.api(f"STREAM.INFO.{stream}", subjects_filter=pattern)
-        except APIError:
-            return []
-        return sorted(info["state"].get("subjects") or {})
-
-    async def get(self, stream: str, subject: str) -> tuple[bytes, str]:
-        """The last message of a subject: its bytes, and why it is a dead letter."""
-        answer = await self.api(f"STREAM.MSG.GET.{stream}", last_by_subj=subject)
-        message = answer["message"]
-        headers = msgspec.json.decode(f'"{message.get("hdrs", "")}"', type=bytes).decode()
-        reason = [
-            line.removeprefix("Swarm-Reason: ")
-            for line in headers.split("\r\n")
-            if line.startswith("Swarm-Reason: ")
-        ]
-        data = msgspec.json.decode(f'"{message.get("data", "")}"', type=bytes)
-        return data, reason[0] if reason else ""

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
+from staff import Waiting
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, TaskState
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._lease import Lease
-
-
-class Waiting:
-    """A handler that waits until it is cancelled."""
-
-    def __init__(self) -> None:
-        self.running = self.calls = 0
-
-    async def __call__(self, message: Message) -> None:
-        self.calls += 1
-        self.running += 1
-        try:
-            await trio.sleep_forever()
-        finally:
-            self.running -= 1
 
 
 def orphan(task_id: str) -> NewTask:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
+from streams import make, make_durable
 from swarm import NATSSwarm, echo, until, within
 from test_nats_permissions import permitting
-from test_nats_streams import make, make_durable
 
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
 from trio_swarmtask._broker import NewTask

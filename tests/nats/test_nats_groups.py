@@ -128,8 +128,11 @@ async def test_queue_that_refuses_is_told(
 
 
 @within(20)
-async def test_outage_that_outlasts_the_grace_of_a_map(server: Server) -> None:
+async def test_outage_that_outlasts_the_grace_of_a_map(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What may not be stored is let be, and nobody hears of it when the connection is closed."""
+    monkeypatch.setattr(_group, "_TELLING", 0.2)
     async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
         await (await dispatcher.start("coder", Message())).cancel()  # it knows the streams
         proxy.freeze()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from nats_servers import kill
-from swarm import NATSSwarm, Raw, echo, until, within
-from test_nats_streams import make
+from raw import Raw
+from streams import make
+from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, ClosedError, Message, NATSConfig, open_dispatcher
 from trio_swarmtask._nats import _connection, _requests

@@ -18,10 +18,10 @@ import trustme
 from jwts import OTHER, STRANGER, credentials, jwt_server
 from nats_servers import configured
 from proxy import Proxy, open_proxy
+from security_site import BLOCK, DOCUMENT, ROLES, open_site, quick as quick, work
 from swarm import echo, within
 from test_nats_connect import refusal, use
 from test_nats_keys import make_seed, nkey_user
-from test_nats_security import BLOCK, DOCUMENT, ROLES, open_site, quick as quick, work
 from test_nats_tls import tls_server
 
 from trio_swarmtask import (

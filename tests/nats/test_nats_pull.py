@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from nats_servers import kill
+from streams import make
 from swarm import Deaf, NATSSwarm, echo, until, within
-from test_nats_streams import make
 
 from trio_swarmtask import ClosedError, Message, Status
 from trio_swarmtask._broker import NewTask

@@ -8,9 +8,9 @@ import pytest
 import trio
 from nats_servers import configured
 from proxy import open_proxy
+from streams import make
 from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_results import ONE_EACH, result_bytes
-from test_nats_streams import make
 
 from trio_swarmtask import (
     BrokerError,

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import trio
+from streams import REPUBLISH, config_of, make, make_durable, use
 from swarm import NATSSwarm, echo, within
-from test_nats_streams import REPUBLISH, config_of, make, make_durable, use
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._broker import NewTask

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import trio
 from nats_servers import kill, restarted
-from swarm import NATSSwarm, Raw, echo, until, within
+from raw import Raw
+from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, Status, TaskState, open_dispatcher
 from trio_swarmtask._cron import parse_cron

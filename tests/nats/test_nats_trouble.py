@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from proxy import open_proxy
-from swarm import NATSSwarm, Raw, echo, until, within
-from test_nats_streams import REPUBLISH, make
+from raw import Raw
+from streams import REPUBLISH, make
+from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import (
     BrokerError,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from swarm import NATSSwarm, Raw, echo, within
+from raw import Raw
+from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._broker import NewTask

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trio_swarmtask._nats._jetstream import persist
 
 if TYPE_CHECKING:
-    from swarm import Raw
+    from raw import Raw
 
 SECOND: Final = 1_000_000_000  # nanoseconds
 DAY: Final = 24 * 60 * 60 * SECOND

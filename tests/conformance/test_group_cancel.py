@@ -1,0 +1,169 @@
+"""Groups that are cancelled, and what is waited for then, on both brokers."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from staff import WAIT, Staff
+from swarm import Swarm, until, within
+
+from trio_swarmtask import (
+    Message,
+    TaskCancelledError,
+    TaskState,
+)
+
+
+@within(20)
+async def test_exception_in_the_block_cancels_all(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="mine")):
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", WAIT)
+                await until(lambda: staff.running)
+                raise LookupError("mine")
+        assert staff.running == 0
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_deadline_round_the_block(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        with trio.move_on_after(1) as scope:
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", WAIT)
+        assert scope.cancelled_caught
+        assert staff.running == 0
+        # Whoever was quicker: its dispatcher, or its worker, who knows the deadline.
+        assert future.result.cancelled_by or future.result.past_deadline
+
+
+@within(20)
+async def test_cancel_scope_of_the_group(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            await group.start("coder", WAIT)
+            await until(lambda: staff.running)
+            group.cancel_scope.cancel()
+        assert group.cancel_scope.cancelled_caught
+        assert staff.running == 0
+
+
+@within(20)
+async def test_clean_up_is_waited_for(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            slow = Message(inputs={"do": "wait", "clean_up": "0.5"})
+            futures = [await group.start("coder", slow) for _ in range(3)]
+            await until(lambda: staff.running == 3)
+            group.cancel_scope.cancel()
+        assert staff.clean_ups == 3
+        assert {future.state for future in futures} == {TaskState.STOPPED}
+
+
+@within(20)
+async def test_clean_up_that_outlasts_the_grace(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group(grace=1) as group:
+            future = await group.start("coder", Message(inputs={"do": "wait", "clean_up": "3"}))
+            await until(lambda: staff.running)
+            group.cancel_scope.cancel()
+        assert staff.clean_ups == 0
+        assert future.state == TaskState.UNCONFIRMED
+        assert future.result.cancelled_by
+
+
+@within(15)
+async def test_no_grace_at_all(swarm: Swarm) -> None:
+    """Nobody's clean-up is waited for, but all are told: before anything else would tell them."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        await dispatcher.run("coder", Message())
+        begun = trio.current_time()
+        with trio.move_on_after(10):
+            async with dispatcher.open_group(grace=0) as group:
+                futures = [await group.start("coder", WAIT) for _ in range(3)]
+                await until(lambda: staff.running == 3)
+                group.cancel_scope.cancel()
+        await until(lambda: staff.running == 0)
+        assert trio.current_time() - begun < 5
+        assert all(future.result.cancelled_by for future in futures)
+
+
+@within(20)
+async def test_run_that_is_cancelled_cancels_its_task(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            with trio.move_on_after(0.3) as scope:
+                await group.run("coder", WAIT)
+            assert scope.cancelled_caught
+            assert staff.running == 0
+            assert (await group.run("coder", Message())).outputs == "done"
+        statistics = group.statistics()
+        assert (statistics.succeeded, statistics.cancelled) == (1, 1)
+
+
+@within(20)
+async def test_start_that_is_cancelled_leaves_no_task(swarm: Swarm) -> None:
+    """Whether it was stored by then or not."""
+    async with swarm.dispatcher() as dispatcher, dispatcher.open_group() as group:
+        for message in (Message(), Message(id="mine")):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await group.start("coder", message)
+            assert scope.cancelled_caught
+        assert await swarm.count_tasks() == 0
+        assert group.statistics().cancelled == 2
+
+
+@within(20)
+async def test_child_that_is_cancelled_alone_is_no_failure(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", WAIT)
+            await until(lambda: staff.running)
+            await future.cancel()
+            assert (await group.run("coder", Message())).outputs == "done"
+        assert group.statistics().cancelled == 1
+
+
+@within(20)
+async def test_clean_up_of_a_child_that_is_cancelled_alone_is_waited_for(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            slow = Message(inputs={"do": "wait", "clean_up": "0.5"})
+            future = await group.start("coder", slow)
+            await until(lambda: staff.running)
+            await future.cancel()
+            assert staff.running == 1
+        assert staff.clean_ups == 1
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_child_that_somebody_else_cancels_is_a_failure(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher, swarm.dispatcher(name="rival") as rival:
+        with pytest.RaisesGroup(TaskCancelledError) as raised:
+            async with dispatcher.open_group() as group:
+                future = await group.start("coder", Message())
+                await (await rival.attach(future.id)).cancel()
+        (failure,) = raised.value.exceptions
+        assert type(failure) is TaskCancelledError
+        assert failure.result.cancelled_by == "rival"

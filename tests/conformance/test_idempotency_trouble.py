@@ -1,0 +1,177 @@
+"""What an idempotency bucket may refuse or leave open, on both brokers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from swarm import Swarm, until, within
+from test_idempotency import HASH, KEY, Payer, outcome_of, paying, waiting
+
+from trio_swarmtask import (
+    BrokerError,
+    Idempotency,
+    Message,
+    Result,
+    Status,
+    open_idempotency,
+)
+from trio_swarmtask._bucket import Bucket, Refused
+from trio_swarmtask._idempotency import Claim, _hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+
+@within(20)
+async def test_first_outcome_counts(swarm: Swarm) -> None:
+    """A handler that was not cancelled in time ends with its own value, and the key keeps its."""
+    payer = Payer()
+    async with paying(swarm, payer) as (dispatcher, idempotent, _):
+        future = await dispatcher.start("payer", waiting())
+        await until(lambda: payer.running)
+        entry = await idempotent._outcomes.get(HASH)
+        assert entry is not None
+        await idempotent._outcomes.put(HASH, outcome_of("first", b"1"), entry.revision)
+        payer.go_on.set()
+        assert (await future.wait()).outputs == {"run": 1}
+        assert (await dispatcher.run("payer", KEY)).outputs == 1
+
+
+@within(20)
+async def test_outputs_that_are_too_large_are_not_remembered(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task's result is as it was."""
+    payer = Payer()
+    async with paying(swarm, payer) as (dispatcher, idempotent, _):
+        _, outcomes = break_(idempotent)
+        outcomes.max_size = 1000  # type: ignore[attr-defined]
+        payer.value = lambda: f"{payer.began}{'x' * 1000}"
+        for number in "12":
+            result = await dispatcher.run("payer", KEY)
+            assert result.outputs == f"{number}{'x' * 1000}"
+            assert f"the outputs of task {result.id} are not remembered" in caplog.text
+
+
+@within(20)
+async def test_entry_that_can_not_be_read_is_replaced(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    payer = Payer()
+    async with paying(swarm, payer) as (dispatcher, idempotent, _):
+        await idempotent._outcomes.put(HASH, b"[]", 0)
+        assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+        assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+    assert "is no claim and no outcome" in caplog.text
+
+
+class Broken:
+    """A bucket that does what the test says, once, instead of a put or a remove."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.instead: list[Callable[[], object]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.bucket, name)
+
+    async def put(self, key: str, data: bytes, revision: int) -> None:
+        if self.instead:
+            self.instead.pop(0)()
+        await self.bucket.put(key, data, revision)
+
+    async def remove(self, key: str, revision: int) -> None:
+        if self.instead:
+            self.instead.pop(0)()
+        await self.bucket.remove(key, revision)
+
+
+def refuse(*, unsure: bool = False) -> Callable[[], None]:
+    def act() -> None:
+        raise Refused(unsure=unsure)
+
+    return act
+
+
+def fail() -> None:
+    raise BrokerError("not now")
+
+
+def break_(idempotent: Idempotency) -> tuple[Broken, Broken]:
+    claims, outcomes = Broken(idempotent._claims), Broken(idempotent._outcomes)
+    idempotent._claims, idempotent._outcomes = claims, outcomes  # type: ignore[assignment]
+    return claims, outcomes
+
+
+@within(20)
+async def test_conflicts_and_lost_answers(swarm: Swarm) -> None:
+    payer = Payer()
+    async with paying(swarm, payer, lease=1) as (dispatcher, idempotent, _):
+        claims, outcomes = break_(idempotent)
+        claims.instead = [refuse(), refuse(unsure=True)]
+        outcomes.instead = [refuse()]
+        assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+        assert not claims.instead
+        assert not outcomes.instead
+        # A renewal, and a claim that is given up, meet one as well.
+        payer.value = lambda: Result(status=Status.FAILED)
+        again = Message(idempotency="again", inputs={"wait": ""})
+        future = await dispatcher.start("payer", again)
+        await until(lambda: payer.running)
+        claims.instead, outcomes.instead = [refuse()], [refuse()]
+        await until(lambda: not claims.instead)
+        payer.go_on.set()
+        assert (await future.wait()).status == Status.FAILED
+        assert not outcomes.instead
+        assert await idempotent._claim(_hash("payer", "again"), "next")
+
+
+@within(20)
+async def test_claim_whose_answer_was_lost_is_found(swarm: Swarm) -> None:
+    async with open_idempotency(swarm.broker) as idempotent:
+        claims, _ = break_(idempotent)
+
+        async def put(key: str, data: bytes, revision: int) -> None:
+            await claims.bucket.put(key, data, revision)
+            raise Refused(unsure=True)
+
+        claims.put = put  # type: ignore[method-assign]
+        with trio.fail_after(5):
+            assert isinstance(await idempotent._claim(HASH, "mine"), Claim)
+
+
+@within(20)
+async def test_bucket_that_refuses(swarm: Swarm, caplog: pytest.LogCaptureFixture) -> None:
+    """A result stays what it is; a claim that can't be renewed ends the handler in time."""
+    payer = Payer()
+    async with paying(swarm, payer, lease=1) as (dispatcher, idempotent, _):
+        claims, outcomes = break_(idempotent)
+        outcomes.instead = [fail, fail]  # to remember, and to give up the claim
+        assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+        assert "may not be remembered: not now" in caplog.text
+        assert "has to expire: not now" in caplog.text
+        future = await dispatcher.start("payer", waiting())
+        await until(lambda: payer.running)
+        claims.instead = [fail]
+        await until(lambda: not payer.running)
+        assert "can't be renewed, and will be lost: not now" in caplog.text
+        payer.go_on.set()
+        assert (await future.wait()).outputs == {"run": 3}
+
+
+@within(20)
+async def test_bucket_that_does_not_answer(swarm: Swarm, caplog: pytest.LogCaptureFixture) -> None:
+    """The task's result does not wait for ever for what is to be remembered."""
+    payer = Payer()
+    async with paying(swarm, payer, lease=1) as (dispatcher, idempotent, _):
+        _, outcomes = break_(idempotent)
+
+        async def hang(*_: object) -> None:
+            await trio.sleep_forever()
+
+        outcomes.put = outcomes.remove = hang  # type: ignore[method-assign,assignment]
+        assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+    assert "did not answer in time" in caplog.text

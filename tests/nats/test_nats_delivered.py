@@ -1,0 +1,107 @@
+"""How far a durable has come, asked once for all whose tasks are cancelled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from proxy import open_proxy
+from swarm import NATSSwarm, echo, within
+
+from trio_swarmtask import (
+    Message,
+    TaskState,
+)
+from trio_swarmtask._nats._connection import NotConnected
+from trio_swarmtask._nats._delivered import Delivered
+from trio_swarmtask._nats._requests import NoAnswer
+
+if TYPE_CHECKING:
+    from trio_swarmtask.server import Server
+
+
+@within(20)
+async def test_stream_that_goes_while_it_is_asked(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = Delivered.find
+
+    async def delete_first(asked: Delivered, stream: str, capability: str) -> int:
+        monkeypatch.undo()
+        await raw.api("STREAM.DELETE.TASKS")
+        return await delivered(asked, stream, capability)
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        future = await dispatcher.start("coder", Message())
+        monkeypatch.setattr(Delivered, "find", delete_first)
+        assert not await dispatcher._futures.cancel(future, 0)
+
+
+@within(20)
+async def test_what_is_asked_where_a_group_is_cancelled(nats_swarm: NATSSwarm) -> None:
+    """How far the durable has come is asked once for many, and nobody looks for what is not due."""
+    asked: list[str] = []
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        raw.connection.subscribe("$JS.API.CONSUMER.INFO.>", lambda each: asked.append(each.subject))
+        raw.connection.subscribe(
+            "$JS.API.STREAM.MSG.GET.>", lambda each: asked.append(each.subject)
+        )
+        await raw.requests.echo()
+        async with dispatcher.open_group() as group:
+            futures = [await group.start("coder", Message()) for _ in range(50)]
+            group.cancel_scope.cancel()
+        await raw.requests.echo()
+        assert await raw.subjects("TASKS", ">") == []
+    assert {future.state for future in futures} == {TaskState.STOPPED}
+    assert 1 <= asked.count("$JS.API.CONSUMER.INFO.TASKS.work-coder") <= 10
+    assert asked.count("$JS.API.STREAM.MSG.GET.TASKS") == 100  # before, and after
+
+
+@within(20)
+async def test_connection_that_is_lost_while_several_ask(server: Server) -> None:
+    """What each had published before may be lost: all of them begin anew."""
+    problems: list[Exception] = []
+
+    async def ask() -> None:
+        with pytest.raises((NoAnswer, NotConnected)) as raised:
+            await delivered.find("TASKS", "coder")
+        problems.append(raised.value)
+
+    async with open_proxy(server.port) as proxy, NATSSwarm(proxy.url).raw() as raw:
+        delivered = Delivered(raw.requests)
+        proxy.freeze()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            proxy.cut()
+    assert len(problems) == 3
+
+
+@within(20)
+async def test_one_who_asks_for_all_is_cancelled(server: Server) -> None:
+    """Another one asks."""
+    answers: list[int] = []
+
+    async def ask() -> None:
+        answers.append(await delivered.find("TASKS", "coder"))
+
+    swarm = NATSSwarm(server.url)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())
+    async with open_proxy(server.port) as proxy, NATSSwarm(proxy.url).raw() as raw:
+        delivered = Delivered(raw.requests)
+        proxy.freeze()
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as first:
+                first.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel_scope.cancel()
+            assert answers == []
+            proxy.thaw()
+    assert answers == [1]
