@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raw import Raw
 from swarm import NATSSwarm, echo
 
 from trio_swarmtask import Message, Status
+
+if TYPE_CHECKING:
+    from raw import Raw
 
 REPUBLISH = {"src": "done.*", "dest": "notify.{{split(1,-)}}"}
 

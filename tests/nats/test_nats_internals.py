@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from nats_servers import kill
-from raw import Raw
 from streams import make
 from swarm import NATSSwarm, echo, until, within
 
@@ -25,6 +24,8 @@ from trio_swarmtask._nats._requests import NoAnswer
 from trio_swarmtask._nats._streams import covers
 
 if TYPE_CHECKING:
+    from raw import Raw
+
     from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 import trio
 from nats_servers import kill, restarted
-from raw import Raw
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, Status, TaskState, open_dispatcher
@@ -19,6 +18,8 @@ from trio_swarmtask._nats._jetstream import APIError, publish
 from trio_swarmtask._schedule import Plan
 
 if TYPE_CHECKING:
+    from raw import Raw
+
     from trio_swarmtask._broker import Delivery
     from trio_swarmtask._nats._jetstream import PubAck
     from trio_swarmtask._nats._requests import Requests

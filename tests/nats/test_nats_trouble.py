@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from proxy import open_proxy
-from raw import Raw
 from streams import REPUBLISH, make
 from swarm import NATSSwarm, echo, until, within
 
@@ -27,6 +26,8 @@ from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from raw import Raw
 
     from trio_swarmtask.server import Server
 

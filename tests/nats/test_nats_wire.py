@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from raw import Raw
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
@@ -21,6 +20,8 @@ from trio_swarmtask._nats._jetstream import APIError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from raw import Raw
 
     from trio_swarmtask._broker import Delivery
 
