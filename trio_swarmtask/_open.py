@@ -40,7 +40,7 @@ async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[B
         given.
       AuthenticationError: if the server refuses the credentials.
     """
-    async with _connect(as_config(broker), default_name()) as opened:
+    async with connect(as_config(broker)) as opened:
         yield opened
 
 
@@ -61,15 +61,11 @@ async def open_dispatcher(
         for good.
     """
     name = _check_name(name)
-    if isinstance(broker, Broker):
-        async with host_dispatcher(broker, name) as dispatcher:
-            yield dispatcher
-    else:
-        async with (
-            _connect(as_config(broker), name) as opened,
-            host_dispatcher(opened, name) as dispatcher,
-        ):
-            yield dispatcher
+    async with (
+        connect(broker, name) as opened,
+        host_dispatcher(opened, name) as dispatcher,
+    ):
+        yield dispatcher
 
 
 @asynccontextmanager
@@ -104,22 +100,24 @@ async def open_worker(
     if not default_timeout > 0:
         raise ValueError(f"default_timeout must be more than 0 seconds, not {default_timeout!r}")
     check_count("max_deliveries", max_deliveries)
-    if isinstance(broker, Broker):
-        async with host_worker(broker, name, default_timeout, max_deliveries) as worker:
-            yield worker
-    else:
-        async with (
-            _connect(as_config(broker), name) as opened,
-            host_worker(opened, name, default_timeout, max_deliveries) as worker,
-        ):
-            yield worker
+    async with (
+        connect(broker, name) as opened,
+        host_worker(opened, name, default_timeout, max_deliveries) as worker,
+    ):
+        yield worker
 
 
 @asynccontextmanager
-async def _connect(config: NATSConfig, name: str) -> AsyncIterator[Broker]:
+async def connect(
+    broker: str | NATSConfig | Broker | None, name: str | None = None
+) -> AsyncIterator[Broker]:
+    """A broker that is open already is shared; else a connection of one's own."""
+    if isinstance(broker, Broker):
+        yield broker
+        return
     from ._nats import open_nats_broker
 
-    async with open_nats_broker(named(config, name)) as opened:
+    async with open_nats_broker(named(as_config(broker), name or default_name())) as opened:
         yield opened
 
 

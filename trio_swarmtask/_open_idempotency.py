@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from ._broker import Broker
 from ._idempotency import Idempotency
 from ._names import check_bucket, check_timeout, check_ttl
-from ._open import as_config, open_broker
+from ._open import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from ._broker import Broker
     from ._config import NATSConfig
 
 
@@ -55,15 +55,11 @@ async def open_idempotency(
     check_ttl(ttl)
     if not 1 <= check_timeout(lease, "lease") <= ttl:
         raise ValueError(f"lease must be from 1 second to the ttl of {ttl:g}, not {lease!r}")
-    if isinstance(broker, Broker):
-        async with host_idempotency(broker, bucket, ttl, lease) as idempotent:
-            yield idempotent
-    else:
-        async with (
-            open_broker(as_config(broker)) as opened,
-            host_idempotency(opened, bucket, ttl, lease) as idempotent,
-        ):
-            yield idempotent
+    async with (
+        connect(broker) as opened,
+        host_idempotency(opened, bucket, ttl, lease) as idempotent,
+    ):
+        yield idempotent
 
 
 @asynccontextmanager

@@ -12,23 +12,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError
 from ._deadline import LEASE, SECONDS_LEFT, seconds_left
 from ._firing import SCHEDULE
 from ._jetstream import (
-    MESSAGE_TOO_LARGE,
     SCHEDULES_DISABLED,
     WRONG_LAST_SEQUENCE,
     APIError,
     NoResponders,
-    RefusedError,
     check_size,
-    persist,
     publish,
 )
 from ._result_store import fetch_result
 from ._stored import last_message
 from ._streams import SCHEDULES_SINCE, covers
+from ._task_store import persist_task, subject_of
 
 if TYPE_CHECKING:
     from .._broker import NewTask
@@ -47,26 +45,16 @@ class LaterStore:
     async def put(self, task: NewTask, not_before: datetime, *, tried: bool) -> bool:
         """As `Outbox.store`."""
         attempt = partial(self._attempt, task, not_before)
-        connection = self._requests.connection
         what = f"keep task {task.task_id} until it is due"
-        try:
-            return await self._requests.lifetime.run(
-                partial(persist, connection, what, attempt, partial(self._find, task), tried=tried)
-            )
-        except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(task.data)} bytes is larger than the stream of "
-                    f"{task.capability!r} takes: {exc}"
-                ) from exc
-            raise
+        find = partial(self._find, task)
+        return await persist_task(self._requests, task, what, attempt, find, tried=tried)
 
     async def _attempt(self, task: NewTask, not_before: datetime) -> bool:
         stream = self._known.get(task.capability)
         if stream is None:
             stream = await self._look(task.capability)
             self._known[task.capability] = stream
-        subject = f"work.{task.capability}.{task.task_id}"
+        subject = subject_of(task)
         headers = {
             "Nats-Msg-Id": task.task_id,
             "Nats-Expected-Last-Subject-Sequence": "0",
@@ -107,8 +95,7 @@ class LaterStore:
         )
 
     async def _check_no_schedule(self, stream: str, task: NewTask) -> None:
-        subject = f"work.{task.capability}.{task.task_id}.later"
-        message = await last_message(self._requests, stream, subject)
+        message = await last_message(self._requests, stream, f"{subject_of(task)}.later")
         if message is not None and SCHEDULE in message.headers:
             raise BrokerError(
                 f"task {task.task_id} of {task.capability} can't be kept until it is due: a "
@@ -117,7 +104,7 @@ class LaterStore:
 
     async def _find(self, task: NewTask) -> bool | None:
         stream = await self._streams.tasks(task.capability)
-        subject = f"work.{task.capability}.{task.task_id}"
+        subject = subject_of(task)
         try:
             for place in (f"{subject}.later", subject):
                 if await last_message(self._requests, stream, place) is not None:

@@ -23,6 +23,7 @@ from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
 from ._delivered import Delivered
+from ._later import LaterStore
 from ._leases import Leases
 from ._reports import Following
 from ._requests import Requests, refused_error
@@ -65,6 +66,7 @@ class NATSOutbox(Outbox):
         self._requests = requests
         self._streams = streams
         self._tasks = TaskStore(requests, streams)
+        self._later = LaterStore(requests, streams)
         self.timetable = NATSTimetable(requests, streams)
         self._results = ResultStore(requests, streams)
         self._leases = Leases(requests, streams)
@@ -84,6 +86,8 @@ class NATSOutbox(Outbox):
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         if task.task_id in self._unheard:
             raise refused_error(self._connection, f"subscribe to {self._unheard[task.task_id]}")
+        if task.not_before is not None:
+            return await self._later.put(task, task.not_before, tried=tried)
         return await self._tasks.put(task, tried=tried)
 
     def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:

@@ -18,11 +18,10 @@ from ._jetstream import (
     publish,
     publish_soon,
 )
-from ._later import LaterStore
 from ._result_store import fetch_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .._broker import NewTask
     from ._jetstream import PubAck
@@ -40,13 +39,10 @@ class TaskStore:
         self._connection = requests.connection
         self._requests = requests
         self._streams = streams
-        self._later = LaterStore(requests, streams)
         self._known_capabilities: set[str] = set()
 
     async def put(self, task: NewTask, *, tried: bool) -> bool:
         """As `Outbox.store`."""
-        if task.not_before is not None:
-            return await self._later.put(task, task.not_before, tried=tried)
         check_size(self._connection, task.data, headers_size(task))
         if not tried and task.capability in self._known_capabilities:
             # The way of nearly every task, without the frames that are for the rest.
@@ -93,17 +89,34 @@ class TaskStore:
             return None if found is None else False
 
         what = f"store task {task.task_id}"
-        try:
-            return await self._requests.lifetime.run(
-                partial(persist, self._connection, what, attempt, already, tried=tried)
-            )
-        except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(task.data)} bytes is larger than the stream of "
-                    f"{task.capability!r} takes: {exc}"
-                ) from exc
-            raise
+        return await persist_task(self._requests, task, what, attempt, already, tried=tried)
+
+
+async def persist_task(
+    requests: Requests,
+    task: NewTask,
+    what: str,
+    attempt: Callable[[], Awaitable[bool]],
+    already: Callable[[], Awaitable[bool | None]],
+    *,
+    tried: bool,
+) -> bool:
+    """As `persist`, until the role is closed.
+
+    Raises:
+      InvalidMessageError: if the task is larger than the stream takes.
+    """
+    try:
+        return await requests.lifetime.run(
+            partial(persist, requests.connection, what, attempt, already, tried=tried)
+        )
+    except RefusedError as exc:
+        if exc.err_code in MESSAGE_TOO_LARGE:
+            raise InvalidMessageError(
+                f"an envelope of {len(task.data)} bytes is larger than the stream of "
+                f"{task.capability!r} takes: {exc}"
+            ) from exc
+        raise
 
 
 def subject_of(task: NewTask) -> str:

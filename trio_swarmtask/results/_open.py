@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from .._broker import Broker
 from .._names import check_bucket, check_count, check_ttl
-from .._open import as_config, open_broker
+from .._open import connect
 from ._in_bucket import KVPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from .._broker import Broker
     from .._config import NATSConfig
     from ._publisher import ResultPublisher
 
@@ -45,15 +45,11 @@ async def open_kv_publisher(
     check_bucket(bucket)
     check_count("buffer_size", buffer_size)
     check_ttl(ttl)
-    if isinstance(broker, Broker):
-        async with host_kv_publisher(broker, bucket, ttl, buffer_size) as publisher:
-            yield publisher
-    else:
-        async with (
-            open_broker(as_config(broker)) as opened,
-            host_kv_publisher(opened, bucket, ttl, buffer_size) as publisher,
-        ):
-            yield publisher
+    async with (
+        connect(broker) as opened,
+        host_kv_publisher(opened, bucket, ttl, buffer_size) as publisher,
+    ):
+        yield publisher
 
 
 @asynccontextmanager
