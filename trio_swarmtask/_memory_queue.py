@@ -102,13 +102,19 @@ class Queue:
                 self._deliver(task, intake)
 
     def take_back(self, task: Task, delay: float) -> None:
+        if delay > 0:
+            self.put_off(task, delay)
+            return
         task.holder = None
         del self._leased[task]
-        if delay > 0:
-            self._delay(task, trio.current_time() + delay)
-        else:
-            self._waiting.appendleft(task)
-            self.hand_out()
+        self._waiting.appendleft(task)
+        self.hand_out()
+
+    def put_off(self, task: Task, delay: float) -> None:
+        """As `take_back`, but never at once: whoever has it may not have let go of it yet."""
+        task.holder = None
+        del self._leased[task]
+        self._delay(task, trio.current_time() + delay)
 
     def _delay(self, task: Task, due: float) -> None:
         self._delayed[task] = due
@@ -267,7 +273,7 @@ class _MemoryDelivery(Delivery):
         await trio.lowlevel.checkpoint()
         if self._task.holder is self and not self._task.ended:
             self._task.retried += 1
-            self._queue.take_back(self._task, delay)
+            self._queue.put_off(self._task, delay)
 
     async def count_retries(self) -> int:
         await trio.lowlevel.checkpoint()

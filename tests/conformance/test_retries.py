@@ -58,6 +58,14 @@ async def test_failure_is_tried_again(swarm: Swarm, caplog: pytest.LogCaptureFix
     assert warnings[0].message.endswith("seconds: busy")
 
 
+@within(5)
+async def test_no_delay_at_all(swarm: Swarm) -> None:
+    """The task comes again once its worker has let go of it, and not when its lease lapses."""
+    handler = Flaky(2, lambda: RetryTask(delay=0))
+    result = await run_with(swarm, handler, THREE, None)
+    assert (result.outputs, result.attempt) == ("done", 3)
+
+
 @within(20)
 async def test_last_failure_is_the_result(swarm: Swarm, caplog: pytest.LogCaptureFixture) -> None:
     handler = Flaky(9, lambda: ValueError(f"failure {handler.calls}"))

@@ -62,6 +62,14 @@ async def test_clocks_that_differ() -> None:
     assert deadline == pytest.approx(now + 3, abs=0.05)
 
 
+async def test_clock_that_was_measured_badly_gives_no_more_time() -> None:
+    """By it the task is stored a second from now."""
+    stored = int((time.time() + 1) * 1e9)
+    clock = time.time() - trio.current_time()
+    deadline = find_deadline(f"$JS.ACK.TASKS.work-coder.1.17.17.{stored}.0", 5.0, clock)
+    assert deadline == pytest.approx(trio.current_time() + 5, abs=0.05)
+
+
 async def test_server_that_does_not_tell_the_time() -> None:
     clock = measure_clock(None, trio.current_time())
     assert trio.current_time() + clock == pytest.approx(time.time(), abs=0.05)

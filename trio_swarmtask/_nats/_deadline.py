@@ -66,4 +66,5 @@ def find_deadline(reply: str, seconds: float, clock: float) -> float:
       seconds: See `read_headers`.
       clock: See `measure_clock`.
     """
-    return stored_at(reply) - clock + seconds
+    # No later than now, however far off the clock was measured: the task is here.
+    return min(stored_at(reply) - clock, trio.current_time()) + seconds
