@@ -90,6 +90,17 @@ async def test_wait_before_the_result(future: Future) -> None:
     assert results[0] == SUCCESS
 
 
+async def test_wait_that_is_woken_too_early_goes_on(future: Future) -> None:
+    """As by a `run` of the same task that goes another way."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(future.wait)
+        await wait_all_tasks_blocked()
+        future._wake()
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        future._resolve(SUCCESS.encode())
+
+
 async def test_wait_is_a_checkpoint(future: Future) -> None:
     async with trio.open_nursery() as nursery:
 

@@ -1,15 +1,23 @@
-# The result of a cancelled task, as the one who cancels it or its worker stores it.
+# The result of a cancelled task, as the one who cancels it or its worker stores it; and that of one
+# which was cut off by a deadline here.
 #
-# On the wire it is a failure, so that every program understands it; an entry of its metadata tells
-# it from one.
+# On the wire a cancellation is a failure, so that every program understands it; an entry of its
+# metadata tells it from one.
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Final
 
+import trio
+
 from ._envelope import CANCELLED_BY, Status
 from ._wire import Result
+
+# Seconds after a deadline in which a scope that has the same one is cancelled for sure.
+SAME_TIME: Final = 0.1
+# Seconds before it in which a worker may take it to have passed, by its clock.
+_ALMOST: Final = 5.0
 
 _TEXT: Final = "the task was cancelled"
 
@@ -29,3 +37,8 @@ def encode_cancelled(task_id: str, by: str) -> bytes:
         completed_at=datetime.now(UTC),
         metadata={CANCELLED_BY: by},
     ).encode()
+
+
+def was_cut_off(result: Result, deadline: float) -> bool:
+    """Whether it timed out by this deadline, not by that of another who has started the task."""
+    return result.past_deadline and deadline - trio.current_time() < _ALMOST

@@ -130,7 +130,9 @@ class Future(metaclass=NoPublicConstructor):
         """
         if self._is_resolved():
             await trio.lowlevel.checkpoint()
-        else:
+        while (
+            not self._is_resolved()
+        ):  # or `Starter.store_soon` woke it, which has a task more to do
             await self._park()
         return self._take()
 

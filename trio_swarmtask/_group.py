@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
+from ._cancelled import SAME_TIME, was_cut_off
 from ._chain import Chain
 from ._envelope import Status
 from ._errors import ClosedError, SwarmTaskError, TaskTimeoutError
@@ -45,9 +47,6 @@ OnFailure = Literal["cancel", "collect"]
 # Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
 # handler that was not told would run on.
 _TELLING: Final = 5.0
-
-# Seconds after a deadline in which a scope that has the same one is cancelled for sure.
-SAME_TIME: Final = 0.1
 
 logger: Final = logging.getLogger("trio_swarmtask.group")
 
@@ -113,7 +112,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         cancelled, the task is cancelled.
 
         Raises:
-          ClosedError: if the block was left, or the dispatcher is closed.
+          ClosedError: if the block was left or has been cancelled, or the dispatcher is closed.
           And what else `Dispatcher.start` raises.
         """
         start = self._begin(capability, message, math.inf, not_before)
@@ -138,13 +137,14 @@ class TaskGroup(metaclass=NoPublicConstructor):
         future = start.future
         self._runs.add(future)
         try:
-            tried = start.own and await self._dispatcher._starter.store_soon(start)
+            on_stored = partial(self._unconfirmed.pop, future, None)
+            tried = start.own and await self._dispatcher._starter.store_soon(start, on_stored)
             if not future._is_resolved():
                 await self._store(start, tried=tried)
                 await future.wait()
             self._unconfirmed.pop(future, None)
             result = future._take()
-            if result.past_deadline:
+            if was_cut_off(result, start.task.deadline):
                 await self._await_deadline(start.task.deadline, result)
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
@@ -165,7 +165,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         not_before: datetime | None = None,
     ) -> Start:
         if self._left.is_set():
-            raise ClosedError("the block of this group was left; open another one to start tasks")
+            raise ClosedError("this group was left, or cancelled; open another one to start tasks")
         self._dispatcher._check_open()
         deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
         start = self._dispatcher._starter.prepare(
@@ -199,8 +199,6 @@ class TaskGroup(metaclass=NoPublicConstructor):
             raise
         self._unconfirmed.pop(future, None)
 
-    # Ends
-
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
         deadline = self._children.get(future)
@@ -212,7 +210,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if result.status is Status.SUCCESS:
                 self._succeeded += 1
                 return
-            if result.past_deadline:
+            if was_cut_off(result, deadline):
                 self._cancelled += 1
                 if future not in self._runs:
                     self._nursery.start_soon(self._await_deadline, deadline, result)
@@ -235,7 +233,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
     def _count_failure(self, exc: SwarmTaskError) -> None:
         self._failed += 1
         if self._cancels_on_failure:
-            self._nursery.start_soon(self._fail, exc)
+            self._nursery.start_soon(_raise, exc)
             self._nursery.cancel_scope.cancel()
 
     def _let_go(self, future: Future) -> None:
@@ -245,9 +243,6 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if not self._children:
             self._all_ended.set()
 
-    async def _fail(self, exc: SwarmTaskError) -> None:
-        raise exc
-
     async def _keep(self) -> None:
         try:
             await self._left.wait()
@@ -256,9 +251,13 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 await self._all_ended.wait()
         finally:
             with trio.move_on_after(self._time_to_stop, shield=True):
-                async with trio.open_nursery() as nursery:
-                    for future in list(self._children):
-                        nursery.start_soon(self._stop, future)
+                told: set[Future] = set()
+                while new := self._children.keys() - told:  # begun while others were stopped
+                    told |= new
+                    async with trio.open_nursery() as nursery:
+                        for future in new:
+                            nursery.start_soon(self._stop, future)
+            self._left.set()  # nobody would cancel a child that is begun from here on
             for future in list(self._children):
                 self._let_go(future)  # and no longer waited for
             if self._lease is not None:
@@ -266,9 +265,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _stop(self, future: Future) -> None:
         """Cancel a child, and wait until its handler has ended."""
-        if future in self._stopping:  # by its `run` or `start`
+        while future in self._stopping:  # by its `run` or `start`, which may give up before
             await self._stopping[future].wait()
-        elif not future._is_resolved():
+        if not future._is_resolved():
             self._stopping[future] = trio.Event()
             try:
                 await self._cancel(future)
@@ -276,8 +275,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._stopping.pop(future).set()
 
     def _stop_in_the_end(self, future: Future) -> None:
-        # The broker was away for all of the grace: the block is not left before it is back.
-        if future in self._children:
+        if future in self._children:  # the broker was away: the block is not left before it is back
             self._nursery.start_soon(self._stop, future)
 
     async def _wait_stopped(self, future: Future) -> None:
@@ -296,3 +294,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
             if future in self._unconfirmed:
                 self._let_go(future)  # nor is it stored
+
+
+async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the nursery
+    raise exc

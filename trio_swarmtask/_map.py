@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Self, final
 
 import trio
 
+from ._cancelled import SAME_TIME, was_cut_off
 from ._errors import ClosedError
-from ._group import SAME_TIME
 
 if TYPE_CHECKING:
     from ._future import Future
@@ -193,7 +193,7 @@ class MapResults:
 
     def _on_end(self, place: Place, deadline: float, future: Future) -> None:
         result = future._result  # the group has decoded it
-        if result is not None and result.past_deadline:
+        if result is not None and was_cut_off(result, deadline):
             self._group._nursery.start_soon(self._finish_late, place, deadline, future)
         else:
             self._finish(place, future)

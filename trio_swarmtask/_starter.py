@@ -95,8 +95,10 @@ class Starter:
         starter._chain = Chain.below(message)
         return starter
 
-    async def store_soon(self, start: Start) -> bool:
+    async def store_soon(self, start: Start, on_stored: Callable[[], object] = bool) -> bool:
         """Send, and wait for the result: it tells as much as the confirmation that was before it.
+
+        ``on_stored`` is called when the confirmation comes.
 
         Returns:
           False if nothing was sent. True, and no result, if the confirmation is not there.
@@ -108,6 +110,7 @@ class Starter:
         def on_end(new: bool | None) -> None:
             if new or future._is_resolved():
                 self._futures.started += 1
+                on_stored()
             else:
                 future._wake()
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
+import trio.testing
 from staff import WAIT, Staff
 from swarm import Swarm, until, within
 
 from trio_swarmtask import (
+    ClosedError,
     Message,
+    Result,
+    Status,
     TaskCancelledError,
+    TaskGroup,
     TaskState,
+    TaskTimeoutError,
 )
+from trio_swarmtask._envelope import PAST_DEADLINE
+
+if TYPE_CHECKING:
+    from trio_swarmtask._broker import NewTask
 
 
 @within(20)
@@ -167,3 +179,90 @@ async def test_child_that_somebody_else_cancels_is_a_failure(swarm: Swarm) -> No
         (failure,) = raised.value.exceptions
         assert type(failure) is TaskCancelledError
         assert failure.result.cancelled_by == "rival"
+
+
+@within(10)
+async def test_run_that_is_confirmed_is_not_stored_again(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two minutes the broker would take it for another task, and run it once more."""
+    staff = Staff()
+    stored: list[NewTask] = []
+
+    async def store(task: NewTask, *, tried: bool = False) -> bool:
+        stored.append(task)
+        return True
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        await dispatcher.run("coder", Message())
+        monkeypatch.setattr(dispatcher._outbox, "store", store)
+        async with dispatcher.open_group() as group:
+            group._nursery.start_soon(group.run, "coder", WAIT)
+            await until(lambda: staff.running and dispatcher.statistics().started == 2)
+            group.cancel_scope.cancel()
+        assert staff.running == 0
+    assert stored == []
+
+
+@within(10)
+async def test_child_that_is_begun_while_others_are_stopped(swarm: Swarm) -> None:
+    """It is cancelled too; once that is over there can be no other."""
+    staff = Staff()
+    slow = Message(inputs={"do": "wait", "clean_up": "0.5"})
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            first = await group.start("coder", slow)
+            await until(lambda: staff.running)
+            group.cancel_scope.cancel()
+            with trio.move_on_after(5, shield=True):
+                await until(first._is_resolved)
+                second = await group.start("coder", WAIT)
+                await until(group._left.is_set)
+                with pytest.raises(ClosedError, match="this group was left, or cancelled"):
+                    await group.start("coder", WAIT)
+        assert (first.state, second.state) == (TaskState.STOPPED, TaskState.STOPPED)
+        assert staff.running == 0
+
+
+@within(10)
+async def test_whoever_cancels_a_child_gives_up(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group, which has waited for that, does it then."""
+
+    async def hang(*_: object) -> None:
+        await trio.sleep_forever()
+
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with trio.open_nursery() as nursery, dispatcher.open_group() as group:
+            future = await group.start("coder", WAIT)
+            await until(lambda: staff.running)
+            with monkeypatch.context() as patched:
+                patched.setattr(TaskGroup, "_cancel", hang)
+                nursery.start_soon(group._stop, future)  # noqa: ASYNC111 - it ends before the block
+                await until(lambda: group._stopping)
+            group.cancel_scope.cancel()
+            with trio.move_on_after(5, shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+                assert group._children
+                nursery.cancel_scope.cancel()
+        assert future.state == TaskState.STOPPED
+        assert staff.running == 0
+
+
+@pytest.mark.parametrize("call", ["start", "run"])
+@within(10)
+async def test_timeout_by_the_deadline_of_another(swarm: Swarm, call: str) -> None:
+    """The task was started before, by somebody who had less time: that is a failure like any."""
+    theirs = Result(id="mine", status=Status.TIMEOUT, metadata={PAST_DEADLINE: "theirs"})
+    async with swarm.dispatcher() as dispatcher:
+        await swarm.store_result("mine", theirs.encode())
+        with pytest.RaisesGroup(TaskTimeoutError):
+            async with dispatcher.open_group() as group:
+                await getattr(group, call)("coder", Message(id="mine"))
+        async with dispatcher.map("coder", [Message(id="mine")]) as results:
+            assert (await anext(results)).past_deadline

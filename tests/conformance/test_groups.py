@@ -197,7 +197,7 @@ async def test_start_that_fails_is_the_blocks_affair(swarm: Swarm) -> None:
             with pytest.raises(ValueError, match="is not a Message"):
                 await group.run("coder", "text")  # type: ignore[arg-type]
         assert group.statistics().started == 0
-        with pytest.raises(ClosedError, match="block of this group was left"):
+        with pytest.raises(ClosedError, match="this group was left, or cancelled"):
             await group.start("coder", Message())
         with pytest.raises(TypeError, match="grace must be a number of seconds"):
             dispatcher.open_group(grace="soon")  # type: ignore[arg-type]
