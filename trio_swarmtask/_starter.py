@@ -95,7 +95,7 @@ class Starter:
         starter._chain = Chain.below(message)
         return starter
 
-    async def store_soon(self, start: Start, on_stored: Callable[[], object] = bool) -> bool:
+    async def store_soon(self, start: Start, on_stored: Callable[[], object] | None = None) -> bool:
         """Send, and wait for the result: it tells as much as the confirmation that was before it.
 
         ``on_stored`` is called when the confirmation comes.
@@ -110,7 +110,8 @@ class Starter:
         def on_end(new: bool | None) -> None:
             if new or future._is_resolved():
                 self._futures.started += 1
-                on_stored()
+                if on_stored is not None:
+                    on_stored()
             else:
                 future._wake()
 
