@@ -76,14 +76,12 @@ async def echo(message: Message) -> dict[str, str]:
 class Deaf(ResultListener):
     """For an outbox that is used to store and fetch alone."""
 
-    def result_stored(self, task_id: str, data: bytes) -> None:
-        pass
+    def result_stored(self, task_id: str, data: bytes) -> None: ...
 
     def outstanding(self) -> Collection[str]:
         return ()
 
-    def broker_lost(self, error: BrokerError) -> None:
-        pass
+    def broker_lost(self, error: BrokerError) -> None: ...
 
 
 class Swarm(ABC):

@@ -91,13 +91,13 @@ async def test_lanes_that_are_idle_end_with_their_nursery() -> None:
     async def settle(job: Job) -> None:
         pass
 
-    runner.handle = handle  # type: ignore[assignment, method-assign]
-    runner.settle = settle  # type: ignore[method-assign]
+    runner.handle = handle  # type: ignore[assignment, method-assign]  # replaced for the test
+    runner.settle = settle  # type: ignore[method-assign]  # replaced for the test
     async with trio.open_nursery() as nursery:
         context = contextvars.copy_context()
         lanes = Lanes(runner, echo, nursery, context, 1, lambda: None, settled.append)
         for _ in range(2):
-            lanes.start(Job(None, NO_RETRY))  # type: ignore[arg-type]
+            lanes.start(Job(None, NO_RETRY))  # type: ignore[arg-type]  # a stand-in
         await trio.testing.wait_all_tasks_blocked()
         assert len(lanes._idle) == 1  # no more than may run at once
         nursery.cancel_scope.cancel()
@@ -116,7 +116,7 @@ class SlowBroker(Broker):
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AsyncIterator[Intake]:
         await trio.sleep_forever()
-        yield  # type: ignore[misc]
+        yield  # type: ignore[misc]  # a stand-in
 
     def open_bucket(self, name: str, ttl: float) -> NoReturn:
         raise NotImplementedError

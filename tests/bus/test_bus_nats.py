@@ -72,7 +72,7 @@ async def test_no_server() -> None:
 async def test_shared_broker(server: Server) -> None:
     """Two buses on one connection. Leaving their blocks takes away what was theirs, and no more."""
     async with open_broker(server.url) as broker:
-        shared = broker.connection  # type: ignore[attr-defined]
+        shared = broker.connection  # type: ignore[attr-defined]  # it is the NATS one's
         before = [set(shared.client._subs), [*shared.on_down], [*shared.on_refused]]
         async with open_nats_bus(broker) as one, open_nats_bus(broker, buffer_size=1) as two:
             async with one.subscribe("a") as many, two.subscribe("a") as few:
@@ -166,7 +166,7 @@ async def test_publishers_wait_for_room(server: Server, monkeypatch: pytest.Monk
         proxy.freeze()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(publish_until_closed)
-            await until(lambda: bus._connection.is_congested)  # type: ignore[attr-defined]
+            await until(lambda: bus._connection.is_congested)  # type: ignore[attr-defined]  # it is the NATS one's
             await wait_all_tasks_blocked(0.1)
             with trio.fail_after(1):
                 await bus.aclose()
@@ -281,7 +281,7 @@ async def test_request_is_not_given_up_before_its_caller_does(
             inbox = (await anext(messages)).reply
             for _ in range(2):
                 with pytest.raises(_requests.NoAnswer, match="no reply within"):
-                    await bus._requests.request("slow")  # type: ignore[attr-defined]
+                    await bus._requests.request("slow")  # type: ignore[attr-defined]  # it is the NATS one's
             assert replies == []
             await bus.publish(inbox, b"at last")
     assert replies == [b"at last"]

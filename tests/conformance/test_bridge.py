@@ -240,10 +240,10 @@ async def test_dispatcher_publishes_what_it_got(swarm: Swarm) -> None:
 
 async def test_arguments_of_a_wrong_type() -> None:
     with pytest.raises(TypeError, match="is not a Worker; from a dispatcher use as_result"):
-        publish_results(None, MemoryPublisher())  # type: ignore[arg-type]
+        publish_results(None, MemoryPublisher())  # type: ignore[arg-type]  # wrong on purpose
     async with open_worker(MemoryBroker()) as worker:
         with pytest.raises(TypeError, match="None is not a ResultPublisher"):
-            publish_results(worker, None)  # type: ignore[arg-type]
+            publish_results(worker, None)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @within(10)

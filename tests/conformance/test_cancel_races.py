@@ -131,7 +131,7 @@ async def test_pushes_ahead_of_their_tasks_fill_no_memory(
         await worker.handle("coder", echo)
         for name in ("t1", "t2"):
             await outbox.stop("coder", name, 0, due=True)
-        await until(lambda: len(worker._services["coder"]._early) == 1)  # type: ignore[union-attr,arg-type]
+        await until(lambda: len(worker._services["coder"]._early) == 1)  # type: ignore[union-attr,arg-type]  # it is there
 
 
 # Attaching, forgetting

@@ -184,11 +184,11 @@ async def test_capability_of_another_form_is_refused(swarm: Swarm, capability: s
         (Message(id="a b"), "a b"),
         (Message(id="*"), "*"),
         (Message(id="x" * 129), "x" * 100),
-        (Message(id=7), "7"),  # type: ignore[arg-type]
-        (Message(id=None), "None"),  # type: ignore[arg-type]
-        (Message(inputs={"a": 1}), "inputs"),  # type: ignore[dict-item]
+        (Message(id=7), "7"),  # type: ignore[arg-type]  # wrong on purpose
+        (Message(id=None), "None"),  # type: ignore[arg-type]  # wrong on purpose
+        (Message(inputs={"a": 1}), "inputs"),  # type: ignore[dict-item]  # wrong on purpose
         (Message(timeout=-1), "timeout"),
-        (Message(submitted_by=None), "submitted_by"),  # type: ignore[arg-type]
+        (Message(submitted_by=None), "submitted_by"),  # type: ignore[arg-type]  # wrong on purpose
         ({"inputs": {}}, "inputs"),
     ],
 )
@@ -237,5 +237,5 @@ async def test_closed_dispatcher_refuses_work(swarm: Swarm) -> None:
 
 async def test_open_broker_is_for_servers() -> None:
     with pytest.raises(TypeError, match="can't be a broker"):
-        async with open_broker(7):  # type: ignore[arg-type]
+        async with open_broker(7):  # type: ignore[arg-type]  # wrong on purpose
             pass

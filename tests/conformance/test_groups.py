@@ -195,14 +195,14 @@ async def test_start_that_fails_is_the_blocks_affair(swarm: Swarm) -> None:
             with pytest.raises(InvalidCapabilityError):
                 await group.start("a coder", Message())
             with pytest.raises(ValueError, match="is not a Message"):
-                await group.run("coder", "text")  # type: ignore[arg-type]
+                await group.run("coder", "text")  # type: ignore[arg-type]  # wrong on purpose
         assert group.statistics().started == 0
         with pytest.raises(ClosedError, match="this group was left, or cancelled"):
             await group.start("coder", Message())
         with pytest.raises(TypeError, match="grace must be a number of seconds"):
-            dispatcher.open_group(grace="soon")  # type: ignore[arg-type]
+            dispatcher.open_group(grace="soon")  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(ValueError, match="must be 'cancel' or 'collect', not 'ignore'"):
-            dispatcher.open_group(on_failure="ignore")  # type: ignore[arg-type]
+            dispatcher.open_group(on_failure="ignore")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ClosedError):
         dispatcher.open_group()
 

@@ -109,7 +109,7 @@ class Unwritable:
     ("value", "error"),
     [
         (Unwritable(), "Unwritable"),
-        (Result(status="odd"), "status"),  # type: ignore[arg-type]
+        (Result(status="odd"), "status"),  # type: ignore[arg-type]  # wrong on purpose
         (Result(status=Status.SUCCESS, duration=-1), "duration"),
         ("\ud800", "surrogate"),
         ("x" * 1024 * 1024, "larger than"),

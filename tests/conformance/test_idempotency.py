@@ -282,9 +282,9 @@ async def test_settings_that_can_not_be(swarm: Swarm) -> None:
                 pass
     async with open_idempotency(swarm.broker, ttl=math.inf) as idempotent:
         with pytest.raises(TypeError, match="scope must be a string"):
-            idempotent(Payer(), scope=7)  # type: ignore[arg-type]
+            idempotent(Payer(), scope=7)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match="must be an async function"):
-            idempotent(len)  # type: ignore[arg-type]
+            idempotent(len)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ClosedError, match="was left"):
         await idempotent(Payer(), scope="payer")(KEY)
 

@@ -48,7 +48,7 @@ async def test_outputs_that_are_too_large_are_not_remembered(
     payer = Payer()
     async with paying(swarm, payer) as (dispatcher, idempotent, _):
         _, outcomes = break_(idempotent)
-        outcomes.max_size = 1000  # type: ignore[attr-defined]
+        outcomes.max_size = 1000  # type: ignore[attr-defined]  # replaced for the test
         payer.value = lambda: f"{payer.began}{'x' * 1000}"
         for number in "12":
             result = await dispatcher.run("payer", KEY)
@@ -102,7 +102,7 @@ def fail() -> None:
 
 def break_(idempotent: Idempotency) -> tuple[Broken, Broken]:
     claims, outcomes = Broken(idempotent._claims), Broken(idempotent._outcomes)
-    idempotent._claims, idempotent._outcomes = claims, outcomes  # type: ignore[assignment]
+    idempotent._claims, idempotent._outcomes = claims, outcomes  # type: ignore[assignment]  # replaced for the test
     return claims, outcomes
 
 
@@ -138,7 +138,7 @@ async def test_claim_whose_answer_was_lost_is_found(swarm: Swarm) -> None:
             await claims.bucket.put(key, data, revision)
             raise Refused(unsure=True)
 
-        claims.put = put  # type: ignore[method-assign]
+        claims.put = put  # type: ignore[method-assign]  # replaced for the test
         with trio.fail_after(5):
             assert isinstance(await idempotent._claim(HASH, "mine"), Claim)
 
@@ -172,6 +172,6 @@ async def test_bucket_that_does_not_answer(swarm: Swarm, caplog: pytest.LogCaptu
         async def hang(*_: object) -> None:
             await trio.sleep_forever()
 
-        outcomes.put = outcomes.remove = hang  # type: ignore[method-assign,assignment]
+        outcomes.put = outcomes.remove = hang  # type: ignore[method-assign,assignment]  # replaced for the test
         assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
     assert "did not answer in time" in caplog.text

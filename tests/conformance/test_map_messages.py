@@ -41,9 +41,9 @@ async def test_what_can_not_be_mapped(swarm: Swarm) -> None:
         with pytest.raises(TypeError, match="has to be awaited"):
             dispatcher.map("coder", wrong)
         with pytest.raises(TypeError, match="grace must be a number"):
-            dispatcher.map("coder", [], grace="soon")  # type: ignore[arg-type]
+            dispatcher.map("coder", [], grace="soon")  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(ValueError, match="orphans must be"):
-            dispatcher.map("coder", [], orphans="ignore")  # type: ignore[arg-type]
+            dispatcher.map("coder", [], orphans="ignore")  # type: ignore[arg-type]  # wrong on purpose
 
 
 # Async generators

@@ -130,11 +130,11 @@ async def test_handle_refuses_what_cannot_be(swarm: Swarm) -> None:
         with pytest.raises(ValueError, match="handles 'coder' already"):
             await worker.handle("coder", echo)
         with pytest.raises(TypeError, match="must be an async function"):
-            await worker.handle("other", lambda message: None)  # type: ignore[arg-type, return-value]
+            await worker.handle("other", lambda message: None)  # type: ignore[arg-type, return-value]  # wrong on purpose
         for places in (0, -1):
             with pytest.raises(ValueError, match="max_in_flight must be from 1 up"):
                 await worker.handle("other", echo, max_in_flight=places)
         for wrong in (1.5, "3", True, None):
             with pytest.raises(TypeError, match=f"must be a whole number, not {wrong!r}"):
-                await worker.handle("other", echo, max_in_flight=wrong)  # type: ignore[arg-type]
+                await worker.handle("other", echo, max_in_flight=wrong)  # type: ignore[arg-type]  # wrong on purpose
         await worker.handle("other", echo)  # none of these was kept

@@ -63,14 +63,14 @@ async def test_cancel_storm(tmp_path: Path, row: Row, rng: random.Random, times:
 
 def what_is_held(arena: Arena) -> dict[str, int]:
     outbox = arena.dispatcher._outbox
-    connection = outbox._connection  # type: ignore[attr-defined]
+    connection = outbox._connection  # type: ignore[attr-defined]  # it is the NATS one's
     root = trio.lowlevel.current_root_task()
     assert root is not None
     return {
         "tasks": count_tasks(root),
         "subscriptions": len(connection.client._subs),
-        "requests": len(outbox._requests._waiting),  # type: ignore[attr-defined]
-        "watched": len(outbox._watched),  # type: ignore[attr-defined]
+        "requests": len(outbox._requests._waiting),  # type: ignore[attr-defined]  # it is the NATS one's
+        "watched": len(outbox._watched),  # type: ignore[attr-defined]  # it is the NATS one's
     }
 
 

@@ -33,12 +33,12 @@ async def use(bus: MessageBus) -> None:
 
 def connection(bus: MessageBus) -> Connection:
     """What it runs on."""
-    return bus._connection  # type: ignore[attr-defined, no-any-return]
+    return bus._connection  # type: ignore[attr-defined, no-any-return]  # it is the NATS one's
 
 
 def waiting(bus: MessageBus) -> int:
     """Requests that wait for their replies."""
-    return len(bus._requests._waiting)  # type: ignore[attr-defined]
+    return len(bus._requests._waiting)  # type: ignore[attr-defined]  # it is the NATS one's
 
 
 async def outage(server: Server, *buses: MessageBus) -> None:

@@ -287,7 +287,7 @@ async def test_look_that_fails_is_told_once(
         open_dispatcher(server.url) as dispatcher,
     ):
         await worker.handle("coder", handler)
-        monkeypatch.setattr(worker._services["coder"].intake, "find_done", refuse)  # type: ignore[union-attr]
+        monkeypatch.setattr(worker._services["coder"].intake, "find_done", refuse)  # type: ignore[union-attr]  # it is there
         future = await dispatcher.start("coder", Message())
         await until(lambda: looks == 3)
         assert caplog.text.count("no look-ups today") == 1

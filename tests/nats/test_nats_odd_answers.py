@@ -131,7 +131,7 @@ async def test_stream_of_dead_letters_of_a_lost_connection(
         raise BrokerError("lost for good")
 
     broker: NATSBroker
-    async with open_broker(server.url) as broker:  # type: ignore[assignment]
+    async with open_broker(server.url) as broker:  # type: ignore[assignment]  # it is the NATS one
         monkeypatch.setattr(broker._streams, "find_or_make", lost)
         monkeypatch.setattr(broker.connection, "lost", BrokerError("lost for good"))
         with pytest.raises(BrokerError, match="lost for good"):
@@ -182,9 +182,9 @@ async def test_place_that_is_freed_while_the_connection_goes(
         swarm.open() as broker,
         broker.open_intake("coder", send.send_nowait) as intake,
     ):
-        await until(lambda: intake._subscription is not None)  # type: ignore[attr-defined]
+        await until(lambda: intake._subscription is not None)  # type: ignore[attr-defined]  # it is the NATS one's
         with monkeypatch.context() as patch:
-            patch.setattr(intake._connection, "publish", gone)  # type: ignore[attr-defined]
+            patch.setattr(intake._connection, "publish", gone)  # type: ignore[attr-defined]  # it is the NATS one's
             intake.ask(1)
         await outbox.store(NewTask("coder", "t1", b"data"))
         assert (await receive.receive()).task_id == "t1"
@@ -194,7 +194,7 @@ async def test_place_that_is_freed_while_the_connection_goes(
 async def test_hint_after_the_end_is_no_reason_to_look(server: Server) -> None:
     async with open_broker(server.url) as broker, broker.open_outbox("key", Deaf()) as outbox:
         outbox.close()
-        outbox._on_hint("mine", None)  # type: ignore[attr-defined]
+        outbox._on_hint("mine", None)  # type: ignore[attr-defined]  # it does not look at it
 
 
 @within(10)
@@ -203,7 +203,7 @@ async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
     async with open_broker(server.url) as broker, broker.open_outbox("key", Deaf()) as outbox:
         outbox.expect("mine")
         async with broker.open_intake("coder", deliveries.append) as intake:
-            for refused in broker.connection.on_refused:  # type: ignore[attr-defined]
+            for refused in broker.connection.on_refused:  # type: ignore[attr-defined]  # it is the NATS one's
                 refused("subscription", "notify.theirs")
                 refused("publish", "their.subject")
             assert await outbox.store(NewTask("coder", "mine", b"data"))

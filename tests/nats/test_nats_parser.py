@@ -45,7 +45,7 @@ def read(*pieces: bytes) -> Heard:
     heard = Heard()
 
     async def main() -> None:
-        parser = Parser(heard)  # type: ignore[arg-type]
+        parser = Parser(heard)  # type: ignore[arg-type]  # a stand-in
         for piece in pieces:
             await parser.parse(piece)
 
@@ -128,7 +128,7 @@ def test_another_connection_begins_anew() -> None:
     heard = Heard()
 
     async def main() -> None:
-        parser = Parser(heard)  # type: ignore[arg-type]
+        parser = Parser(heard)  # type: ignore[arg-type]  # a stand-in
         await parser.parse(b"MSG a 1 500\r\nthe connection brea")
         parser.reset()
         await parser.parse(b"PING\r\n")

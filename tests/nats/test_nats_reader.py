@@ -61,7 +61,7 @@ async def test_reading_until_the_connection_breaks(
 
     connection = Socket(b"a", BlockingIOError(), b"b", end)
     try:
-        found = await _reader._read(connection, State(), take, follow)  # type: ignore[arg-type]
+        found = await _reader._read(connection, State(), take, follow)  # type: ignore[arg-type]  # a stand-in
     finally:
         connection.close()
     assert type(found) is error
@@ -76,5 +76,5 @@ async def test_what_comes_from_a_connection_that_was_given_up_is_not_taken() -> 
     parser = SimpleNamespace(take=pytest.fail, follow=pytest.fail)
     connection = Socket(b"a")
     async with open_loop() as loop:
-        await loop.run(_reader.read_socket(connection, state, parser))  # type: ignore[arg-type]
+        await loop.run(_reader.read_socket(connection, state, parser))  # type: ignore[arg-type]  # a stand-in
     assert connection.fileno() == -1

@@ -167,7 +167,7 @@ async def test_nothing_is_made_where_that_is_not_wanted(nats_swarm: NATSSwarm) -
     for role, subject in ((nats_swarm.dispatcher(), "done"), (nats_swarm.worker(), "done")):
         with pytest.raises(BrokerError, match=rf"no stream that holds {subject}\.\*, and manage_"):
             async with role as opened:
-                await opened.handle("coder", echo)  # type: ignore[union-attr]
+                await opened.handle("coder", echo)  # type: ignore[union-attr]  # it is there
     async with nats_swarm.raw() as raw:
         await make(raw, "RESULTS", "done.>", republish=REPUBLISH)
         async with nats_swarm.dispatcher() as dispatcher:

@@ -41,7 +41,7 @@ class SlowBus(MessageBus):
                 if receiver in self._listeners:
                     receiver.hear(message)
 
-    def request(self, subject: str, data: bytes) -> Awaitable[BusMessage]:  # type: ignore[override]
+    def request(self, subject: str, data: bytes) -> Awaitable[BusMessage]:  # type: ignore[override]  # a stand-in
         raise NotImplementedError
 
     async def _attach(self, listener: Listener) -> None:

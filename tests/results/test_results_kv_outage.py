@@ -246,7 +246,7 @@ async def test_closing_while_missed_updates_are_looked_up(server: Server) -> Non
             await reader.got(1)
             proxy.freeze()
             publisher._bucket.watches.on_down()  # type: ignore[attr-defined]  # a NATSBucket
-            await until(lambda: publisher._bucket._requests._waiting)  # type: ignore[attr-defined]
+            await until(lambda: publisher._bucket._requests._waiting)  # type: ignore[attr-defined]  # it is the NATS one's
             await publisher.aclose()
             await reader.ended.wait()
             await trio.testing.wait_all_tasks_blocked()
