@@ -116,7 +116,7 @@ class SlowBroker(Broker):
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AsyncIterator[Intake]:
         await trio.sleep_forever()
-        yield  # type: ignore[misc]  # a stand-in
+        yield  # type: ignore[misc]  # it makes this a generator
 
     def open_bucket(self, name: str, ttl: float) -> NoReturn:
         raise NotImplementedError
