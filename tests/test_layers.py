@@ -173,7 +173,7 @@ def test_importing_the_package_loads_no_asyncio() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_module_is_short(module: Path) -> None:
-    """A module is about one thing, so it needs no more than 300 lines."""
+def test_module_is_one_idea(module: Path) -> None:
+    """A module may be long if it is one idea, whole; past 600 lines it hardly is."""
     lines = (PACKAGE / module).read_text(encoding="utf-8").count("\n")
-    assert lines <= 300
+    assert lines <= 600
