@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import secrets
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -57,11 +58,12 @@ class _Outputs(msgspec.Struct):
 class Claim:
     """A key that a handler here has to itself, until `deadline` if it is not renewed."""
 
-    def __init__(self, key: str, task_id: str, deadline: float) -> None:
+    def __init__(self, key: str, task_id: str) -> None:
         self.key = key
         self.holder = secrets.token_hex(8)
         self.data = msgspec.json.encode(Record(task_id, self.holder))
-        self.deadline = deadline
+        self.deadline = 0.0  # on Trio's clock
+        self.put_over: int | None = None  # the revision that it was to be stored over, if it was
         self.is_ours = True  # to give up, once it is of no use
 
 
@@ -150,21 +152,43 @@ class Idempotency(metaclass=NoPublicConstructor):
 
     async def _claim(self, key: str, task_id: str) -> Claim | Record:
         """Claim ``key``, or give its outcome, once there is either."""
+        claim = Claim(key, task_id)
+        try:
+            return await self._claim_as(claim)
+        except trio.Cancelled:
+            if claim.put_over is not None:
+                # Shielded, or the key may stay claimed for all of the lease.
+                with trio.move_on_after(_SETTLE_SECONDS, shield=True):
+                    await self._withdraw(claim, claim.put_over)
+            raise
+
+    async def _claim_as(self, claim: Claim) -> Claim | Record:
         while True:
-            entry = await self._outcomes.get(key)
+            entry = await self._outcomes.get(claim.key)
             record = _read(entry)
             if record is not None and not record.holder:
                 return record
-            if record is not None:
-                await self._wait_unclaimed(key)
-                continue
-            claim = Claim(key, task_id, trio.current_time() + self._lease)
-            try:
-                await self._claims.put(key, claim.data, 0 if entry is None else entry.revision)
-            except Refused as exc:
-                if not (exc.unsure and await self._find(claim) is not None):
-                    continue
-            return claim
+            if record is None:
+                claim.put_over = 0 if entry is None else entry.revision
+                claim.deadline = trio.current_time() + self._lease
+                with suppress(Refused):  # by another one's, or by ours whose answer was lost
+                    await self._claims.put(claim.key, claim.data, claim.put_over)
+                    return claim
+            elif record.holder != claim.holder:
+                await self._wait_unclaimed(claim.key)
+            elif await self._renew(claim):  # nobody knows when it was stored
+                return claim
+
+    async def _withdraw(self, claim: Claim, put_over: int) -> None:
+        """Give up a claim that may be on its way to be stored."""
+        try:
+            # Put once more, for that has an answer when nothing of the first is under way.
+            with suppress(Refused):
+                await self._claims.put(claim.key, claim.data, put_over)
+        except SwarmTaskError as exc:
+            logger.warning("a claim could not be given up, and has to expire: %s", exc)
+        else:
+            await self._release(claim)
 
     async def _wait_unclaimed(self, key: str) -> None:
         ended = trio.Event()
@@ -194,20 +218,22 @@ class Idempotency(metaclass=NoPublicConstructor):
         try:
             while True:
                 await trio.sleep(self._lease / 3)
-                renewed_at = trio.current_time()
                 if not await self._renew(claim):
                     scope.cancel()
                     return
-                scope.deadline = renewed_at + self._lease
+                scope.deadline = claim.deadline
         except SwarmTaskError as exc:
             logger.warning("a claim can't be renewed, and will be lost: %s", exc)
 
     async def _renew(self, claim: Claim) -> bool:
+        """Have a claim for all of the lease again; whether it is ours still."""
         while (revision := await self._find(claim)) is not None:
+            asked_at = trio.current_time()
             try:
                 await self._claims.put(claim.key, claim.data, revision)
             except Refused:
                 continue  # lost, or stored by an attempt whose answer was
+            claim.deadline = asked_at + self._lease
             return True
         return False
 

@@ -204,7 +204,7 @@ async def test_claim_that_is_lost_cancels_the_handler(
         await until(lambda: payer.running)
         entry = await idempotent._outcomes.get(HASH)
         assert entry is not None
-        theirs = Claim(HASH, "theirs", math.inf)
+        theirs = Claim(HASH, "theirs")
         await idempotent._outcomes.put(HASH, theirs.data, entry.revision)
         await until(lambda: not payer.running)
         await idempotent._put(theirs, outcome_of("theirs", b'"paid"'))

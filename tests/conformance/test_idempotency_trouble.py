@@ -136,11 +136,14 @@ async def test_claim_whose_answer_was_lost_is_found(swarm: Swarm) -> None:
 
         async def put(key: str, data: bytes, revision: int) -> None:
             await claims.bucket.put(key, data, revision)
+            del claims.put  # type: ignore[method-assign]  # the one that was replaced for the test
             raise Refused(unsure=True)
 
         claims.put = put  # type: ignore[method-assign]  # replaced for the test
         with trio.fail_after(5):
-            assert isinstance(await idempotent._claim(HASH, "mine"), Claim)
+            claim = await idempotent._claim(HASH, "mine")
+            assert isinstance(claim, Claim)
+            assert await idempotent._find(claim)
 
 
 @within(20)
@@ -175,3 +178,46 @@ async def test_bucket_that_does_not_answer(swarm: Swarm, caplog: pytest.LogCaptu
         outcomes.put = outcomes.remove = hang  # type: ignore[method-assign,assignment]  # replaced for the test
         assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
     assert "did not answer in time" in caplog.text
+
+
+@within(20)
+async def test_claim_that_is_cancelled_while_it_is_stored_holds_up_nobody(swarm: Swarm) -> None:
+    async with open_idempotency(swarm.broker, lease=1000, ttl=1000) as idempotent:
+        claims, _ = break_(idempotent)
+        stored = trio.Event()
+
+        async def put(key: str, data: bytes, revision: int) -> None:
+            await claims.bucket.put(key, data, revision)
+            del claims.put  # type: ignore[method-assign]  # the one that was replaced for the test
+            stored.set()
+            await trio.sleep_forever()  # the answer does not come
+
+        claims.put = put  # type: ignore[method-assign]  # replaced for the test
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(idempotent._claim, HASH, "mine")
+            await stored.wait()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(5):
+            assert isinstance(await idempotent._claim(HASH, "another"), Claim)
+
+
+@within(20)
+async def test_claim_that_is_cancelled_while_nothing_answers(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then it has to expire."""
+    async with open_idempotency(swarm.broker) as idempotent:
+        claims, _ = break_(idempotent)
+        began = trio.Event()
+        claims.instead = [began.set, fail]
+
+        async def put(key: str, data: bytes, revision: int) -> None:
+            claims.instead.pop(0)()
+            await trio.sleep_forever()
+
+        claims.put = put  # type: ignore[method-assign]  # replaced for the test
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(idempotent._claim, HASH, "mine")
+            await began.wait()
+            nursery.cancel_scope.cancel()
+    assert "a claim could not be given up, and has to expire: not now" in caplog.text

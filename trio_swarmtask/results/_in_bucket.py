@@ -59,18 +59,22 @@ class KVPublisher(TopicPublisher):
                 try:
                     return await self._bucket.put(task_id, data, revision)
                 except Refused as exc:
-                    if exc.unsure and await self._may_follow(record):
+                    if exc.unsure and await self._may_follow(record, data, revision):
                         return None
 
-    async def _may_follow(self, record: Result) -> bool:
-        """Whether what is stored now can have come after ``record``, whose answer was lost.
+    async def _may_follow(self, record: Result, data: bytes, revision: int) -> bool:
+        """Whether ``record``, whose answer was lost, is stored, or what is can have come after it.
 
-        If so it is taken for that, whether or not ``record`` was ever stored: both were being
-        published at the same time. To store it again could take back what is newer.
+        In the second case it is taken for that, whether or not ``record`` was ever stored: both
+        were being published at the same time. To store it again could take back what is newer. But
+        an entry that was there before proves nothing, nor does none at all: whoever was asked may
+        not know of the newest yet.
         """
         entry = await self._bucket.get(record.task_id)
-        stored = None if entry is None else _read(entry)
-        return stored is None or supersedes(stored, record)
+        if entry is None or entry.revision <= revision:
+            return False
+        stored = _read(entry)
+        return entry.data == data or stored is None or supersedes(stored, record)
 
     async def get(self, task_id: str) -> Result:
         self._lifetime.check()
