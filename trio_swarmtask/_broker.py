@@ -107,11 +107,11 @@ class Outbox(CanFollow):
         """The first result stored for ``task_id``, or None."""
 
     @abstractmethod
-    async def store_result(self, task_id: str, result: bytes) -> bool:
+    async def store_result(self, task_id: str, result: bytes) -> bytes:
         """Store the result of a task in its worker's place, unless one is there.
 
         Returns:
-          Whether this result is the one that was stored.
+          The result that counts: this one, or the one that was there.
         """
 
     @abstractmethod

@@ -91,10 +91,7 @@ class Futures(ResultListener, Holder):
         else:
             future._stopped = False
             result = encode_cancelled(future.id, self._name)
-            if await self.outbox.store_result(future.id, result):
-                self._resolve(future, result)
-            else:
-                await self.look_up(future)
+            self._resolve(future, await self.outbox.store_result(future.id, result))
         stopped = not future._was_cancelled() or await self.outbox.stop(
             future._capability, future.id, grace, due=future._due
         )

@@ -243,8 +243,10 @@ class _MemoryOutbox(Outbox):
         await trio.lowlevel.checkpoint()
         return self._broker._results.get(task_id)
 
-    async def store_result(self, task_id: str, result: bytes) -> bool:
-        return await self._lifetime.run(partial(self._broker._finish, task_id, result))
+    async def store_result(self, task_id: str, result: bytes) -> bytes:
+        await self._lifetime.run(partial(self._broker._finish, task_id, result))
+        stored = self._broker._results.get(task_id)
+        return result if stored is None else stored  # one that was there may just have expired
 
     async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
         return await self._lifetime.run(partial(self._stop, capability, task_id, grace))

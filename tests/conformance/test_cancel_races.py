@@ -37,7 +37,7 @@ async def test_result_of_another_ends_a_handler_that_runs_on(swarm: Swarm) -> No
         await handler.started.wait()
         stored = Result(id=future.id, status=Status.SUCCESS, outputs="theirs", agent="w")
         async with swarm.outbox() as outbox:
-            assert await outbox.store_result(future.id, stored.encode())
+            assert await outbox.store_result(future.id, stored.encode()) == stored.encode()
         await handler.cancelled.wait()
         await until(lambda: worker.statistics().in_flight == 0)
         assert worker.statistics().cancelled == 1

@@ -13,6 +13,7 @@ from trio_swarmtask import Message
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _durables
 from trio_swarmtask._nats._deadline import find_deadline, measure_clock
+from trio_swarmtask._nats._task_store import HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,5 +81,5 @@ async def test_size_of_the_header_counts(nats_swarm: NATSSwarm) -> None:
     """Else a task of just the largest size would end the connection."""
     async with nats_swarm.outbox() as outbox, nats_swarm.raw() as raw:
         largest: Callable[[], int] = lambda: raw.connection.client.max_payload  # noqa: E731 - read late
-        data = b"x" * (largest() - 78 - len("t1"))
+        data = b"x" * (largest() - HEADER_BYTES - len("t1"))
         assert await outbox.store(NewTask("coder", "t1", data, trio.current_time() + 2**31))

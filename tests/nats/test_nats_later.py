@@ -21,7 +21,8 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _later, _stored
-from trio_swarmtask._nats._jetstream import SCHEDULES_DISABLED, APIError, call
+from trio_swarmtask._nats._jetstream import APIError, call
+from trio_swarmtask._nats._refusals import SCHEDULES_DISABLED
 from trio_swarmtask._nats._streams import Streams
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ async def test_repeat_is_the_same_task_wherever_it_is_by_then(nats_swarm: NATSSw
         assert not await outbox.store(task, tried=True)
         assert await raw.subjects("TASKS", ">") == ["work.coder.mine"]
         result = Result(id="mine", status=Status.SUCCESS)
-        assert await outbox.store_result("mine", result.encode())
+        assert await outbox.store_result("mine", result.encode()) == result.encode()
         await raw.api("STREAM.MSG.DELETE.TASKS", seq=2)
         assert not await outbox.store(task, tried=True)
         assert await raw.subjects("TASKS", ">") == []

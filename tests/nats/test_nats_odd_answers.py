@@ -15,7 +15,8 @@ from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _delivery, _durables, _result_store, _streams
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
-from trio_swarmtask._nats._jetstream import NO_STREAM, APIError, RefusedError, call
+from trio_swarmtask._nats._jetstream import APIError, RefusedError, call
+from trio_swarmtask._nats._refusals import NO_STREAM
 
 if TYPE_CHECKING:
     from types import ModuleType

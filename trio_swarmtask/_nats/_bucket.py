@@ -21,17 +21,8 @@ from .._util import open_flat_nursery
 from ._ack_subject import parse_count
 from ._bucket_stream import BucketStream, find_bucket, make_bucket
 from ._incoming import Incoming, parse_headers
-from ._jetstream import (
-    NO_MESSAGE,
-    NO_STREAM,
-    WRONG_LAST_SEQUENCE,
-    APIError,
-    NoResponders,
-    call,
-    in_time,
-    persist,
-    publish,
-)
+from ._jetstream import APIError, NoResponders, call, in_time, persist, publish
+from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
 from ._requests import NoAnswer, Requests, open_requests, status_of
 from ._streams import Streams
 from ._watch import Watches
@@ -171,7 +162,7 @@ class NATSBucket(Bucket):
                 self._stream = None
                 raise
             except APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
+                if exc.err_code == STORED_BEFORE:
                     raise Refused(unsure=unsure) from exc
                 raise
 

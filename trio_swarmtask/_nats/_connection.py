@@ -24,6 +24,7 @@ from ._credentials import check_credentials
 from ._errors import connect_error, fatal_error, lost_error, parse_violation
 from ._loop import Loop, open_loop
 from ._outgoing import Outgoing
+from ._troubles import Troubles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -57,6 +58,7 @@ class Connection:
         self.lost: BrokerError | None = None
         self.on_down: list[Callable[[], None]] = []
         self.on_refused: list[Callable[[str, str], None]] = []
+        self.troubles = Troubles()
         self._loop: Loop
         self._outgoing = Outgoing(self.client) if is_known() else None
         self._up = trio.Event()

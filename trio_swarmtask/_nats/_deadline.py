@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
 LEASE: Final = "Swarm-Lease"
+RESENT: Final = "Swarm-Resent"
+"""Of a task that may have been stored before: its result is looked for before it is run."""
 OWN_HEADERS: Final = b"\r\nSwarm-"
 """What the head of a message holds if one of ours is in it."""
 NO_HEADERS: Final = (math.inf, "")

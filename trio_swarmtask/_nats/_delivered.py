@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._connection import NotConnected
-from ._jetstream import NO_CONSUMER, APIError, call
+from ._jetstream import APIError, call
+from ._refusals import NO_CONSUMER
 from ._requests import NoAnswer
 from ._stored import gone
 

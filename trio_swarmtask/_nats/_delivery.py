@@ -20,7 +20,6 @@ from ._connection import Connection, NotConnected
 from ._deadline import find_deadline, measure_clock
 from ._jetstream import (
     NO_ANSWER_YET,
-    NO_STREAM,
     APIError,
     NoResponders,
     call,
@@ -29,6 +28,7 @@ from ._jetstream import (
     publish_soon,
 )
 from ._leases import Leases
+from ._refusals import NO_STREAM
 from ._requests import status_of
 from ._result_store import FIRST, FIRST_BYTES, ResultStore
 
@@ -136,7 +136,7 @@ class NATSDelivery(Delivery):
         try:
             await publish(settlement.requests, f"done.{self.task_id}", result, FIRST)
         except NO_ANSWER_YET:
-            first = await settlement.results.put(self.task_id, result)
+            first = await settlement.results.put(self.task_id, result) == result
         self._settle(b"+ACK")
         return first
 
@@ -211,7 +211,7 @@ class NATSDelivery(Delivery):
     async def bury(self, reason: str, result: bytes | None) -> bool:
         await self._keep_dead_letter(reason)
         settlement = self._settlement
-        first = result is not None and await settlement.results.put(self.task_id, result)
+        first = result is not None and await settlement.results.put(self.task_id, result) == result
         self._settle(f"+TERM {_one_line(reason)}".encode())
         return first
 

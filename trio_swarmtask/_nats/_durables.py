@@ -13,15 +13,8 @@ import trio
 
 from .._errors import BrokerError
 from ._deadline import measure_clock
-from ._jetstream import (
-    CONSUMER_EXISTS,
-    NO_CONSUMER,
-    NO_STREAM,
-    APIError,
-    NoResponders,
-    call,
-    persist,
-)
+from ._jetstream import APIError, NoResponders, call, persist
+from ._refusals import CONSUMER_EXISTS, NO_CONSUMER, NO_STREAM
 
 if TYPE_CHECKING:
     from ._connection import Connection

@@ -1,12 +1,14 @@
 # JetStream's requests: publish with an acknowledgement, and the JSON API.
 #
-# An answer that says no is one of two kinds. What time may change (a stream that is full, a leader
-# that is being elected) is tried again, with a growing pause and one warning; so a task is only
-# ever late. What time does not change is an error for the caller.
+# An answer that says no is one of two kinds (`_refusals.py` has the table). What time may change (a
+# stream that is full, a leader that is being elected, another publish that is on its way) is tried
+# again, with a growing pause and one warning; so a task is only ever late. What time does not
+# change is an error for the caller.
 
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -14,6 +16,7 @@ import trio
 
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
 from ._connection import Connection, NotConnected
+from ._refusals import IN_FLIGHT, passes
 from ._requests import NoAnswer, Requests, status_of
 
 if TYPE_CHECKING:
@@ -27,22 +30,14 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 NO_RESPONDERS: Final = "503"
 
-# Error codes of the server's API (its errors.json).
-NO_CONSUMER: Final = 10014
-NO_MESSAGE: Final = 10037
-NO_STREAM: Final = 10059
-WRONG_LAST_SEQUENCE: Final = (10071, 10164)
-MESSAGE_TOO_LARGE: Final = (10054, 10097)
-NAME_IN_USE: Final = 10058
-SUBJECTS_OVERLAP: Final = 10065
-CONSUMER_EXISTS: Final = (10148, 10013)
-NO_JETSTREAM: Final = (10039, 10076)
-SCHEDULES_DISABLED: Final = 10188
-BAD_SCHEDULE: Final = 10189
-_NO_RESOURCES: Final = (10002, 10023, 10028, 10047)
-
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
+# Of what passes in milliseconds where all is well: told when the pauses have grown to this. They
+# stay there, for a stall that ends is to be noticed soon.
+_IN_FLIGHT_PAUSE: Final = 0.4
+
+_last_problem: Final[ContextVar[list[str]]] = ContextVar("trio_swarmtask.last_problem")
+"""What `in_time` says if the time is over."""
 
 
 class APIError(Exception):
@@ -52,7 +47,7 @@ class APIError(Exception):
         super().__init__(f"{description} (code {err_code})")
         self.err_code = err_code
         self.description = description
-        self.may_pass = code >= 500 or err_code in _NO_RESOURCES
+        self.may_pass = passes(code, err_code)
 
 
 class NoResponders(Exception):
@@ -173,42 +168,62 @@ async def persist(
       RefusedError: if the server says no for good.
     """
     pause = _FIRST_PAUSE if tried else 0.0
-    warned = False
-    while True:
-        try:
-            if pause and before_retry is not None:
-                found = await before_retry()
-                if found is not None:
-                    return found
-            return await attempt()
-        except NotConnected:
-            await connection.wait_up()
-            pause = pause or _FIRST_PAUSE
-            continue
-        except NoAnswer as exc:
-            problem = str(exc)
-        except NoResponders as exc:
-            problem = f"nobody answers on {exc}: no stream, or no leader now"
-        except APIError as exc:
-            if not exc.may_pass:
-                url = connection.config.safe_url
-                error = RefusedError(f"{url} refuses to {what}: {exc}")
-                error.err_code = exc.err_code
-                raise error from exc
-            problem = str(exc)
-        if connection.is_up and not warned:
-            warned = True
-            logger.warning("could not %s, trying again: %s", what, problem)
-        pause = min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
-        await trio.sleep(pause)
+    with connection.troubles.open() as trouble:
+        while True:
+            longest = _LONGEST_PAUSE
+            try:
+                if pause and before_retry is not None:
+                    found = await before_retry()
+                    if found is not None:
+                        return found
+                return await attempt()
+            except NotConnected:
+                await connection.wait_up()
+                pause = pause or _FIRST_PAUSE
+                continue
+            except NoAnswer as exc:
+                problem = str(exc)
+            except NoResponders as exc:
+                problem = f"nobody answers on {exc}: no stream, or no leader now"
+            except APIError as exc:
+                if not exc.may_pass:
+                    url = connection.config.safe_url
+                    error = RefusedError(f"{url} refuses to {what}: {exc}")
+                    error.err_code = exc.err_code
+                    raise error from exc
+                problem = str(exc)
+                if exc.err_code in IN_FLIGHT:
+                    longest = _IN_FLIGHT_PAUSE
+                    if pause < longest:
+                        pause = await _pause(pause, longest)
+                        continue
+            _last_problem.get([]).append(problem)
+            if connection.is_up and trouble.is_news(problem):
+                logger.warning("could not %s, trying again: %s", what, problem)
+            pause = await _pause(pause, longest)
+
+
+async def _pause(last: float, longest: float) -> float:
+    """Wait for longer than the last time, and say how long that was."""
+    pause = min(max(_FIRST_PAUSE, 2 * last), longest)
+    await trio.sleep(pause)
+    return pause
 
 
 async def in_time(connection: Connection, what: str, act: Callable[[], Awaitable[T]]) -> T:
     """``act`` within the config's ``connect_timeout``, or BrokerError."""
     seconds = connection.config.connect_timeout
-    with trio.move_on_after(seconds):
-        return await act()
-    raise BrokerError(f"{connection.config.safe_url} did not {what} within {seconds:g} seconds")
+    problems: list[str] = []
+    token = _last_problem.set(problems)
+    try:
+        with trio.move_on_after(seconds):
+            return await act()
+    finally:
+        _last_problem.reset(token)
+    why = f": {problems[-1]}" if problems else ""
+    raise BrokerError(
+        f"{connection.config.safe_url} did not {what} within {seconds:g} seconds{why}"
+    )
 
 
 def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:

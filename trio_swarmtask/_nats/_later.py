@@ -13,16 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._errors import BrokerError
-from ._deadline import LEASE, SECONDS_LEFT, seconds_left
+from ._deadline import LEASE, RESENT, SECONDS_LEFT, seconds_left
 from ._firing import SCHEDULE
-from ._jetstream import (
-    SCHEDULES_DISABLED,
-    WRONG_LAST_SEQUENCE,
-    APIError,
-    NoResponders,
-    check_size,
-    publish,
-)
+from ._jetstream import APIError, NoResponders, check_size, publish
+from ._refusals import SCHEDULES_DISABLED, STORED_BEFORE
 from ._result_store import fetch_result
 from ._stored import last_message
 from ._streams import SCHEDULES_SINCE, covers
@@ -44,12 +38,18 @@ class LaterStore:
 
     async def put(self, task: NewTask, not_before: datetime, *, tried: bool) -> bool:
         """As `Outbox.store`."""
-        attempt = partial(self._attempt, task, not_before)
+        maybe_stored = tried
+
+        async def attempt() -> bool:
+            nonlocal maybe_stored
+            again, maybe_stored = maybe_stored, True
+            return await self._attempt(task, not_before, again=again)
+
         what = f"keep task {task.task_id} until it is due"
         find = partial(self._find, task)
         return await persist_task(self._requests, task, what, attempt, find, tried=tried)
 
-    async def _attempt(self, task: NewTask, not_before: datetime) -> bool:
+    async def _attempt(self, task: NewTask, not_before: datetime, *, again: bool) -> bool:
         stream = self._known.get(task.capability)
         if stream is None:
             stream = await self._look(task.capability)
@@ -67,6 +67,8 @@ class LaterStore:
             headers[SECONDS_LEFT] = seconds_left(task.deadline - delay)
         if task.lease:
             headers[LEASE] = task.lease
+        if again:  # it may have become due, and have ended, since it was looked for
+            headers[RESENT] = "1"
         check_size(self._requests.connection, task.data, size_of(headers))
         try:
             ack = await publish(self._requests, f"{subject}.later", task.data, headers)
@@ -80,7 +82,7 @@ class LaterStore:
         if refusal.err_code == SCHEDULES_DISABLED:
             self._forget()
             await self._look(task.capability)  # it is another stream by now: this says why
-        if refusal.err_code not in WRONG_LAST_SEQUENCE:
+        if refusal.err_code != STORED_BEFORE:
             raise refusal
         await self._check_no_schedule(stream, task)
         return False

@@ -119,7 +119,7 @@ class NATSOutbox(Outbox):
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._requests.lifetime.run(partial(self._results.get, task_id))
 
-    async def store_result(self, task_id: str, result: bytes) -> bool:
+    async def store_result(self, task_id: str, result: bytes) -> bytes:
         return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
 
     async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:

@@ -1,7 +1,9 @@
 # The results of tasks on the server: stored, and fetched, one by one or many after an outage.
 #
 # The first result of a task is the one that counts. The header FIRST lets that one in and no other,
-# so a result that is published twice because its PubAck got lost is stored once.
+# so a result that is published twice because its PubAck got lost is stored once. A refusal alone
+# proves nothing: what counts is a PubAck, or a result that is found. Until there is one of these,
+# the result is published again.
 #
 # A stream that keeps one a task and refuses others is asked for the last; any other is asked for
 # the first from sequence 1. Replicas may lag behind a PubAck, so a stream that has some asks its
@@ -16,18 +18,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from .._errors import InvalidMessageError
-from ._jetstream import (
-    MESSAGE_TOO_LARGE,
-    NO_MESSAGE,
-    NO_STREAM,
-    WRONG_LAST_SEQUENCE,
-    APIError,
-    NoResponders,
-    RefusedError,
-    call,
-    publish,
-)
-from ._requests import Requests, status_of
+from ._jetstream import APIError, NoResponders, RefusedError, call, publish
+from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
+from ._requests import NoAnswer, Requests, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,8 +42,8 @@ class ResultStore:
         self._requests = requests
         self._streams = streams
 
-    async def put(self, task_id: str, result: bytes) -> bool:
-        """Store the result of a task, unless one is there; whether this is the one that counts.
+    async def put(self, task_id: str, result: bytes) -> bytes:
+        """Store the result of a task, unless one is there; return the one that counts.
 
         Raises:
           InvalidMessageError: if it is larger than the stream takes.
@@ -67,18 +60,22 @@ class ResultStore:
                 ) from exc
             raise
 
-    async def _put(self, task_id: str, result: bytes) -> bool:
+    async def _put(self, task_id: str, result: bytes) -> bytes:
         # The stream is made again, if it went and is ours to make.
         stream = await self._streams.results()
         try:
             await publish(self._requests, f"done.{task_id}", result, FIRST)
         except APIError as exc:
-            if exc.err_code not in WRONG_LAST_SEQUENCE:
+            if exc.err_code != STORED_BEFORE:
                 raise
         else:
-            return True
+            return result
         # Ours, if only the answer to an attempt before this one was lost.
-        return await fetch_result(self._requests, stream, task_id) == result
+        found = await fetch_result(self._requests, stream, task_id)
+        if found is None:
+            # It has just expired, or whoever was asked does not know of it yet.
+            raise NoAnswer(f"a result of task {task_id} is said to be there, and is not found")
+        return found
 
     async def get(self, task_id: str) -> bytes | None:
         """The first result stored for a task, or None."""

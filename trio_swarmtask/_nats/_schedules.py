@@ -19,17 +19,9 @@ from .._errors import BrokerError, InvalidMessageError
 from .._names import is_capability
 from .._schedule import Plan, Timetable
 from ._firing import SCHEDULE
-from ._jetstream import (
-    BAD_SCHEDULE,
-    MESSAGE_TOO_LARGE,
-    WRONG_LAST_SEQUENCE,
-    APIError,
-    RefusedError,
-    call,
-    check_size,
-    publish,
-)
+from ._jetstream import APIError, RefusedError, call, check_size, publish
 from ._later import find_schedule_stream, size_of
+from ._refusals import BAD_SCHEDULE, MESSAGE_TOO_LARGE, STORED_BEFORE
 from ._stored import delete_message, next_message
 from ._streams import RECURRENT_SINCE
 
@@ -117,7 +109,7 @@ class NATSTimetable(Timetable):
             try:
                 await publish(self._requests, subject, plan.data, headers)
             except APIError as exc:
-                if exc.err_code not in WRONG_LAST_SEQUENCE:
+                if exc.err_code != STORED_BEFORE:
                     raise
             else:
                 return await self._keep_youngest(plan.name)

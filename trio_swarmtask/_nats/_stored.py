@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from .._errors import BrokerError
 from ._incoming import parse_headers
-from ._jetstream import NO_MESSAGE, NO_STREAM, APIError, NoResponders, call
+from ._jetstream import APIError, NoResponders, call
+from ._refusals import NO_MESSAGE, NO_STREAM
 
 if TYPE_CHECKING:
     from ._requests import Requests

@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._errors import BrokerError
-from ._jetstream import (
-    NAME_IN_USE,
-    NO_JETSTREAM,
-    NO_STREAM,
-    SUBJECTS_OVERLAP,
-    APIError,
-    NoResponders,
-    call,
-    persist,
-)
+from ._jetstream import APIError, NoResponders, call, persist
+from ._refusals import NAME_IN_USE, NO_JETSTREAM, NO_STREAM, SUBJECTS_OVERLAP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,4 +1,10 @@
 # Tasks on their way into the queue.
+#
+# A publish without an answer may have been stored. Sent again, the server knows the task by its
+# Nats-Msg-Id, but for the duplicate window only, and it may have been killed. So what may be stored
+# goes out again only after a look for its result, and only where the subject is empty: then it is
+# neither waiting nor running. In between a task may have ended; the header RESENT has its worker
+# look for the result as well.
 
 from __future__ import annotations
 
@@ -7,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .._errors import InvalidMessageError
-from ._deadline import LEASE, SECONDS_LEFT, seconds_left
+from ._deadline import LEASE, RESENT, SECONDS_LEFT, seconds_left
 from ._jetstream import (
-    MESSAGE_TOO_LARGE,
     NO_ANSWER_YET,
+    APIError,
     NoResponders,
     RefusedError,
     check_size,
@@ -18,7 +24,8 @@ from ._jetstream import (
     publish,
     publish_soon,
 )
-from ._result_store import fetch_result
+from ._refusals import MESSAGE_TOO_LARGE, STORED_BEFORE
+from ._result_store import FIRST, FIRST_BYTES, fetch_result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +35,10 @@ if TYPE_CHECKING:
     from ._requests import Requests
     from ._streams import Streams
 
-# b"NATS/1.0\r\nNats-Msg-Id: \r\nSwarm-Seconds-Left: 2147483647.000\r\nSwarm-Lease: \r\n\r\n"
-_HEADER_BYTES: Final = 78
+_AGAIN: Final = FIRST | {RESENT: "1"}
+HEADER_BYTES: Final = FIRST_BYTES + len(
+    f"Nats-Msg-Id: \r\n{SECONDS_LEFT}: 2147483647.000\r\n{LEASE}: \r\n{RESENT}: 1\r\n"
+)
 
 
 class TaskStore:
@@ -69,15 +78,26 @@ class TaskStore:
         return publish_soon(self._requests, subject_of(task), task.data, headers_of(task), on_ack)
 
     async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
+        maybe_stored = tried
+
         async def attempt() -> bool:
+            nonlocal maybe_stored
             if task.capability not in self._known_capabilities:
                 await self._streams.tasks(task.capability)
                 self._known_capabilities.add(task.capability)
+            headers = headers_of(task)
+            if maybe_stored:
+                headers |= _AGAIN
+            maybe_stored = True
             try:
-                ack = await publish(self._requests, subject_of(task), task.data, headers_of(task))
+                ack = await publish(self._requests, subject_of(task), task.data, headers)
             except NoResponders:
                 self._streams.forget()
                 self._known_capabilities.clear()
+                raise
+            except APIError as exc:
+                if exc.err_code == STORED_BEFORE:
+                    return False
                 raise
             return not ack.duplicate
 
@@ -125,7 +145,7 @@ def subject_of(task: NewTask) -> str:
 
 def headers_size(task: NewTask) -> int:
     """The bytes of them, at most."""
-    return _HEADER_BYTES + len(task.task_id) + len(task.lease)
+    return HEADER_BYTES + len(task.task_id) + len(task.lease)
 
 
 def headers_of(task: NewTask) -> dict[str, str]:
