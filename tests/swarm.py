@@ -146,6 +146,10 @@ class Swarm(ABC):
         """Let the broker hold at most so many results."""
 
     @abstractmethod
+    async def forget_ids_soon(self) -> None:
+        """Let the broker remember the ID of a task for 0.1 s, before there is one."""
+
+    @abstractmethod
     async def shorten_leases(self, seconds: float) -> None:
         """Let a lease of a group last so long, before there is one."""
 
@@ -199,6 +203,9 @@ class MemorySwarm(Swarm):
 
     async def limit_results(self, limit: int) -> None:
         self.broker = MemoryBroker(**self.settings, max_results=limit, result_ttl=5)
+
+    async def forget_ids_soon(self) -> None:
+        self.broker._recent._ttl = 0.1
 
     async def shorten_leases(self, seconds: float) -> None:
         self.broker._lease_seconds = seconds
@@ -278,6 +285,18 @@ class NATSSwarm(Swarm):
     async def limit_results(self, limit: int) -> None:
         async with open_broker(self.broker) as broker, broker.open_outbox("any", Deaf()):
             await self._update_results(max_msgs=limit)
+
+    async def forget_ids_soon(self) -> None:
+        async with self.raw() as raw:
+            await raw.api(
+                "STREAM.CREATE.TASKS",
+                name="TASKS",
+                subjects=["work.>"],
+                storage="file",
+                retention="workqueue",
+                allow_msg_schedules=True,
+                duplicate_window=100_000_000,
+            )
 
     async def shorten_leases(self, seconds: float) -> None:
         async with self.raw() as raw:

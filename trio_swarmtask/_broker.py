@@ -40,6 +40,8 @@ class NewTask:
     """On Trio's clock. Goes with the task, as the seconds that are left."""
     lease: str = ""
     """Without it the task is not to be run: of the group that it belongs to, if it has one."""
+    is_new: bool = False
+    """Its ID was made for it, so no other task has it."""
     not_before: datetime | None = None
     """In UTC. Until then nobody gets it."""
 
@@ -77,8 +79,8 @@ class Outbox(CanFollow):
           tried: `store_soon` was called, and had no answer that counts.
 
         Returns:
-          True if it is new. False if the broker knew the task already, or may have: it was not
-          stored again, and its result may be there.
+          True if it is new. False if the broker knew the task already, or may have, in whatever
+          capability, due or not: it was not stored again, and its result may be there.
 
         Raises:
           InvalidMessageError: if its data is larger than the broker takes.

@@ -218,7 +218,7 @@ class _MemoryOutbox(Outbox):
     async def _store(self, task: Task, due: float) -> bool:
         broker = self._broker
         await trio.lowlevel.checkpoint()
-        if due > -math.inf and broker._queue(task.capability).is_delayed(task.task_id):
+        if any(queue.is_not_due(task.task_id) for queue in broker._queues.values()):
             return False
         while not broker._is_known(task.task_id):
             if not broker._room.is_full():

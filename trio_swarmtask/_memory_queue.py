@@ -47,6 +47,8 @@ class Task:
     deliveries: int = 0
     given_back: int = 0
     retried: int = 0
+    was_later: bool = False
+    """It was not due when it was stored."""
     holder: Delivery | None = None
     ended: bool = False
 
@@ -84,13 +86,17 @@ class Queue:
     def add(self, task: Task, due: float = -math.inf) -> None:
         self._tasks.setdefault(task.task_id, []).append(task)
         if due > trio.current_time():
+            task.was_later = True
             self._delay(task, due)
         else:
             self._waiting.append(task)
             self.hand_out()
 
-    def is_delayed(self, task_id: str) -> bool:
-        return any(task in self._delayed for task in self._tasks.get(task_id, ()))
+    def is_not_due(self, task_id: str) -> bool:
+        """Whether a task of this ID has yet to enter the queue for the first time."""
+        return any(
+            task in self._delayed and not task.deliveries for task in self._tasks.get(task_id, ())
+        )
 
     def hand_out(self) -> None:
         while self._waiting:
@@ -225,7 +231,7 @@ class _MemoryDelivery(Delivery):
         self.task_id = task.task_id
         self.data = task.data
         self.number = task.deliveries
-        self.again = task.deliveries > 1
+        self.again = task.deliveries > 1 or task.was_later
         self.deadline = task.deadline
         self.lease = task.lease
         self.lease_until = trio.current_time() + queue.store.ack_wait

@@ -84,7 +84,9 @@ class Starter:
             task_id, own = message.id, False
             check_task_id(task_id)
         data = encode(message, MessageEnvelope, partial(self.fill, task_id))
-        task = NewTask(capability, task_id, data, deadline, lease, not_before)
+        task = NewTask(
+            capability, task_id, data, deadline, lease, is_new=own, not_before=not_before
+        )
         future = self._futures.hold(task_id, capability)
         future._due = own and not_before is None
         return Start(future, task, own=own)

@@ -8,7 +8,14 @@ import pytest
 import trio
 from swarm import Swarm, echo, within
 
-from trio_swarmtask import InvalidMessageError, Message, Status, TaskFailedError, TaskState
+from trio_swarmtask import (
+    InvalidMessageError,
+    Message,
+    Result,
+    Status,
+    TaskFailedError,
+    TaskState,
+)
 from trio_swarmtask._broker import NewTask
 
 
@@ -215,3 +222,39 @@ async def test_time_without_a_zone_is_refused(swarm: Swarm) -> None:
             await dispatcher.start("coder", Message(), not_before=time)
         with pytest.raises(ValueError, match="not_before must be before the year 2262"):
             await dispatcher.start("coder", Message(), not_before=time.replace(2262, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("capability", ["coder", "writer"])
+@pytest.mark.parametrize("due", [None, 3600.0], ids=["now", "later"])
+@within(20)
+async def test_id_of_a_task_that_is_not_due_is_one_task(
+    swarm: Swarm, capability: str, due: float | None
+) -> None:
+    """Though the broker has forgotten that it was started; in whatever capability, at once too."""
+    handler = Recorder()
+    message = Message(id="mine")
+    await swarm.forget_ids_soon()
+    async with swarm.dispatcher() as first, swarm.dispatcher() as second, swarm.worker() as worker:
+        for name in ("coder", "writer"):
+            await worker.handle(name, handler)
+        await first.start("coder", message, not_before=in_seconds(1.5))
+        await trio.sleep(0.3)  # the broker forgets it
+        not_before = None if due is None else in_seconds(due)
+        future = await second.start(capability, message, not_before=not_before)
+        assert await swarm.count_tasks() == 1
+        assert (await future.wait()).status == Status.SUCCESS
+        assert len(handler.messages) == 1
+
+
+@within(20)
+async def test_task_that_came_due_with_a_result_is_not_run(swarm: Swarm) -> None:
+    """It was started in another capability at the same moment, and has ended there."""
+    handler = Recorder()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message(), not_before=in_seconds(0.5))
+        done = Result(id=future.id, status=Status.SUCCESS, agent="another", outputs="theirs")
+        await swarm.store_result(future.id, done.encode())
+        await swarm.wait_until_empty()
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        assert len(handler.messages) == 1

@@ -81,5 +81,5 @@ async def test_size_of_the_header_counts(nats_swarm: NATSSwarm) -> None:
     """Else a task of just the largest size would end the connection."""
     async with nats_swarm.outbox() as outbox, nats_swarm.raw() as raw:
         largest: Callable[[], int] = lambda: raw.connection.client.max_payload  # noqa: E731 - read late
-        data = b"x" * (largest() - HEADER_BYTES - len("t1"))
+        data = b"x" * (largest() - HEADER_BYTES - 2 * len("t1"))
         assert await outbox.store(NewTask("coder", "t1", data, trio.current_time() + 2**31))

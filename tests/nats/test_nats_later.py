@@ -20,9 +20,9 @@ from trio_swarmtask import (
     open_dispatcher,
 )
 from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _later, _stored
+from trio_swarmtask._nats import _later, _stored, _task_store
 from trio_swarmtask._nats._jetstream import APIError, call
-from trio_swarmtask._nats._refusals import SCHEDULES_DISABLED
+from trio_swarmtask._nats._refusals import NO_STREAM, SCHEDULES_DISABLED
 from trio_swarmtask._nats._streams import Streams
 
 if TYPE_CHECKING:
@@ -274,3 +274,70 @@ async def test_message_that_can_not_be_deleted_now(
         monkeypatch.setattr(_stored, "call", refuse)
         with pytest.raises(BrokerError, match=f"refuses to cancel task {future.id}: an odd"):
             await future.cancel()
+
+
+@within(30)
+async def test_deadline_of_a_task_that_comes_late(server: Server) -> None:
+    """The server is down when it is due. The deadline of the group is what it was."""
+    ends: list[float] = []
+
+    async def handler(message: Message) -> None:
+        ends.append(trio.current_effective_deadline())
+
+    async with open_dispatcher(server.url) as dispatcher:
+        with trio.fail_after(10) as scope:
+            async with dispatcher.open_group() as group:
+                await group.start("coder", Message(), not_before=in_seconds(0.5))
+                kill(server)
+                await trio.sleep(2)  # the outage
+                async with restarted(server) as again, NATSSwarm(again.url).worker() as worker:
+                    await worker.handle("coder", handler)
+                    await until(lambda: ends)
+    assert ends == [pytest.approx(scope.deadline, abs=0.3)]
+
+
+@within(20)
+async def test_id_that_is_the_name_of_a_schedule_may_be_started_at_once(
+    nats_swarm: NATSSwarm,
+) -> None:
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await dispatcher.schedule("tick", "coder", Message(), every=3600)
+        for _ in range(2):
+            result = await dispatcher.run("coder", Message(id="tick", inputs={"a": "b"}))
+            assert result.outputs == {"a": "b"}
+
+
+@within(20)
+async def test_who_may_not_look_takes_what_is_later_for_the_task(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise BrokerError("not permitted")
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        await dispatcher.start("coder", Message(id="mine"), not_before=in_seconds(0.5))
+        monkeypatch.setattr(_task_store, "last_message", refuse)
+        assert (await dispatcher.run("coder", Message(id="mine"))).status == Status.SUCCESS
+
+
+@within(20)
+async def test_stream_that_goes_while_its_time_is_asked_for(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made anew."""
+    errors = [APIError(404, NO_STREAM, "stream not found")]
+
+    async def once(requests: Requests, name: str, /, **body: Any) -> dict[str, Any]:
+        if errors:
+            raise errors.pop()
+        return await call(requests, name, **body)
+
+    async with nats_swarm.dispatcher() as dispatcher:
+        monkeypatch.setattr(_later, "call", once)
+        async with dispatcher.open_group() as group:
+            with trio.fail_after(30):
+                future = await group.start("coder", Message(), not_before=in_seconds(3600))
+            await future.cancel()
+    assert not errors

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-import trio
 from nats_servers import kill, restarted
 from swarm import NATSSwarm, echo, until, within
 
@@ -232,24 +231,37 @@ async def test_one_who_is_ahead_is_seen(
 
 
 @within(20)
-async def test_one_who_died_between_is_made_good(
+@pytest.mark.parametrize("capability", ["coder", "writer"])
+async def test_of_two_that_stand_one_is_left(nats_swarm: NATSSwarm, capability: str) -> None:
+    """Two who disagreed registered at once, and died."""
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
+        await dispatcher.schedule("tick", "writer", Message(), every=60)
+        await put(raw, "tick", Message(id="tick").encode(), "@every 60s")
+        assert len(await raw.subjects("TASKS", "work.*.tick.later")) == 2
+        await dispatcher.schedule("tick", capability, Message(), every=60)
+        assert await raw.subjects("TASKS", "work.*.tick.later") == [f"work.{capability}.tick.later"]
+
+
+@within(20)
+async def test_schedule_that_moves_never_stands_twice(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The schedule was moved, and the old one is still there: the next call removes it."""
+    """Or both would fire in one second, and give two tasks one ID."""
+    standing = []
 
-    async def die(*_: object) -> None:
-        raise trio.BrokenResourceError
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
 
-    async with nats_swarm.dispatcher() as dispatcher:
-        await dispatcher.schedule("tick", "coder", Message(), every=60)
-        with monkeypatch.context() as patch:
-            patch.setattr(_schedules.NATSTimetable, "_keep_youngest", die)
-            with pytest.raises(trio.BrokenResourceError):
-                await dispatcher.schedule("tick", "writer", Message(), every=60)
-        async with nats_swarm.raw() as raw:
-            assert len(await raw.subjects("TASKS", "work.*.tick.later")) == 2
-            await dispatcher.schedule("tick", "coder", Message(), every=60)
-            assert await raw.subjects("TASKS", "work.*.tick.later") == ["work.coder.tick.later"]
+        async def look(
+            requests: Requests, subject: str, data: bytes, headers: dict[str, str]
+        ) -> PubAck:
+            standing.append(await raw.subjects("TASKS", "work.*.tick.later"))
+            return await publish(requests, subject, data, headers)
+
+        await dispatcher.schedule("tick", "coder", Message(), cron="* * * * * *")
+        monkeypatch.setattr(_schedules, "publish", look)
+        await dispatcher.schedule("tick", "writer", Message(), cron="* * * * * *")
+        assert await raw.subjects("TASKS", "work.*.tick.later") == ["work.writer.tick.later"]
+    assert standing == [[]]
 
 
 @within(20)

@@ -2,7 +2,9 @@
 #
 # Whoever starts the task sends the seconds that it has left. The server notes when it stored the
 # task, by its own clock. So a worker that knows how far its clock is from the server's (the answers
-# of the server's API say what time it is there) knows how long the task has waited.
+# of the server's API say what time it is there) knows how long the task has waited. A task that was
+# kept for later may enter the queue late: the server was down when it was due. So it brings the
+# time at which it was due, and the seconds count from that.
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
 LEASE: Final = "Swarm-Lease"
+DUE: Final = "Swarm-Due"
+"""Of a task that was kept for later: when it was due, by the server's clock, in seconds of 1970."""
 RESENT: Final = "Swarm-Resent"
 """Of a task that may have been stored before: its result is looked for before it is run."""
 OWN_HEADERS: Final = b"\r\nSwarm-"
@@ -60,13 +64,26 @@ def read_headers(message: Incoming) -> tuple[float, str]:
     return (seconds if seconds >= 0 else math.inf), lease  # a NaN is not
 
 
-def find_deadline(reply: str, seconds: float, clock: float) -> float:
+def read_due(message: Incoming) -> float | None:
+    """When a task was due that was kept for later, by the server's clock; None for any other."""
+    try:
+        due = float(message.header(DUE.encode()))
+    except ValueError:
+        return None
+    return due if 0 <= due < math.inf else None
+
+
+def find_deadline(reply: str, seconds: float, clock: float, due: float | None = None) -> float:
     """The deadline of a task on Trio's clock.
 
     Args:
       reply: What it is acked on.
       seconds: See `read_headers`.
       clock: See `measure_clock`.
+      due: See `read_due`.
     """
+    began = stored_at(reply)
+    if due is not None:
+        began = min(began, due)
     # No later than now, however far off the clock was measured: the task is here.
-    return min(stored_at(reply) - clock, trio.current_time()) + seconds
+    return min(began - clock, trio.current_time()) + seconds

@@ -65,7 +65,7 @@ class Settlement:
 class NATSDelivery(Delivery):
     """Made by the intake, for each message of a pull."""
 
-    __slots__ = ("_reply", "_seconds_left", "_settlement")
+    __slots__ = ("_due", "_reply", "_seconds_left", "_settlement")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class NATSDelivery(Delivery):
         number: int,
         seconds_left: float,
         lease: str,
+        due: float | None,
         *,
         again: bool,
     ) -> None:
@@ -89,8 +90,9 @@ class NATSDelivery(Delivery):
         self.lease = lease
         self.deadline = math.inf
         if seconds_left < math.inf:
-            self.deadline = find_deadline(reply, seconds_left, settlement.clock)
+            self.deadline = find_deadline(reply, seconds_left, settlement.clock, due)
         self._seconds_left = seconds_left
+        self._due = due
         self._settlement = settlement
         self._reply = reply
 
@@ -122,7 +124,7 @@ class NATSDelivery(Delivery):
             return measure_clock(answer.get("ts"), asked_at)
 
         clock = await settlement.streams.persist("say what time it is", measure)
-        self.deadline = find_deadline(self._reply, self._seconds_left, clock)
+        self.deadline = find_deadline(self._reply, self._seconds_left, clock, self._due)
         return self.deadline
 
     def report(self, data: bytes) -> None:

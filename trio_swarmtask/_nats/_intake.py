@@ -28,7 +28,7 @@ from .._subjects import matches
 from ._ack_subject import delivery_number, parse_count, stream_sequence
 from ._cancel import Pushes
 from ._connection import NotConnected
-from ._deadline import NO_HEADERS, OWN_HEADERS, RESENT, read_headers
+from ._deadline import NO_HEADERS, OWN_HEADERS, RESENT, read_due, read_headers
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
 from ._firing import find_firing
@@ -165,11 +165,11 @@ class NATSIntake(Intake):
         self._free -= 1
         self._asked -= 1
         task_id, data = message.subject.removeprefix(self._prefix), message.data
-        (seconds, lease), firing, resent = NO_HEADERS, None, False
+        (seconds, lease), firing, resent, due = NO_HEADERS, None, False, None
         if OWN_HEADERS in message.head:
             (seconds, lease), firing = read_headers(message), find_firing(task_id, message)
             task_id, data = firing or (task_id, data)
-            resent = bool(message.header(RESENT.encode()))
+            resent, due = bool(message.header(RESENT.encode())), read_due(message)
         self._on_delivery(
             NATSDelivery(
                 self._settlement,
@@ -180,10 +180,13 @@ class NATSIntake(Intake):
                 number,
                 seconds,
                 lease,
+                due,
                 # What a schedule has started can't be taken out of the queue by its ID: if it was
-                # cancelled there, its result tells.
+                # cancelled there, its result tells. What was kept for later may have been started
+                # in another capability as well.
                 again=number > 1
                 or resent
+                or due is not None
                 or firing is not None
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )

@@ -4,25 +4,31 @@
 # its time the server stores it on `work.<capability>.<id>` and removes the schedule, both at once.
 # Its Nats-Msg-Id does not survive that. So what is stored again after an outage is looked for on
 # its whole way, in the order in which it goes: not due, in the queue, done.
+#
+# An ID is one task in all capabilities: it is stored only where `work.*.<id>.later` is empty.
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from .._errors import BrokerError
-from ._deadline import LEASE, RESENT, SECONDS_LEFT, seconds_left
+from ._deadline import DUE, LEASE, RESENT, SECONDS_LEFT, measure_clock, seconds_left
 from ._firing import SCHEDULE
-from ._jetstream import APIError, NoResponders, check_size, publish
+from ._jetstream import APIError, NoResponders, call, check_size, publish
 from ._refusals import SCHEDULES_DISABLED, STORED_BEFORE
-from ._result_store import fetch_result
-from ._stored import last_message
+from ._requests import NoAnswer
+from ._result_store import FIRST, fetch_result
+from ._stored import gone, last_message
 from ._streams import SCHEDULES_SINCE, covers
-from ._task_store import persist_task, subject_of
+from ._task_store import EMPTY_SUBJECT, later_of, persist_task, subject_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from .._broker import NewTask
     from ._requests import Requests
     from ._streams import Streams
@@ -42,8 +48,11 @@ class LaterStore:
 
         async def attempt() -> bool:
             nonlocal maybe_stored
-            again, maybe_stored = maybe_stored, True
-            return await self._attempt(task, not_before, again=again)
+            try:
+                return await self._attempt(task, not_before, again=maybe_stored)
+            except NoAnswer:
+                maybe_stored = True
+                raise
 
         what = f"keep task {task.task_id} until it is due"
         find = partial(self._find, task)
@@ -57,13 +66,15 @@ class LaterStore:
         subject = subject_of(task)
         headers = {
             "Nats-Msg-Id": task.task_id,
-            "Nats-Expected-Last-Subject-Sequence": "0",
+            **FIRST,
+            EMPTY_SUBJECT: later_of(task),
             "Nats-Schedule": f"@at {not_before.isoformat()}",
             "Nats-Schedule-Target": subject,
+            DUE: f"{not_before.timestamp():.6f}",
         }
         if task.deadline < math.inf:
-            # A worker counts from when the task comes into the queue.
-            delay = (not_before - datetime.now(UTC)).total_seconds()
+            # A worker counts from when the task is due, by the server's clock.
+            delay = not_before.timestamp() - await self._server_time(stream)
             headers[SECONDS_LEFT] = seconds_left(task.deadline - delay)
         if task.lease:
             headers[LEASE] = task.lease
@@ -87,6 +98,15 @@ class LaterStore:
         await self._check_no_schedule(stream, task)
         return False
 
+    async def _server_time(self, stream: str) -> float:
+        asked_at = trio.current_time()
+        try:
+            answer = await call(self._requests, f"STREAM.INFO.{stream}")
+        except APIError as exc:
+            self._forget()
+            raise gone(exc, stream) from exc
+        return trio.current_time() + measure_clock(answer.get("ts"), asked_at)
+
     def _forget(self) -> None:
         self._known.clear()
         self._streams.forget()
@@ -97,7 +117,7 @@ class LaterStore:
         )
 
     async def _check_no_schedule(self, stream: str, task: NewTask) -> None:
-        message = await last_message(self._requests, stream, f"{subject_of(task)}.later")
+        message = await last_message(self._requests, stream, later_of(task))
         if message is not None and SCHEDULE in message.headers:
             raise BrokerError(
                 f"task {task.task_id} of {task.capability} can't be kept until it is due: a "
@@ -108,7 +128,7 @@ class LaterStore:
         stream = await self._streams.tasks(task.capability)
         subject = subject_of(task)
         try:
-            for place in (f"{subject}.later", subject):
+            for place in (later_of(task), subject):
                 if await last_message(self._requests, stream, place) is not None:
                     return False
         except NoResponders:

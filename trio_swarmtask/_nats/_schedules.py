@@ -4,9 +4,12 @@
 # goes with each task that it starts. One that is published again begins to count anew: with
 # `@every 3s`, published each second, nothing is ever started. So what is there is compared first.
 #
-# Two who register at once: each replaces only what it has seen, so one of them looks again. Where
-# they disagree about the capability, both schedules stand for a moment; each then looks, keeps the
-# younger one, and removes the other.
+# Two who register at once: each replaces only what it has seen, so one of them looks again. A
+# schedule that moves to another capability is removed there before it is stored here: if both stood
+# for a moment, both might fire, and two tasks had one ID. So it may be that neither stands, for as
+# long as one request takes; whoever dies just then has to register again, as each program does when
+# it begins. Where two who disagree about the capability register at once, both schedules stand for
+# a moment; each then looks, keeps the younger one, and removes the other.
 
 from __future__ import annotations
 
@@ -104,6 +107,9 @@ class NATSTimetable(Timetable):
                 known = _read(mine)
                 if known is not None and known.says_what(plan):
                     return
+            for other in filter(_is_schedule, found):
+                if other.subject != subject:
+                    await self._delete(other)
             headers["Nats-Expected-Last-Subject-Sequence"] = str(mine.seq if mine else 0)
             check_size(self._requests.connection, plan.data, size_of(headers))
             try:

@@ -5,6 +5,10 @@
 # goes out again only after a look for its result, and only where the subject is empty: then it is
 # neither waiting nor running. In between a task may have ended; the header RESENT has its worker
 # look for the result as well.
+#
+# An ID of the caller's own may be that of a task which is not due yet, also in another capability.
+# The server looks: it stores the one only where `work.*.<id>.later` is empty. What is there may be
+# no task, but a schedule of that name, which is no reason not to store it.
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from .._errors import InvalidMessageError
+from .._errors import BrokerError, InvalidMessageError
+from ._connection import NotConnected
 from ._deadline import LEASE, RESENT, SECONDS_LEFT, seconds_left
+from ._firing import SCHEDULE
 from ._jetstream import (
-    NO_ANSWER_YET,
     APIError,
     NoResponders,
     RefusedError,
@@ -25,7 +30,9 @@ from ._jetstream import (
     publish_soon,
 )
 from ._refusals import MESSAGE_TOO_LARGE, STORED_BEFORE
+from ._requests import NoAnswer
 from ._result_store import FIRST, FIRST_BYTES, fetch_result
+from ._stored import last_message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,8 +43,12 @@ if TYPE_CHECKING:
     from ._streams import Streams
 
 _AGAIN: Final = FIRST | {RESENT: "1"}
+EMPTY_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+"""Beside FIRST: it is this subject, which may have wildcards, that has to be empty."""
+
 HEADER_BYTES: Final = FIRST_BYTES + len(
     f"Nats-Msg-Id: \r\n{SECONDS_LEFT}: 2147483647.000\r\n{LEASE}: \r\n{RESENT}: 1\r\n"
+    f"{EMPTY_SUBJECT}: work.*..later\r\n"
 )
 
 
@@ -57,8 +68,10 @@ class TaskStore:
             # The way of nearly every task, without the frames that are for the rest.
             try:
                 ack = await publish(self._requests, subject_of(task), task.data, headers_of(task))
-            except NO_ANSWER_YET:
+            except NoAnswer:
                 tried = True
+            except (NotConnected, NoResponders, APIError):
+                pass  # nothing was stored
             else:
                 return not ack.duplicate
         return await self._put_in_the_end(task, tried=tried)
@@ -78,27 +91,32 @@ class TaskStore:
         return publish_soon(self._requests, subject_of(task), task.data, headers_of(task), on_ack)
 
     async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
-        maybe_stored = tried
+        maybe_stored, look_for_later = tried, True
 
         async def attempt() -> bool:
-            nonlocal maybe_stored
+            nonlocal maybe_stored, look_for_later
             if task.capability not in self._known_capabilities:
                 await self._streams.tasks(task.capability)
                 self._known_capabilities.add(task.capability)
-            headers = headers_of(task)
+            headers = headers_of(task, look_for_later=look_for_later and not maybe_stored)
             if maybe_stored:
                 headers |= _AGAIN
-            maybe_stored = True
             try:
                 ack = await publish(self._requests, subject_of(task), task.data, headers)
+            except NoAnswer:
+                maybe_stored = True
+                raise
             except NoResponders:
                 self._streams.forget()
                 self._known_capabilities.clear()
                 raise
             except APIError as exc:
-                if exc.err_code == STORED_BEFORE:
+                if exc.err_code != STORED_BEFORE:
+                    raise
+                if maybe_stored or not await self._is_schedule(task):
                     return False
-                raise
+                look_for_later = False
+                return await attempt()
             return not ack.duplicate
 
         async def already() -> bool | None:
@@ -110,6 +128,17 @@ class TaskStore:
 
         what = f"store task {task.task_id}"
         return await persist_task(self._requests, task, what, attempt, already, tried=tried)
+
+    async def _is_schedule(self, task: NewTask) -> bool:
+        """Whether what has the ID of the task, and is not due, is none, but a schedule."""
+        stream = await self._streams.tasks(task.capability)
+        try:
+            found = await last_message(self._requests, stream, later_of(task))
+        except BrokerError:
+            if self._connection.lost is not None:
+                raise
+            return False  # this user may not look: it is a task for all that it may know
+        return found is not None and SCHEDULE in found.headers  # else it has just become due
 
 
 async def persist_task(
@@ -143,14 +172,22 @@ def subject_of(task: NewTask) -> str:
     return f"work.{task.capability}.{task.task_id}"
 
 
+def later_of(task: NewTask) -> str:
+    """Where tasks of its ID are that are not due."""
+    return f"work.*.{task.task_id}.later"
+
+
 def headers_size(task: NewTask) -> int:
     """The bytes of them, at most."""
-    return HEADER_BYTES + len(task.task_id) + len(task.lease)
+    return HEADER_BYTES + 2 * len(task.task_id) + len(task.lease)
 
 
-def headers_of(task: NewTask) -> dict[str, str]:
+def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
     """For the server to know it again, and for its worker."""
     headers = {"Nats-Msg-Id": task.task_id}
+    if look_for_later and not task.is_new:
+        headers |= FIRST
+        headers[EMPTY_SUBJECT] = later_of(task)
     if task.deadline < math.inf:
         headers[SECONDS_LEFT] = seconds_left(task.deadline)
     if task.lease:
