@@ -15,6 +15,10 @@
 # A start that is cancelled half way leaves open whether the task is stored. It is stored once more
 # then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
 # start it after all.
+#
+# One ID may be started and run any number of times at once: that is one child. So it is let go of
+# when the last of its starts was refused, and what came of it is counted once: each child is in one
+# of the counts of `statistics`, from its start on.
 
 from __future__ import annotations
 
@@ -78,12 +82,15 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
         self._children: dict[Future, float] = {}  # that have not ended, and their deadlines
-        self._unconfirmed: dict[Future, NewTask] = {}  # by the broker: may not be stored
-        self._runs: set[Future] = set()
+        # By the broker, so it may not be stored: what its starts, all that are under way, store.
+        self._unconfirmed: dict[Future, tuple[NewTask, ...]] = {}
+        self._runs: dict[Future, int] = {}  # how many calls of `run` wait for it
+        self._cut_off: set[Future] = set()  # by a deadline here; so they count as cancelled
         self._stopping: dict[Future, trio.Event] = {}  # set when that is over
         self._left = trio.Event()
         self._all_ended = trio.Event()
         self._started = self._succeeded = self._failed = self._cancelled = 0
+        self._given_up = 0  # as the block was left, without a result
 
     def __repr__(self) -> str:
         return f"<TaskGroup {self._id!r}, {len(self._children)} outstanding>"
@@ -97,7 +104,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         """Counts at this moment."""
         return GroupStatistics(
             started=self._started,
-            outstanding=len(self._children),
+            outstanding=len(self._children) + self._given_up,
             succeeded=self._succeeded,
             failed=self._failed,
             cancelled=self._cancelled,
@@ -135,7 +142,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         """
         start = self._begin(capability, message, trio.current_effective_deadline())
         future = start.future
-        self._runs.add(future)
+        self._runs[future] = self._runs.get(future, 0) + 1
         try:
             on_stored = partial(self._unconfirmed.pop, future, None)
             tried = start.own and await self._dispatcher._starter.store_soon(start, on_stored)
@@ -144,8 +151,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 await future.wait()
             self._unconfirmed.pop(future, None)
             result = future._take()
-            if was_cut_off(result, start.task.deadline):
-                await self._await_deadline(start.task.deadline, result)
+            if result.status is not Status.SUCCESS:
+                if was_cut_off(result, start.task.deadline):
+                    await trio.sleep_until(start.task.deadline + SAME_TIME)
+                self._count_cut_off(future, result)  # the scopes of this call have more time
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
         except trio.Cancelled:
@@ -154,7 +163,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._stop_in_the_end(future)
             raise
         finally:
-            self._runs.discard(future)
+            self._runs[future] -= 1
+            if not self._runs[future]:
+                del self._runs[future]
+                self._cut_off.discard(future)  # what it counts as is decided
             self._dispatcher._futures.release(future)
 
     def _begin(
@@ -179,9 +191,11 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if future not in self._children:
             self._started += 1
             self._children[future] = deadline
-            self._unconfirmed[future] = start.task
+            self._unconfirmed[future] = (start.task,)
             future._watchers += (self._on_end,)
             future._holders += 1  # the group, until `_let_go`
+        elif future in self._unconfirmed:
+            self._unconfirmed[future] += (start.task,)
         return start
 
     async def _store(self, start: Start, *, tried: bool = False) -> None:
@@ -194,8 +208,12 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._stop_in_the_end(future)
             raise
         except Exception:
-            if future in self._unconfirmed:
+            left = [task for task in self._unconfirmed.get(future, ()) if task is not start.task]
+            if left:
+                self._unconfirmed[future] = tuple(left)
+            elif future in self._unconfirmed:
                 self._let_go(future)  # it is told here, and not once more at the end of the block
+                self._failed += 1
             raise
         self._unconfirmed.pop(future, None)
 
@@ -212,8 +230,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 return
             if was_cut_off(result, deadline):
                 self._cancelled += 1
+                self._cut_off.add(future)
                 if future not in self._runs:
-                    self._nursery.start_soon(self._await_deadline, deadline, result)
+                    self._nursery.start_soon(self._await_deadline, future, deadline, result)
                 return
             result.raise_for_status()
         except SwarmTaskError as exc:
@@ -224,11 +243,17 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 return
             self._count_failure(exc)
 
-    async def _await_deadline(self, deadline: float, result: Result) -> None:
+    async def _await_deadline(self, future: Future, deadline: float, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
         await trio.sleep_until(deadline + SAME_TIME)
-        self._cancelled -= 1
-        self._count_failure(TaskTimeoutError(result))  # that scope was given more time
+        self._count_cut_off(future, result)  # that scope was given more time
+
+    def _count_cut_off(self, future: Future, result: Result) -> None:
+        """A child that was cut off has failed, for somebody here has more time than it had."""
+        if future in self._cut_off:
+            self._cut_off.discard(future)
+            self._cancelled -= 1
+            self._count_failure(TaskTimeoutError(result))
 
     def _count_failure(self, exc: SwarmTaskError) -> None:
         self._failed += 1
@@ -260,6 +285,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._left.set()  # nobody would cancel a child that is begun from here on
             for future in list(self._children):
                 self._let_go(future)  # and no longer waited for
+                self._given_up += 1
             if self._lease is not None:
                 self._lease.end()
 
@@ -285,15 +311,15 @@ class TaskGroup(metaclass=NoPublicConstructor):
     async def _cancel(self, future: Future) -> None:
         dispatcher = self._dispatcher
         try:
-            task = self._unconfirmed.get(future)
-            if task is not None:
-                await dispatcher._outbox.store(task, tried=True)
+            if future in self._unconfirmed:
+                await dispatcher._outbox.store(self._unconfirmed[future][0], tried=True)
                 self._unconfirmed.pop(future, None)
             await dispatcher._futures.cancel(future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
             if future in self._unconfirmed:
                 self._let_go(future)  # nor is it stored
+                self._cancelled += 1
 
 
 async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the nursery

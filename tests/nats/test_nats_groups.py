@@ -40,6 +40,8 @@ async def test_outage_that_outlasts_the_grace(
             proxy.cut(for_good=True)
             group.cancel_scope.cancel()
         assert future.state == TaskState.OUTSTANDING
+        counts = group.statistics()
+        assert (counts.started, counts.outstanding, counts.cancelled) == (1, 1, 0)
         proxy.mend()
         await future.cancel()
         assert future.result.cancelled_by
@@ -103,7 +105,8 @@ async def test_start_that_is_refused_as_it_is_cancelled(
         monkeypatch.setattr(_outbox.NATSOutbox, "store", refuse)
         with trio.move_on_after(0.1):
             await group.start("coder", Message())
-        assert group.statistics().outstanding == 0
+        counts = group.statistics()
+        assert (counts.started, counts.outstanding, counts.cancelled) == (1, 0, 1)
     assert "no more tasks" in caplog.text
 
 
