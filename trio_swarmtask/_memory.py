@@ -8,7 +8,8 @@
 # There is no fencing, as there is none on the server: whoever ends a task ends it for everyone.
 #
 # It owns no nursery. What must happen at a time (a lease lapses, a delayed task is due) is done by
-# the intakes that are open, for without one nobody could take the task anyway.
+# the intakes that are open, for without one nobody could take the task anyway; and where the order
+# depends on it, before anything else is.
 
 from __future__ import annotations
 
@@ -114,6 +115,7 @@ class MemoryBroker(Broker):
     ) -> AsyncIterator[Intake]:
         queue = self._queue(capability)
         await trio.lowlevel.checkpoint()
+        self._schedules.catch_up()
         async with open_flat_nursery() as nursery:
             intake = MemoryIntake(queue, on_delivery)
             nursery.start_soon(queue.keep_time)
@@ -149,12 +151,12 @@ class MemoryBroker(Broker):
         self._room.count += 1
         self._queue(task.capability).add(task, due)
 
-    def _fire(self, capability: str, task_id: str, data: bytes) -> bool:
+    def _fire(self, capability: str, task_id: str, data: bytes, due: float) -> bool:
         if self._is_known(task_id):
             return True  # it was cancelled before anybody looked
         if self._room.is_full():
             return False
-        self._add(Task(capability, task_id, data))
+        self._add(Task(capability, task_id, data), due)
         return True
 
     async def _finish(self, task_id: str, data: bytes) -> bool:
@@ -204,6 +206,7 @@ class _MemoryOutbox(Outbox):
 
     def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         broker = self._broker
+        broker._schedules.catch_up()  # what was due before comes before
         if (
             self._lifetime.is_over
             or len(task.data) > broker._max_payload
@@ -218,9 +221,10 @@ class _MemoryOutbox(Outbox):
     async def _store(self, task: Task, due: float) -> bool:
         broker = self._broker
         await trio.lowlevel.checkpoint()
-        if any(queue.is_not_due(task.task_id) for queue in broker._queues.values()):
+        if any(queue.is_later(task.task_id) for queue in broker._queues.values()):
             return False
         while not broker._is_known(task.task_id):
+            broker._schedules.catch_up()  # as above
             if not broker._room.is_full():
                 broker._add(task, due)
                 return True

@@ -1,10 +1,17 @@
 # The tasks of one capability in the memory broker: who waits, who holds one, until when.
 #
-# A task is in exactly one place: in `waiting`, in `delayed`, or leased by the delivery that is its
-# `holder`; or it has ended. `keep_time` does what is due: leases that lapse, delays that are over.
+# A task is in exactly one place: in `waiting` or `again`, in `later` or `resting`, or leased by the
+# delivery that is its `holder`; or it has ended.
+#
+# The order is the server's. What was delivered before (given back, tried again, its lease lapsed)
+# goes before what was not, and each of the two in the order of the times at which it could be had
+# again, or at all. A task that is not to be run before a time takes its place in the queue then, at
+# the end. What has come due counts from its time, not from when somebody looked: nothing happens
+# here where no intake is open.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -44,6 +51,7 @@ class Task:
     data: bytes
     deadline: float = math.inf
     lease: str = ""
+    number: int = 0
     deliveries: int = 0
     given_back: int = 0
     retried: int = 0
@@ -74,10 +82,13 @@ class Queue:
         self.intakes: deque[MemoryIntake] = deque()  # that take tasks
         self.hearers: list[MemoryIntake] = []  # also those that take no more
         self._waiting: deque[Task] = deque()
-        self._delayed: dict[Task, float] = {}  # until when
+        self._again: deque[Task] = deque()  # those that were delivered before
+        self._later: dict[Task, float] = {}  # not before when
+        self._resting: dict[Task, float] = {}  # until when
         self._leased: dict[Task, Delivery] = {}
         self._tasks: dict[str, list[Task]] = {}  # by ID; one may be stored again after a while
-        self._next_check = math.inf
+        self._numbers = itertools.count(1)
+        self._next_check = math.inf  # nothing is due before
         self._check_earlier = trio.Event()
 
     def __contains__(self, task_id: str) -> bool:
@@ -85,25 +96,26 @@ class Queue:
 
     def add(self, task: Task, due: float = -math.inf) -> None:
         self._tasks.setdefault(task.task_id, []).append(task)
-        if due > trio.current_time():
+        task.number = next(self._numbers)
+        if due > -math.inf:
             task.was_later = True
-            self._delay(task, due)
+            self._later[task] = due
+            self._check_at(due)
         else:
+            self._catch_up()
             self._waiting.append(task)
-            self.hand_out()
+        self.hand_out()
 
-    def is_not_due(self, task_id: str) -> bool:
-        """Whether a task of this ID has yet to enter the queue for the first time."""
-        return any(
-            task in self._delayed and not task.deliveries for task in self._tasks.get(task_id, ())
-        )
+    def is_later(self, task_id: str) -> bool:
+        return any(task in self._later for task in self._tasks.get(task_id, ()))
 
     def hand_out(self) -> None:
-        while self._waiting:
+        self._catch_up()
+        while first := self._again or self._waiting:
             intake = self._next_intake()
             if intake is None:
                 return
-            task = self._waiting.popleft()
+            task = first.popleft()
             if not task.ended:
                 self._deliver(task, intake)
 
@@ -113,18 +125,15 @@ class Queue:
             return
         task.holder = None
         del self._leased[task]
-        self._waiting.appendleft(task)
+        self._again.append(task)
         self.hand_out()
 
     def put_off(self, task: Task, delay: float) -> None:
         """As `take_back`, but never at once: whoever has it may not have let go of it yet."""
         task.holder = None
         del self._leased[task]
-        self._delay(task, trio.current_time() + delay)
-
-    def _delay(self, task: Task, due: float) -> None:
-        self._delayed[task] = due
-        self._check_at(due)
+        self._resting[task] = trio.current_time() + delay
+        self._check_at(self._resting[task])
 
     def end(self, task: Task) -> None:
         if not task.ended:
@@ -133,8 +142,8 @@ class Queue:
             same.remove(task)
             if not same:
                 del self._tasks[task.task_id]
-            self._leased.pop(task, None)
-            self._delayed.pop(task, None)
+            for place in (self._leased, self._later, self._resting):
+                place.pop(task, None)
             self.store.room.free()
 
     def cancel(self, notice: Notice) -> None:
@@ -144,28 +153,39 @@ class Queue:
             intake.on_notice(notice)
 
     async def keep_time(self) -> None:
+        """Hand out what is due, when it is due, for ever."""
         while True:
-            now = trio.current_time()
-            for task, delivery in list(self._leased.items()):
-                if delivery.lease_until <= now:
-                    self.take_back(task, 0)
-            due = [task for task, time in self._delayed.items() if time <= now]
-            due.sort(key=self._delayed.__getitem__)
-            for task in due:
-                del self._delayed[task]
-            self._waiting.extendleft(reversed(due))
             self.hand_out()
-            times = [delivery.lease_until for delivery in self._leased.values()]
-            times += self._delayed.values()
-            self._next_check = min(times, default=math.inf)
             with trio.move_on_at(self._next_check):
                 await self._check_earlier.wait()
 
     def _check_at(self, time: float) -> None:
         # Leases are renewed later and later, so only the first one after a pause comes earlier.
         if time < self._next_check:
+            self._next_check = time
             self._check_earlier.set()
             self._check_earlier = trio.Event()
+
+    def _catch_up(self) -> None:
+        """Move what has come due to where it can be had."""
+        now = trio.current_time()
+        if now < self._next_check:
+            return
+        lapsed = [task for task, delivery in self._leased.items() if delivery.lease_until <= now]
+        lapsed.sort(key=lambda task: task.number)  # as the server does, where they lapse at once
+        ends = {task: self._leased[task].lease_until for task in lapsed} | self._resting
+        for task in _due(ends, now):
+            task.holder = None
+            self._leased.pop(task, None)
+            self._resting.pop(task, None)
+            self._again.append(task)
+        for task in _due(self._later, now):
+            del self._later[task]
+            task.number = next(self._numbers)
+            self._waiting.append(task)
+        leases = [delivery.lease_until for delivery in self._leased.values()]
+        times = (*leases, *self._resting.values(), *self._later.values())
+        self._next_check = min(times, default=math.inf)
 
     def _next_intake(self) -> MemoryIntake | None:
         for _ in range(len(self.intakes)):
@@ -180,6 +200,11 @@ class Queue:
         self._check_at(delivery.lease_until)
         intake.places -= 1
         intake.on_delivery(delivery)
+
+
+def _due(times: Mapping[Task, float], now: float) -> list[Task]:
+    """What is due, in the order of the times, then as it was."""
+    return sorted((task for task, time in times.items() if time <= now), key=times.__getitem__)
 
 
 class MemoryIntake(Intake):

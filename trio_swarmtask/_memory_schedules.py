@@ -2,8 +2,8 @@
 #
 # A server fires whether or not a worker is there, and the queue grows. Here nothing runs where no
 # intake is open; so what has come due meanwhile is fired as soon as anybody looks: when an intake
-# opens, or before the schedules are changed or listed. Each firing has the ID and the time that it
-# would have had, so there is no telling the difference.
+# opens, or before a task is stored, or the schedules are changed or listed. Each firing has the ID,
+# the time and the place in the queue that it would have had, so there is no telling the difference.
 #
 # Times of day are those of the machine when the first schedule was registered, and go on by Trio's
 # clock from there: under a MockClock a day passes in no time.
@@ -43,9 +43,12 @@ class _Standing:
 
 
 class MemorySchedules:
-    """The schedules of one broker; ``fire`` stores a task, or returns False if there is no room."""
+    """The schedules of one broker.
 
-    def __init__(self, fire: Callable[[str, str, bytes], bool]) -> None:
+    ``fire`` stores a task that was due at a time, or returns False if there is no room.
+    """
+
+    def __init__(self, fire: Callable[[str, str, bytes, float], bool]) -> None:
         self._fire = fire
         self._standing: dict[str, _Standing] = {}
         self._began: tuple[datetime, float] | None = None  # on both clocks
@@ -82,7 +85,7 @@ class MemorySchedules:
                 return
             plan = first.plan
             task_id, data = make_firing(plan.name, plan.data, milliseconds_of(first.time))
-            if not self._fire(plan.capability, task_id, data):
+            if not self._fire(plan.capability, task_id, data, first.at):
                 logger.warning("no room for task %s of schedule %s", task_id, plan.name)
             self._move_on(first)
 
