@@ -82,6 +82,7 @@ class Hostile:
             *(self.task,) * 12,
             *(self.result,) * 3,
             self.notice,
+            self.guess,
             self.status,
             self.answer,
             self.delivery,
@@ -126,6 +127,18 @@ class Hostile:
             task_id = rng.choice(targets.outstanding)
             headers = f"NATS/1.0\r\nNats-Subject: done.{task_id}\r\n\r\n".encode()
         return Case(b"notify.%s.%s" % (targets.key.encode(), token), self._bytes(), headers)
+
+    def guess(self) -> Case:
+        """What would use up or answer an ID that the dispatcher makes, if it could be guessed."""
+        rng, targets = self.rng, self.targets
+        # Its number (it makes one for some 50 cases), and the rest of one that is known.
+        number = self.number // 50 + rng.randrange(50)
+        known = rng.choice(targets.outstanding) if targets.outstanding else ""
+        task_id = f"{targets.key}-{number}{rng.choice(('', known[-12:]))}".encode()
+        if rng.random() < 0.5:
+            return Case(b"done." + task_id, self.body(task_id.decode(), "status"))
+        headers = b"NATS/1.0\r\nNats-Msg-Id: %s\r\n\r\n" % task_id
+        return Case(b"work.nobody." + task_id, b"bad", headers)
 
     def status(self) -> Case:
         """A status, or what is none, to a pull."""

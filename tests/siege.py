@@ -124,7 +124,7 @@ class Siege:
         while not all(f"{len(asked) - back}" in self.acks for back in (1, 2)):
             await self.next_ack.wait()
         stored = [asked[n] for n, ack in self.acks.items() if ack["seq"] and "duplicate" not in ack]
-        tasks = [case for case in stored if case.subject.startswith(b"work.")]
+        tasks = [case for case in stored if case.subject.startswith(b"work.work.")]
         return Counter(case.token for case in tasks if case.is_delivered)
 
     async def wait_buried(self, expected: Counter[str], seconds: float) -> Counter[str]:

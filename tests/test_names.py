@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections import Counter
 from typing import Any, Final
 
 import pytest
@@ -15,6 +17,7 @@ from trio_swarmtask._names import (
     check_timeout,
     is_task_id,
     make_key,
+    make_secrets,
     shorten,
 )
 
@@ -96,10 +99,22 @@ def test_check_timeout_nan() -> None:
 
 
 def test_make_key() -> None:
-    """Random, and without a dash: `<key>-<number>` is taken apart at the first one."""
+    """Random, and without a dash: an ID is taken apart at the first one."""
     keys = {make_key() for _ in range(1000)}
     assert len(keys) == 1000
     assert all(re.fullmatch("[a-z0-9]{12,}", key) for key in keys)
+
+
+def test_make_secrets() -> None:
+    """As long as each other, or two numbers could make one ID; and never twice."""
+    drawn = list(itertools.islice(make_secrets(), 10_000))
+    assert len(set(drawn)) == 10_000
+    assert all(re.fullmatch("[a-z0-9]{12}", secret) for secret in drawn)
+    # Each of the 32 characters in each place, about as often as any other.
+    for place in range(12):
+        counts = Counter(secret[place] for secret in drawn)
+        assert len(counts) == 32
+        assert max(counts.values()) < 2 * min(counts.values())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,12 @@
 # heard through the key it begins with. One that the caller gave may be known already, so its result
 # is listened for, then looked up, and only then is the task published: in this order nothing slips
 # through.
+#
+# An ID that is made here is `<key>-<number><secret>`. The key is in everything that the dispatcher
+# sends, and the number is the next one; without a secret whoever may start any task at all could
+# start one of the ID to come, and the broker would take this dispatcher's for that one. There is
+# one dash, at which a server takes the ID apart to say whose it is. The secrets are all of one
+# length, so no two numbers make the same ID.
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from ._chain import Chain
 from ._codec import encode
 from ._envelope import MessageEnvelope
 from ._errors import InvalidMessageError
-from ._names import check_capability, check_task_id, shorten
+from ._names import check_capability, check_task_id, make_secrets, shorten
 from ._schedule import check_not_before
 from ._wire import Message
 
@@ -51,11 +57,12 @@ class Starter:
         self._key = key
         self._chain: Chain | None = None
         self._numbers = itertools.count(1)
+        self._secrets = make_secrets()
         self._futures = futures
 
     def make_id(self, kind: str = "") -> str:
-        """One that no other dispatcher makes."""
-        return f"{self._key}-{kind}{next(self._numbers)}"
+        """One that nobody else makes, or can guess."""
+        return f"{self._key}-{kind}{next(self._numbers)}{next(self._secrets)}"
 
     def prepare(
         self,

@@ -74,6 +74,21 @@ async def test_hint_of_a_result_that_is_not_stored(nats_swarm: NATSSwarm) -> Non
 
 
 @within(20)
+async def test_what_stands_for_all_results_is_no_result(nats_swarm: NATSSwarm) -> None:
+    """Without republish a dispatcher subscribes to one ID that is nobody's, to see if it may."""
+    async with nats_swarm.raw() as raw:
+        await make(raw, "ANSWERS", "done.>")
+        async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker(name="w") as worker:
+            future = await dispatcher.start("coder", Message(id="mine"))
+            headers = {"Nats-Subject": "done.mine"}
+            forged = result_bytes("mine", "forged")
+            raw.connection.publish(f"done.{dispatcher._key}-0", forged, headers=headers)
+            await raw.requests.echo()
+            await worker.handle("coder", echo)
+            assert (await future.wait()).agent == "w"
+
+
+@within(20)
 async def test_dead_letters_without_a_stream(
     nats_swarm: NATSSwarm, caplog: pytest.LogCaptureFixture
 ) -> None:

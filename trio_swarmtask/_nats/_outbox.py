@@ -1,7 +1,7 @@
 # A dispatcher's side: store tasks, hear of results, and find what was missed.
 #
 # Results are heard by one subscription for all the tasks of a dispatcher: the stream republishes
-# `done.<key>-17` to `notify.<key>.17`, after it was stored. An ID of the caller's own has a
+# `done.<key>-17f4…` to `notify.<key>.17f4…`, after it was stored. An ID of the caller's own has a
 # subject of its own there. `a--b` and `a-b` fold to one subject, so the header says whose it is. A
 # stream that was not made by us may not republish: then `done.<id>` itself is subscribed to, which
 # also shows results that the stream refused; so that is only a hint to look.
@@ -171,10 +171,13 @@ class NATSOutbox(Outbox):
 
     async def begin(self) -> None:
         """Subscribe; returns when the server listens for us."""
-        # Where nothing is republished, `expect` subscribes to one task's result after the other:
-        # this one stands for all of them.
-        subject = f"notify.{self._key}.>" if self._stream.notifies else f"done.{self._key}-0"
-        self._own = await subscribe(self._requests, subject, self._on_notify)
+        if self._stream.notifies:
+            subject = f"notify.{self._key}.>"
+            self._own = await subscribe(self._requests, subject, self._on_notify)
+        else:
+            # `expect` subscribes to one task's result after the other, and this one stands for all
+            # of them: may we? No task has that ID, so what comes there is nobody's result.
+            self._own = await subscribe(self._requests, f"done.{self._key}-0", _ignore)
 
     async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what is outstanding, after each reconnect and now and then, until closed."""
@@ -209,3 +212,6 @@ class NATSOutbox(Outbox):
             self.forget(task_id)
         if self._own is not None:
             self._connection.unsubscribe(self._own)
+
+
+def _ignore(_: Incoming) -> None: ...
