@@ -189,3 +189,43 @@ async def test_late_settling_of_another_workers_task_changes_nothing() -> None:
             await late.give_back()
             assert await late.count_given_back() == 0
     assert repr(broker) == "<MemoryBroker, 1 tasks, 0 results>"
+
+
+class Panic(BaseException):
+    """As compiled code raises it."""
+
+
+async def test_fault_of_the_library_gives_the_other_tasks_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes out of no handler at all ends the nursery, and not what follows on that."""
+    settle = JobRunner.settle
+
+    async def panic(runner: JobRunner, job: Job) -> None:
+        if job.message is not None and job.message.inputs:
+            raise Panic
+        await settle(runner, job)
+
+    def refuse(runner: JobRunner, job: Job, on_settled: Callable[[Job], None]) -> bool:
+        return False
+
+    async def handle(message: Message) -> None:
+        if not message.inputs:
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(JobRunner, "settle", panic)
+    monkeypatch.setattr(JobRunner, "settle_soon", refuse)
+    broker = MemoryBroker()
+    async with open_dispatcher(broker) as dispatcher:
+        futures = [await dispatcher.start("coder", Message()) for _ in range(3)]
+        with pytest.RaisesGroup(Panic, flatten_subgroups=True):
+            async with open_worker(broker) as worker:
+                await worker.handle("coder", handle)
+                await dispatcher.start("coder", Message(inputs={"bad": "1"}))
+                await trio.sleep_forever()
+        monkeypatch.undo()
+        async with open_worker(broker) as other:
+            await other.handle("coder", echo)
+            with trio.fail_after(5):  # long before the leases lapse
+                for future in futures:
+                    assert (await future.wait()).attempt == 2

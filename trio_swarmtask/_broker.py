@@ -207,7 +207,8 @@ class Delivery(CanReport):
     async def give_back(self, delay: float = 0) -> None:
         """Give the task to others, after ``delay`` seconds, noted as no failure of the task's.
 
-        Does not wait through an outage: the lease lapses by itself.
+        A cancellation does not keep it from being given back. Does not wait through an outage: the
+        lease lapses by itself.
         """
 
     @abstractmethod

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 import outcome
 import trio
 
-from ._runner import SETTLE_SECONDS
-
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
@@ -94,6 +92,9 @@ class Lanes:
                     # A group that held a cancellation too, until the scope took that out.
                     assert job is not None
                     job.result = self._runner.failure(job, exc)
+                except BaseException as exc:  # noqa: ASYNC103 - a cancellation is raised again
+                    if job is None or not self._runner.interrupt(job, exc):
+                        raise  # the worker gave up waiting
                 assert job is not None
                 await self._runner.settle(job)
                 self._on_settled(job)
@@ -101,9 +102,7 @@ class Lanes:
                 job = await self._next_job()
         finally:
             if job is not None:  # the worker gave up waiting
-                # Shielded, or the task stays leased for all of ack_wait.
-                with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                    await self._runner.give_back(job)
+                await self._runner.give_back(job)  # noqa: ASYNC102 - it has shields of its own
                 self._on_settled(job)
 
     async def _handle(self, job: Job, scope: trio.CancelScope) -> None:
@@ -137,8 +136,7 @@ class Lanes:
         try:
             await self._runner.settle(job)
         finally:
-            with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                await self._runner.give_back(job)
+            await self._runner.give_back(job)  # noqa: ASYNC102 - it has shields of its own
             self._on_settled(job)
 
     async def _wait_settled(self) -> None:
@@ -149,9 +147,10 @@ class Lanes:
         finally:
             given_up = list(self._settling)
             self._settling.clear()
-            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+            # All at once: one whose note is slow holds up no other.
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC102 - as above
                 for job in given_up:
-                    await self._runner.give_back(job)
+                    nursery.start_soon(self._runner.give_back, job)
 
     async def _next_job(self) -> Job | None:
         if self._closed or len(self._idle) >= self.limit:

@@ -291,7 +291,7 @@ class _MemoryDelivery(Delivery):
         return True
 
     async def give_back(self, delay: float = 0) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()  # a cancellation must not keep it from it
         if self._task.holder is self and not self._task.ended:
             self._task.given_back += 1
             self._queue.take_back(self._task, delay)

@@ -26,7 +26,7 @@ from ._handler import (
 )
 from ._observer import Observers
 from ._statistics import Tally
-from ._util import find_interrupt
+from ._util import find_interrupt, leaves
 from ._wire import Message, Result
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
-# Seconds that giving back may take once handlers were cancelled. Without a broker this ends the
-# wait, and the leases lapse by themselves.
+# Seconds that a part of giving back may take once handlers were cancelled. Without a broker this
+# ends the wait, and the leases lapse by themselves.
 SETTLE_SECONDS: Final = 1.0
 
 
@@ -108,8 +108,7 @@ class JobRunner:
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._stop_because(exc)
         if not job.settled:
-            with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                await self.give_back(job)
+            await self.give_back(job)
         elif job.ending is not None:
             job.ending.tell(None)
 
@@ -162,13 +161,19 @@ class JobRunner:
             return value if isinstance(value, Result) else Value(value)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             return self.failure(job, exc)
-        except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:
-            interrupt = find_interrupt(exc)
-            if interrupt is None:
-                raise  # cancellations, and perhaps more: the scope sorts it out
-            job.interrupted = True
-            self._stop_because(interrupt)
-            return None
+
+    def interrupt(self, job: Job, exc: BaseException) -> bool:
+        """End the worker, in order, by what has come out of a handler and is no ``Exception``.
+
+        Returns:
+          False if that is a cancellation.
+        """
+        interrupt = find_interrupt(exc)
+        if interrupt is None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
+            return False
+        job.interrupted = True
+        self._stop_because(interrupt or exc)
+        return True
 
     def failure(self, job: Job, exc: Exception) -> Result | None:
         """What an exception of the handler comes to; None if the cancellation was ours."""
@@ -255,15 +260,22 @@ class JobRunner:
         return job.stored or self._encode(job, cancelled_result(self._name), job.message)
 
     async def give_back(self, job: Job) -> None:
-        """Give the task to others, if that is what is left to do; never raises."""
+        """Give the task to others, if that is what is left to do; never raises.
+
+        Shielded, or the task stays leased for all of ``ack_wait``; and whatever became of the time
+        that it has, for another handler may have kept the thread to itself meanwhile.
+        """
         if job.settled or job.lost:
             return  # a lost one is another worker's by now
         job.settled = True
         if job.ending is not None:
             job.ending.tell(None)
-        await self._pulls_ended.wait()  # or it comes straight in again
+        if not self._pulls_ended.is_set():  # else it comes straight in again
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await self._pulls_ended.wait()
         try:
-            await job.delivery.give_back()
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await job.delivery.give_back()
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
         else:

@@ -217,11 +217,16 @@ class Worker(metaclass=NoPublicConstructor):
                         trio.open_nursery() as self._runner.observers.aside,
                         trio.open_nursery() as self._handlers,
                     ):
+                        self._background.start_soon(self._end_pulls)
                         self._background.start_soon(self._cut_short)
                         task_status.started()
-                        await self._stopping.wait()
-                        await self._end_pulls()
-                        await self._handlers_ended.wait()
+                        try:
+                            await self._handlers_ended.wait()
+                        except BaseException:  # what nobody has caught, in one of its tasks
+                            self._interrupt()
+                            with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
+                                await self._pulls_ended.wait()
+                            raise
                         # What is left are results that are being stored, and announced.
                         self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
                     self._background.cancel_scope.cancel()
@@ -231,11 +236,15 @@ class Worker(metaclass=NoPublicConstructor):
             raise self._cause
 
     async def _end_pulls(self) -> None:
-        for scope in self._entering:
-            scope.cancel()
-        async with trio.open_nursery() as nursery:
-            for service in self._standing():
-                nursery.start_soon(service.intake.stop)  # never raises
+        # Shielded, for nothing is given back before the pulls have ended. The shield ends: every
+        # way out of `_host` sets `_stopping`, and an intake stops within about a second.
+        with trio.CancelScope(shield=True):
+            await self._stopping.wait()
+            for scope in self._entering:
+                scope.cancel()
+            async with trio.open_nursery() as nursery:
+                for service in self._standing():
+                    nursery.start_soon(service.intake.stop)  # never raises
         for service in self._standing():
             for job in service.jobs.values():
                 if not job.handling:

@@ -165,9 +165,13 @@ class NATSDelivery(Delivery):
 
     async def give_back(self, delay: float = 0) -> None:
         # The note first: a worker that has the task again must find it, if the limit is passed.
-        with trio.move_on_after(_NOTE_SECONDS):
-            await self._note()
-        self._put_back(delay)
+        # Whatever becomes of it, the task is given back: that waits for nothing, so it is not lost
+        # to a cancellation either. A note that is missing counts as one failed delivery.
+        try:
+            with trio.move_on_after(_NOTE_SECONDS, shield=True):
+                await self._note()
+        finally:
+            self._put_back(delay)
 
     async def retry(self, delay: float) -> None:
         headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
