@@ -60,9 +60,9 @@ class Admission:
         except UnsupportedVersionError as exc:
             told = (delivery.task_id, delivery.capability, exc)
             logger.warning("left task %s of %s for newer workers: %s", *told)
-            await delivery.give_back(NEWER_WORKER_DELAY)
-            self._tally.given_back += 1
-            job.settled = True
+            if await delivery.give_back(NEWER_WORKER_DELAY):
+                self._tally.given_back += 1
+                job.settled = True
             return None
         except InvalidMessageError as exc:
             await self._bury(job, str(exc))
@@ -91,6 +91,8 @@ class Admission:
 
     async def _bury(self, job: Job, reason: str) -> None:
         delivery = job.delivery
+        if job.has_lost_lease():
+            return  # whoever has it by now does this
         told = (shorten(delivery.task_id), delivery.capability, reason)
         logger.error("task %s of %s is a dead letter: %s", *told)
         result: bytes | None = None

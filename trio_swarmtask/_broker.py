@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import trio
+
 from ._progress import CanFollow, CanReport
 
 if TYPE_CHECKING:
@@ -165,6 +167,14 @@ class Delivery(CanReport):
     deadline: float  # Trio's clock: that of whoever started the task, as it came with it
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
+    def is_lost(self) -> bool:
+        """Whether its lease has lapsed: the task is another's by now.
+
+        Then nothing may be done with this delivery, for the broker would take it for the other's: a
+        task that is put back goes out again while it runs there. A result may be stored.
+        """
+        return self.lease_until <= trio.current_time()
+
     @abstractmethod
     def renew(self) -> None:
         """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
@@ -204,11 +214,14 @@ class Delivery(CanReport):
         """Whether a result of this task is stored already; if so, end the task."""
 
     @abstractmethod
-    async def give_back(self, delay: float = 0) -> None:
+    async def give_back(self, delay: float = 0) -> bool:
         """Give the task to others, after ``delay`` seconds, noted as no failure of the task's.
 
         A cancellation does not keep it from being given back. Does not wait through an outage: the
         lease lapses by itself.
+
+        Returns:
+          False if the delivery is lost: nothing was done.
         """
 
     @abstractmethod
@@ -216,10 +229,13 @@ class Delivery(CanReport):
         """How many of the deliveries so far ended in `give_back`."""
 
     @abstractmethod
-    async def retry(self, delay: float) -> None:
+    async def retry(self, delay: float) -> bool:
         """Put the task back after a failure of its handler, for ``delay`` seconds, noted as that.
 
-        Waits through an outage for the note to be stored; without the lease lapsing meanwhile.
+        Waits through an outage for the note to be stored.
+
+        Returns:
+          False if the delivery is lost, by now or before: it was not put back.
         """
 
     @abstractmethod
@@ -229,6 +245,8 @@ class Delivery(CanReport):
     @abstractmethod
     async def bury(self, reason: str, result: bytes | None) -> bool:
         """Keep the task as a dead letter, store ``result``, and end the task, in this order.
+
+        Of a delivery that is lost nothing is done.
 
         Returns:
           Whether this result is the one that was stored.

@@ -38,6 +38,8 @@ class Job:
         "failure",
         "handling",
         "interrupted",
+        "lapsed",
+        "leased",
         "lost",
         "message",
         "notices",
@@ -75,6 +77,8 @@ class Job:
         self.stored: bytes | None = None  # that result, where it was looked up
         self.notices: list[Notice] = []  # of those who wait for the handler to end
         self.lost = False  # the lease lapsed: the task is another worker's
+        self.lapsed = False  # so it did, and the handler, which kept the thread, was let go on
+        self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
         self.superseded = False  # another result was stored before its own
         self.settled = False  # nothing is left to do for it
 
@@ -103,5 +107,10 @@ class Job:
 
     def lose_lease(self) -> None:
         self.lost = True
-        if self.scope is not None:
-            self.scope.cancel()
+        for scope in (self.scope, self.leased):
+            if scope is not None:
+                scope.cancel()
+
+    def has_lost_lease(self) -> bool:
+        """Whether the task is another worker's by now, or may be."""
+        return self.lost or self.lapsed or self.delivery.is_lost()

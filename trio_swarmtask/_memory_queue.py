@@ -290,27 +290,39 @@ class _MemoryDelivery(Delivery):
         self._queue.end(self._task)
         return True
 
-    async def give_back(self, delay: float = 0) -> None:
+    def is_lost(self) -> bool:
+        return super().is_lost() or not (self._task.ended or self._task.holder is self)
+
+    async def give_back(self, delay: float = 0) -> bool:
         await trio.lowlevel.cancel_shielded_checkpoint()  # a cancellation must not keep it from it
-        if self._task.holder is self and not self._task.ended:
+        if self.is_lost():
+            return False
+        if not self._task.ended:
             self._task.given_back += 1
             self._queue.take_back(self._task, delay)
+        return True
 
     async def count_given_back(self) -> int:
         await trio.lowlevel.checkpoint()
         return self._task.given_back
 
-    async def retry(self, delay: float) -> None:
+    async def retry(self, delay: float) -> bool:
         await trio.lowlevel.checkpoint()
-        if self._task.holder is self and not self._task.ended:
+        if self.is_lost():
+            return False
+        if not self._task.ended:
             self._task.retried += 1
             self._queue.put_off(self._task, delay)
+        return True
 
     async def count_retries(self) -> int:
         await trio.lowlevel.checkpoint()
         return self._task.retried
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
+        if self.is_lost():
+            await trio.lowlevel.checkpoint()
+            return False
         self._queue.store.set_aside(self._task, reason)
         first = result is not None and await self._queue.store.finish(self.task_id, result)
         self._queue.end(self._task)

@@ -119,13 +119,7 @@ class JobRunner:
                 job.settled = await job.delivery.is_done()
             return
         if result is None and job.lost:
-            self.tally.leases_lost += 1
-            job.settled = True
-            logger.warning(
-                "lost the lease of task %s of %s: cancelled, and left to another worker",
-                job.delivery.task_id,
-                job.delivery.capability,
-            )
+            self._let_be(job)
         elif result is None and job.cancelled:
             # It is there by all accounts; else this one says what happened.
             result = cancelled_result(self._name)
@@ -190,7 +184,14 @@ class JobRunner:
         logger.error("the handler of task %s of %s failed", *told, exc_info=exc)
 
     async def _retry(self, job: Job, message: Message) -> bool:
-        """Put the task back for another attempt, if it is to have one."""
+        """Put the task back for another attempt, if it is to have one and is still ours to give."""
+        with trio.CancelScope() as job.leased:
+            if not job.has_lost_lease():
+                return await self._put_back(job, message)
+        self._let_be(job)
+        return True
+
+    async def _put_back(self, job: Job, message: Message) -> bool:
         delivery, exc = job.delivery, job.failure
         assert exc is not None
         attempts = max(1, message.attempt) - 1 + delivery.number
@@ -211,10 +212,12 @@ class JobRunner:
             delay,
             describe(exc),
         )
-        await delivery.retry(delay)
-        self.tally.retried += 1
-        job.rests_until = again_at
-        job.settled = True
+        if await job.delivery.retry(delay):  # a newer one may have come meanwhile
+            self.tally.retried += 1
+            job.rests_until = again_at
+            job.settled = True
+        else:
+            self._let_be(job)
         return True
 
     # After the handler
@@ -265,21 +268,35 @@ class JobRunner:
         Shielded, or the task stays leased for all of ``ack_wait``; and whatever became of the time
         that it has, for another handler may have kept the thread to itself meanwhile.
         """
-        if job.settled or job.lost:
-            return  # a lost one is another worker's by now
+        if job.settled:
+            return
         job.settled = True
         if job.ending is not None:
             job.ending.tell(None)
+        if job.has_lost_lease():
+            self._let_be(job)
+            return
         if not self._pulls_ended.is_set():  # else it comes straight in again
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
                 await self._pulls_ended.wait()
         try:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                await job.delivery.give_back()
+                if await job.delivery.give_back():
+                    self.tally.given_back += 1
+                else:
+                    self._let_be(job)
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
-        else:
-            self.tally.given_back += 1
+
+    def _let_be(self, job: Job) -> None:
+        """The lease was lost, so the task is another worker's: nothing is done with it here."""
+        job.settled = True
+        self.tally.leases_lost += 1
+        logger.warning(
+            "lost the lease of task %s of %s, and left it to another worker",
+            job.delivery.task_id,
+            job.delivery.capability,
+        )
 
 
 def timeout_result(error: str, job: Job) -> Result:

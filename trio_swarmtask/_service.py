@@ -3,9 +3,11 @@
 # Leases. A delivery is ours for the durable's ack_wait. One task a capability renews all that are
 # in hand, every third of that time. It outlives the handlers: during a shutdown they may run on,
 # and a lease that lapses then starts the same task in a second worker. One that could not be
-# renewed for ack_wait is another worker's by now, so its handler is cancelled, and the task
-# neither ended nor given back. Except where the handler itself held up the renewal by keeping the
-# Trio thread: it would do the same at the next worker, so it is left to finish.
+# renewed for ack_wait is another worker's by now, so its handler is cancelled, and the task is let
+# be: it is not given back, put back for another attempt, buried, nor noted, also where the lease
+# lapses while one of these waits for the broker. Except where the handler itself held up the
+# renewal by keeping the Trio thread: it would do the same at the next worker, so it is left to
+# finish; but its task, too, is only ended by a result.
 #
 # A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
 # or the durable was made anew. It is not run a second time here; the job has the newer lease.
@@ -87,6 +89,7 @@ class Service:
             # again.
             if delivery.data == held.delivery.data and not held.lost:
                 held.delivery = delivery
+                held.lapsed = False
             self.intake.ask(1)
             return
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
@@ -186,6 +189,7 @@ class Service:
                     continue
                 if job.blocked:
                     job.blocked = False
+                    job.lapsed |= job.delivery.is_lost()
                     job.delivery.lease_until = now + self.intake.ack_wait
                     job.delivery.renew()
                 elif job.delivery.lease_until <= now:

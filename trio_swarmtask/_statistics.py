@@ -76,7 +76,8 @@ class WorkerStatistics:
     """Tasks set aside as dead letters."""
 
     leases_lost: int
-    """Handlers cancelled because the lease could not be renewed in time."""
+    """Deliveries let be because the lease was not renewed in time: the task is another worker's.
+    A handler that ran was cancelled."""
 
 
 @dataclass(eq=False, slots=True)

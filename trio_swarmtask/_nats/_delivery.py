@@ -163,26 +163,36 @@ class NATSDelivery(Delivery):
             self._settle(b"+ACK")
         return done
 
-    async def give_back(self, delay: float = 0) -> None:
+    async def give_back(self, delay: float = 0) -> bool:
         # The note first: a worker that has the task again must find it, if the limit is passed.
         # Whatever becomes of it, the task is given back: that waits for nothing, so it is not lost
         # to a cancellation either. A note that is missing counts as one failed delivery.
+        given_back = False
         try:
-            with trio.move_on_after(_NOTE_SECONDS, shield=True):
-                await self._note()
+            if not self.is_lost():
+                with trio.move_on_after(_NOTE_SECONDS, shield=True):
+                    await self._note()
         finally:
-            self._put_back(delay)
+            given_back = self._put_back(delay)
+        return given_back
 
-    async def retry(self, delay: float) -> None:
+    async def retry(self, delay: float) -> bool:
+        if self.is_lost():
+            return False
         headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
         await self._keep("the note of a retry", self._retries(), b"", headers)
-        self._put_back(delay)
+        return self._put_back(delay)
 
-    def _put_back(self, delay: float) -> None:
+    def _put_back(self, delay: float) -> bool:
+        # The server takes the NAK of a delivery that is another worker's by now, and hands the task
+        # out while it runs there (seen on nats-server 2.15.1).
+        if self.is_lost():
+            return False
         if delay > 0:
             self._settle(b'-NAK {"delay": %d}' % round(delay * 1_000_000_000))
         else:
             self._settle(b"-NAK")
+        return True
 
     async def count_given_back(self) -> int:
         return await self._count(f"back.{self.capability}.{self._token()}")
@@ -215,10 +225,13 @@ class NATSDelivery(Delivery):
         return await settlement.streams.persist(what, count)
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
+        if self.is_lost():
+            return False
         await self._keep_dead_letter(reason)
         settlement = self._settlement
         first = result is not None and await settlement.results.put(self.task_id, result) == result
-        self._settle(f"+TERM {_one_line(reason)}".encode())
+        if not self.is_lost():
+            self._settle(f"+TERM {_one_line(reason)}".encode())
         return first
 
     async def _keep_dead_letter(self, reason: str) -> None:
