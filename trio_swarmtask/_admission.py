@@ -50,36 +50,39 @@ class Admission:
         if self._stopping.is_set() or job.interrupted or job.lost:
             return None  # it was under way when the pulls were ended: given back
         try:
-            check_task_id(delivery.task_id)
-            message = Message.decode(delivery.data)
-            if message.id != delivery.task_id:
-                raise InvalidMessageError(
-                    f"the envelope names task {shorten(message.id)}, its subject task "
-                    f"{shorten(delivery.task_id)}"
-                )
-        except UnsupportedVersionError as exc:
-            told = (delivery.task_id, delivery.capability, exc)
-            logger.warning("left task %s of %s for newer workers: %s", *told)
-            if await delivery.give_back(NEWER_WORKER_DELAY):
-                self._tally.given_back += 1
-                job.settled = True
-            return None
+            message = _read(delivery)
         except InvalidMessageError as exc:
             await self._bury(job, str(exc))
             return None
-        if delivery.again:
-            if delivery.number > self._max_deliveries and await self._is_poison(delivery):
-                await self._bury(job, f"delivered more than {self._max_deliveries} times")
-                return None
-            if await delivery.is_done():
-                job.settled = True
-                return None
+        except UnsupportedVersionError as exc:
+            if not await self._has_ended(job):
+                await self._leave(job, exc)
+            return None
+        if await self._has_ended(job):
+            return None
+        if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+            await self._bury(job, f"delivered more than {self._max_deliveries} times")
+            return None
         if delivery.lease and not await delivery.is_leased():
             job.cancelled = True
         if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
             # A clock that was set must not keep the tasks of a whole queue from being run.
             await delivery.measure_deadline()
         return message
+
+    async def _has_ended(self, job: Job) -> bool:
+        # Before a burial: what has a result is no dead letter, however often it was delivered.
+        if job.delivery.again and await job.delivery.is_done():
+            job.settled = True
+        return job.settled
+
+    async def _leave(self, job: Job, exc: UnsupportedVersionError) -> None:
+        delivery = job.delivery
+        told = (delivery.task_id, delivery.capability, exc)
+        logger.warning("left task %s of %s for newer workers: %s", *told)
+        if await delivery.give_back(NEWER_WORKER_DELAY):
+            self._tally.given_back += 1
+            job.settled = True
 
     async def _is_poison(self, delivery: Delivery) -> bool:
         # Deployments and shutdowns are not the task's fault, and retries are its sender's affair.
@@ -110,3 +113,14 @@ class Admission:
         job.settled = True
         if first and result is not None:
             self._observers.bury(delivery.task_id, result)
+
+
+def _read(delivery: Delivery) -> Message:
+    check_task_id(delivery.task_id)
+    message = Message.decode(delivery.data)
+    if message.id != delivery.task_id:
+        raise InvalidMessageError(
+            f"the envelope names task {shorten(message.id)}, its subject task "
+            f"{shorten(delivery.task_id)}"
+        )
+    return message

@@ -176,6 +176,10 @@ class Delivery(CanReport):
         return self.lease_until <= trio.current_time()
 
     @abstractmethod
+    def repeats(self, other: Delivery) -> bool:
+        """Whether both are of one task as it was stored; one ID may have been stored twice."""
+
+    @abstractmethod
     def renew(self) -> None:
         """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
 

@@ -15,15 +15,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import outcome
 import trio
 
+from ._errors import SwarmTaskError
+
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
+    from ._broker import Delivery
     from ._handler import Handler
     from ._job import Job
     from ._runner import JobRunner
@@ -62,6 +66,15 @@ class Lanes:
             trio.lowlevel.reschedule(lane, outcome.Value(job))
         else:
             self._context.run(self._nursery.start_soon, self._run, job)
+
+    def put_off(self, delivery: Delivery, delay: float, on_end: Callable[[], None]) -> None:
+        """Have a delivery come again, after ``delay`` seconds; that is no failure of its task."""
+        self._nursery.start_soon(self._put_off, delivery, delay, on_end)
+
+    async def _put_off(self, delivery: Delivery, delay: float, on_end: Callable[[], None]) -> None:
+        with suppress(SwarmTaskError):  # the broker is going away: the lease lapses by itself
+            await delivery.give_back(delay)
+        on_end()
 
     def close(self) -> None:
         """End the lanes that are idle, and the others as soon as they are."""

@@ -263,6 +263,10 @@ class _MemoryDelivery(Delivery):
         self._queue = queue
         self._task = task
 
+    def repeats(self, other: Delivery) -> bool:
+        assert isinstance(other, _MemoryDelivery)
+        return self._task is other._task
+
     def renew(self) -> None:
         if self._task.holder is self:
             self.lease_until = trio.current_time() + self._queue.store.ack_wait

@@ -24,6 +24,7 @@ from ._handler import (
     encode_result,
     failed_result,
 )
+from ._names import is_task_id
 from ._observer import Observers
 from ._statistics import Tally
 from ._util import find_interrupt, leaves
@@ -115,7 +116,7 @@ class JobRunner:
     async def _settle(self, job: Job) -> None:
         message, result = job.message, job.result
         if message is None or job.settled:
-            if job.cancelled and not job.settled:
+            if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
                 job.settled = await job.delivery.is_done()
             return
         if result is None and job.lost:

@@ -10,7 +10,9 @@
 # finish; but its task, too, is only ended by a result.
 #
 # A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
-# or the durable was made anew. It is not run a second time here; the job has the newer lease.
+# or the durable was made anew. It is not run a second time here; the job has the newer lease. Nor
+# is another one of the same ID, which was sent when the broker had forgotten the first: that is put
+# off, noted as no failure, until the first one has ended.
 #
 # Cancellations. The broker tells of each task that is cancelled: its handler's scope is cancelled,
 # and the one who asked is told when the task is let go. What is not heard (the connection was down,
@@ -30,6 +32,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -85,12 +88,14 @@ class Service:
         """Run a task that has arrived."""
         held = self.jobs.get(delivery.task_id)
         if held is not None:
-            # Another one of that ID, or one whose handler has yet to clean up, is left to come
-            # again.
-            if delivery.data == held.delivery.data and not held.lost:
+            if delivery.repeats(held.delivery) and not held.lost:
                 held.delivery = delivery
                 held.lapsed = False
-            self.intake.ask(1)
+                self.intake.ask(1)
+            else:
+                # Another one of that ID, or one whose handler has yet to clean up, is to come
+                # again. Not by its lease, which would count as a failure each time.
+                self.lanes.put_off(delivery, self.ack_wait, partial(self.intake.ask, 1))
             return
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
             delivery.again = True

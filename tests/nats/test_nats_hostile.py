@@ -10,9 +10,10 @@ from hostile import Case
 from hostile_bytes import GREETINGS
 from plain_nats import open_plain_client
 from siege import MIB, open_broken, open_siege
-from swarm import within
+from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._nats._delivery import NATSDelivery
 
 if TYPE_CHECKING:
     from trio_swarmtask.server import Server
@@ -126,3 +127,32 @@ async def test_result_of_another_task(server: Server) -> None:
         other = Result(id="other", status=Status.SUCCESS, outputs=1)
         await siege.attack([Case(b"done." + future.id.encode(), other.encode())])
         assert (await future.wait()).id == future.id
+
+
+@within(30)
+async def test_pattern_for_an_id_that_is_cancelled(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it becomes a dead letter: some result is no reason to let it go unseen."""
+    bury, burying = NATSDelivery.bury, trio.Event()
+
+    async def hang_once(delivery: NATSDelivery, reason: str, result: bytes | None) -> bool:
+        if not burying.is_set():
+            burying.set()
+            await trio.sleep_forever()
+        return await bury(delivery, reason, result)
+
+    monkeypatch.setattr(NATSDelivery, "bury", hang_once)
+    nats_swarm.configure(ack_wait=1)
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", echo)
+        await dispatcher.run("coder", Message())
+        await raw.store("work.coder.*", b"no JSON")
+        await burying.wait()
+        raw.connection.publish("cancel.coder.*", b"")
+        await nats_swarm.wait_until_empty()
+        assert worker.statistics().dead_letters == 1

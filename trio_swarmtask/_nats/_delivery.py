@@ -96,6 +96,10 @@ class NATSDelivery(Delivery):
         self._settlement = settlement
         self._reply = reply
 
+    def repeats(self, other: Delivery) -> bool:
+        assert isinstance(other, NATSDelivery)
+        return message_key(self._reply) == message_key(other._reply)
+
     def renew(self) -> None:
         settlement = self._settlement
         asked_at = trio.current_time()
