@@ -1,5 +1,9 @@
 # What a worker does with a delivery before it calls the handler: read it, and see that it is to be
 # run at all.
+#
+# A message that gives `max_attempts` bounds the calls of handlers, those that ended by the death of
+# their worker too. A dead worker can't answer, so whoever gets the task after the last attempt
+# does.
 
 from __future__ import annotations
 
@@ -7,12 +11,13 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._handler import failed_result, fill_result
 from ._names import check_task_id, is_task_id, shorten
-from ._wire import Message
+from ._wire import Message, Result
 
 if TYPE_CHECKING:
     from ._broker import Delivery
@@ -25,6 +30,9 @@ logger: Final = logging.getLogger("trio_swarmtask.worker")
 # Seconds before a task of a newer version is offered again: long enough not to spin, short enough
 # for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
+
+# Seconds that are waited for in place: clocks differ by as much.
+_SHORT_REST: Final = 0.1
 
 
 class Admission:
@@ -63,6 +71,13 @@ class Admission:
         if delivery.number > self._max_deliveries and await self._is_poison(delivery):
             await self._bury(job, f"delivered more than {self._max_deliveries} times")
             return None
+        if message.max_attempts and delivery.number > 1:
+            if not await self._is_rested(job):
+                return None
+            made = max(1, message.attempt) + delivery.number - 2
+            made -= await delivery.count_given_back()
+            if made >= message.max_attempts:
+                job.result = _lost_at_work(made, message.max_attempts)
         if delivery.lease and not await delivery.is_leased():
             job.cancelled = True
         if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
@@ -83,6 +98,17 @@ class Admission:
         if await delivery.give_back(NEWER_WORKER_DELAY):
             self._tally.given_back += 1
             job.settled = True
+
+    async def _is_rested(self, job: Job) -> bool:
+        """Whether the pause before this attempt is over; else the task is put off."""
+        seconds = await job.delivery.rests_for()
+        if seconds > _SHORT_REST:
+            if await job.delivery.give_back(seconds):
+                self._tally.given_back += 1
+                job.settled = True
+            return False
+        await trio.sleep(max(0.0, seconds))
+        return True
 
     async def _is_poison(self, delivery: Delivery) -> bool:
         # Deployments and shutdowns are not the task's fault, and retries are its sender's affair.
@@ -113,6 +139,14 @@ class Admission:
         job.settled = True
         if first and result is not None:
             self._observers.bury(delivery.task_id, result)
+
+
+def _lost_at_work(made: int, most: int) -> Result:
+    result = failed_result(
+        f"attempt {made} of {most} was the last, and was lost at work: its worker has died, or was "
+        "cut off"
+    )
+    return msgspec.structs.replace(result, attempt=made)
 
 
 def _read(delivery: Delivery) -> Message:

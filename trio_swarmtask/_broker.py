@@ -247,6 +247,10 @@ class Delivery(CanReport):
         """How many of the deliveries so far ended in `retry`."""
 
     @abstractmethod
+    async def rests_for(self) -> float:
+        """Seconds that the delay of the last `retry` has left: a broker may be early."""
+
+    @abstractmethod
     async def bury(self, reason: str, result: bytes | None) -> bool:
         """Keep the task as a dead letter, store ``result``, and end the task, in this order.
 

@@ -50,8 +50,8 @@ class Retry:
     """What of a handler's failures is worth another attempt, and when: for `Worker.handle`.
 
     How often a task is tried is the message's affair: its ``max_attempts``, the first attempt
-    included. The last failure is the result. A worker that dies counts as an attempt, a clean
-    shutdown does not.
+    included. The last failure is the result. A worker that dies counts as an attempt (if it was the
+    last one, the task has failed), a clean shutdown does not.
 
     The delay before the second attempt is ``first_delay`` seconds, and doubles from one to the
     next, up to ``max_delay``; of that a random part between half and all of it is waited.

@@ -77,7 +77,8 @@ class JobRunner:
             self._stop_because(exc)
         if job.message is not None and not job.cancelled:
             job.ending = self.observers.follow(job.message, self._name, job.delivery.number)
-            job.result = await self._call(handler, job, job.message)
+            if job.result is None:
+                job.result = await self._call(handler, job, job.message)
 
     def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
         """Begin `settle`, without waiting, where all that is left is to store what came of it.

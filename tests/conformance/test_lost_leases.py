@@ -122,6 +122,7 @@ async def test_lease_that_is_lost_before_a_retry_is_noted(
 
     async def fail(message: Message) -> None:
         begun.append("a")
+        wait_for_the_lapse(monkeypatch, name)
         raise OSError("while cut off")
 
     async def go_on(message: Message) -> str:
@@ -138,7 +139,6 @@ async def test_lease_that_is_lost_before_a_retry_is_noted(
                 await (await deliveries.receive()).give_back()
         else:
             future = await dispatcher.start("coder", Message(max_attempts=5))
-        wait_for_the_lapse(monkeypatch, name)
         await a.handle("coder", fail, retry=retry, max_in_flight=1)
         await until(lambda: begun == ["a"])
         (service,) = a._standing()

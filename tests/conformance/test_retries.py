@@ -11,6 +11,9 @@ import trio
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Handler, Message, Result, Retry, RetryTask, Status, TaskState
+from trio_swarmtask._broker import Delivery
+from trio_swarmtask._memory_queue import _MemoryDelivery
+from trio_swarmtask._nats._delivery import NATSDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,3 +272,68 @@ async def test_retry_that_can_not_be_one(swarm: Swarm) -> None:
     async with swarm.worker() as worker:
         with pytest.raises(TypeError, match="retry must be a Retry, not 3"):
             await worker.handle("coder", Flaky(1), retry=3)  # type: ignore[arg-type]  # the point
+
+
+async def lose(swarm: Swarm, count: int) -> None:
+    """Take a task, and let its lease lapse, as a worker that dies does, so many times."""
+    send, receive = trio.open_memory_channel[Delivery](10)
+    async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+        for _ in range(count):
+            intake.ask(1)
+            delivery = await receive.receive()
+            await trio.sleep_until(delivery.lease_until)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@within(20)
+async def test_last_attempt_that_was_lost_is_the_end(swarm: Swarm, attempts: int) -> None:
+    swarm.configure(ack_wait=1)
+    handler = Flaky(0)
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message(max_attempts=attempts))
+        await lose(swarm, attempts)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", handler, retry=SOON)
+            result = await future.wait()
+            assert worker.statistics().failed == 1
+    assert handler.calls == 0
+    assert (result.status, result.attempt) == (Status.FAILED, attempts)
+    assert result.error.startswith(f"attempt {attempts} of {attempts} was the last, and was lost")
+    await swarm.wait_until_empty()
+
+
+@pytest.mark.parametrize("attempts", [0, 3])
+@within(20)
+async def test_attempt_that_was_lost_is_followed_by_another(swarm: Swarm, attempts: int) -> None:
+    """Where the message leaves one, or does not say."""
+    swarm.configure(ack_wait=1)
+    handler = Flaky(0)
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message(max_attempts=attempts))
+        await lose(swarm, 2)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", handler)
+            assert (await future.wait()).status == Status.SUCCESS
+    assert handler.calls == 1
+
+
+@within(20)
+async def test_broker_that_is_early_is_waited_for(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed forgets the delay of what was put back."""
+    handler = Flaky(1)
+    rests = [1.0, 0.05]
+
+    async def rests_for(_: Delivery) -> float:
+        return rests.pop(0)
+
+    for kind in (_MemoryDelivery, NATSDelivery):
+        monkeypatch.setattr(kind, "rests_for", rests_for)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", handler, retry=Retry(first_delay=0, max_delay=0))
+        began = trio.current_time()
+        result = await dispatcher.run("coder", Message(max_attempts=2))
+        assert trio.current_time() - began >= 1.05
+        assert worker.statistics().given_back == 1
+    assert (result.status, handler.calls, rests) == (Status.SUCCESS, 2, [])

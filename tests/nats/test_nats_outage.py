@@ -19,6 +19,7 @@ from trio_swarmtask import (
     Message,
     NATSConfig,
     Result,
+    RetryTask,
     Status,
     Worker,
     open_broker,
@@ -280,3 +281,24 @@ async def test_closing_while_the_server_is_gone_is_bounded(server: Server, way: 
     assert trio.current_time() - began < 15
     with pytest.raises(ClosedError):
         await future.wait()
+
+
+@within(30)
+async def test_attempt_is_never_early(server: Server) -> None:
+    """The server is killed in the pause before, and forgets how long that was to be."""
+    times: list[float] = []
+
+    async def fail_once(message: Message) -> None:
+        times.append(trio.current_time())
+        if len(times) == 1:
+            raise RetryTask(delay=2.5)
+
+    async with open_worker(server.url) as worker, open_dispatcher(server.url) as dispatcher:
+        await worker.handle("coder", fail_once)
+        future = await dispatcher.start("coder", Message(max_attempts=2))
+        await until(lambda: worker.statistics().retried)
+        kill(server)
+        async with restarted(server):
+            await future.wait()
+    first, second = times
+    assert second - first >= 2.5

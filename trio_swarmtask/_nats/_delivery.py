@@ -15,7 +15,7 @@ import trio
 
 from .._broker import Delivery
 from .._errors import BrokerError, SwarmTaskError
-from ._ack_subject import message_key
+from ._ack_subject import message_key, parse_count
 from ._connection import Connection, NotConnected
 from ._deadline import find_deadline, measure_clock
 from ._jetstream import (
@@ -184,7 +184,10 @@ class NATSDelivery(Delivery):
         if self.is_lost():
             return False
         headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
-        await self._keep("the note of a retry", self._retries(), b"", headers)
+        # The note says until when, for a server that is killed forgets the delay of a NAK.
+        until = trio.current_time() + self._settlement.clock + delay
+        subject = f"{self._retries()}.{math.ceil(until * 1000)}"
+        await self._keep("the note of a retry", subject, b"", headers)
         return self._put_back(delay)
 
     def _put_back(self, delay: float) -> bool:
@@ -199,34 +202,41 @@ class NATSDelivery(Delivery):
         return True
 
     async def count_given_back(self) -> int:
-        return await self._count(f"back.{self.capability}.{self._token()}")
+        notes = await self._find_notes(f"back.{self.capability}.{self._token()}")
+        return sum(notes.values())
 
     async def count_retries(self) -> int:
-        return await self._count(self._retries())
+        return sum((await self._find_notes(f"{self._retries()}.*")).values())
+
+    async def rests_for(self) -> float:
+        notes = await self._find_notes(f"{self._retries()}.*")
+        ends = [parse_count(subject.rpartition(".")[2]) or 0 for subject in notes]
+        return max(ends, default=0) / 1000 - trio.current_time() - self._settlement.clock
 
     def _retries(self) -> str:
         return f"back.{self.capability}.{self._token()}.retry"
 
-    async def _count(self, subject: str) -> int:
+    async def _find_notes(self, pattern: str) -> dict[str, int]:
+        """How many there are, by subject."""
         settlement = self._settlement
 
-        async def count() -> int:
+        async def find() -> dict[str, int]:
             stream = await settlement.streams.dead()
             if stream is None:
-                return 0
+                return {}
             try:
                 info = await call(
-                    settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=subject
+                    settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=pattern
                 )
             except APIError as exc:
                 if exc.err_code == NO_STREAM:
                     raise NoResponders(f"stream {stream}, which was there before") from exc
                 raise
             subjects: dict[str, int] = info["state"].get("subjects") or {}
-            return subjects.get(subject, 0)
+            return subjects
 
         what = f"count the give-backs of task {self.task_id}"
-        return await settlement.streams.persist(what, count)
+        return await settlement.streams.persist(what, find)
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         if self.is_lost():
