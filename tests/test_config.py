@@ -7,11 +7,16 @@ import math
 import re
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from trio_swarmtask import NATSConfig
+from trio_swarmtask.bus import MemoryBus
+from trio_swarmtask.results import BusPublisher, MemoryPublisher, publish_results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECONDS: Final = ("connect_timeout", "result_ttl", "ack_wait", "reconnect_timeout")
 
@@ -53,6 +58,19 @@ BROKEN_URLS_WITH_SECRETS: Final = (
     "nats://USER:SECRET://SECRET@h",
     "nats://USER:SECRET@a,,nats://USER:SECRET@b",
     "nats://USER:SECRET@a,http://USER:SECRET@b",
+    # With `@host` forgotten, or more of it.
+    "nats://USER:SECRET",
+    "tls://USER:SECRET/",
+    "nats://USER:1/SECRET",
+    "nats://USER?SECRET",
+    "nats://SEC$RET USER",
+    "nats://SECRET" + "x" * 60,
+    "nats://h,nats://USER:SECRET",
+    "nats://h:1,SECRET",
+    "http://USER:SECRET",
+    "nats:USER:SECRET",
+    "USER:SECRET",
+    "SECRET",
 )
 URLS_WITH_A_COMMA: Final = (  # refused or understood, as long as it is safe
     "nats://USER:SECRET,SECRET@h",
@@ -155,6 +173,33 @@ def test_url_broken_shows_no_secret(url: str) -> None:
     while exc is not None:
         assert shown(str(exc)) == []
         exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+
+
+@pytest.mark.parametrize("port", ["nats://u:SECRET", "nats://u:70000"])
+def test_url_broken_says_what_is_wrong(port: str) -> None:
+    """In words, for nothing of it is shown."""
+    with pytest.raises(ValueError, match=r"^what was given \(not shown: .* port belongs is no num"):
+        NATSConfig(port)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda url: BusPublisher(url), TypeError),
+        (lambda url: MemoryBus(url), TypeError),
+        (lambda url: publish_results(url, MemoryPublisher()), TypeError),
+        (lambda url: NATSConfig(ack_wait=url), TypeError),
+        (lambda url: NATSConfig(replicas=url), ValueError),
+        (lambda url: NATSConfig(manage_streams=url), TypeError),
+    ],
+)
+@pytest.mark.parametrize("url", URLS_WITH_SECRETS)
+def test_url_in_the_wrong_place_shows_no_secret(
+    call: Callable[[Any], object], error: type[Exception], url: str
+) -> None:
+    with pytest.raises(error) as caught:
+        call(url)
+    assert shown(str(caught.value)) == []
 
 
 def test_repr_shows_no_secret() -> None:

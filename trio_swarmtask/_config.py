@@ -1,17 +1,22 @@
 # How to reach a NATS server, and what to make there: NATSConfig.
 #
 # Secrets: a password or token may stand in its own field or in the URL. Neither may show in a
-# repr, a log or an error, so whatever prints a URL prints `safe_url`.
+# repr, a log or an error, so whatever prints a URL prints `safe_url`. Of a URL that is refused
+# nothing shows that could be a part of a login: with its `@host` forgotten, a password stands where
+# the port belongs.
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import ssl
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from ._names import shorten
 
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 _MOST_REPLICAS: Final = 5  # JetStream's limit
@@ -24,6 +29,10 @@ _SECONDS: Final = (
 )
 _PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")
+# A name by the rules of DNS, or an IPv6 address. A password that stands alone seldom is one.
+_NAME: Final = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
+_HOST: Final = re.compile(rf"{_NAME}|[0-9a-f]*:[0-9a-f:.]*(?:%[\w.-]+)?")
+_HARMLESS: Final = re.compile(rf"[a-z]+://{_NAME}")  # holds no login
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,21 +94,26 @@ class NATSConfig:
         url = self.url or os.environ.get("NATS_URL") or _DEFAULT_URL
         object.__setattr__(self, "url", url)
         for server in self.servers:
-            _check_server(server, may_show="@" not in url)
+            problem = _find_problem(server)
+            if problem is not None:
+                raise ValueError(_refusal(url, problem))
         for setting, least, most in _SECONDS:
             seconds = getattr(self, setting)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                raise TypeError(f"{setting} must be a number of seconds, not {seconds!r}")
+                raise TypeError(f"{setting} must be a number of seconds, not {shorten(seconds)}")
             if not least <= seconds <= most:
                 raise ValueError(
                     f"{setting} must be from {least:g} to {most:g} seconds, not {seconds!r}"
                 )
         if type(self.replicas) is not int or not 1 <= self.replicas <= _MOST_REPLICAS:
             raise ValueError(
-                f"replicas must be a whole number from 1 to {_MOST_REPLICAS}, not {self.replicas!r}"
+                f"replicas must be a whole number from 1 to {_MOST_REPLICAS}, "
+                f"not {shorten(self.replicas)}"
             )
         if not isinstance(self.manage_streams, bool):
-            raise TypeError(f"manage_streams must be True or False, not {self.manage_streams!r}")
+            raise TypeError(
+                f"manage_streams must be True or False, not {shorten(self.manage_streams)}"
+            )
         if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
             raise TypeError(f"tls must be an ssl.SSLContext, not {type(self.tls).__name__}")
 
@@ -132,23 +146,35 @@ class NATSConfig:
         return self.tls is not None or any(url.startswith("tls://") for url in self.servers)
 
 
-def _check_server(server: str, *, may_show: bool) -> None:
-    host: str | None = None
-    if server.startswith(("nats://", "tls://")):  # in small letters, or nats-py misreads it
-        try:
-            parts = urlsplit(server)
-            if parts.port != 0 and parts.path in ("", "/") and not parts.query + parts.fragment:
-                host = parts.hostname
-        except ValueError:
-            pass  # no number for a port, say
-    if not host:
-        # Where it breaks off may be in the middle of a password.
-        shown = repr(server) if may_show else "what was given (not shown: it may hold a password)"
-        raise ValueError(
-            f"{shown} is not the URL of a NATS server; write nats://host:port or tls://host:port, "
-            "and user and password in their own settings. Without a url it is the environment's "
-            "NATS_URL"
-        )
+def _find_problem(server: str) -> str | None:
+    """Why this is not the URL of a server, in words that hold no part of it; None if it is."""
+    if not server.startswith(("nats://", "tls://")):  # in small letters, or nats-py misreads it
+        return "it does not begin with nats:// or tls://"
+    try:
+        parts = urlsplit(server)
+        port = parts.port
+    except ValueError:
+        return "what stands where the port belongs is no number, or the brackets don't match"
+    if port == 0:
+        return "the port is 0"
+    if parts.hostname is None or not _HOST.fullmatch(parts.hostname):
+        return "what stands where the host belongs is no name of one"
+    if parts.path not in ("", "/") or parts.query + parts.fragment:
+        return "something stands behind host and port"
+    return None
+
+
+def _refusal(url: str, problem: str) -> str:
+    # Where it breaks off may be in the middle of a password, and a comma may be in one, too.
+    if _HARMLESS.fullmatch(url):
+        shown = repr(url)
+    else:
+        shown = "what was given (not shown: it may hold a password)"
+    return (
+        f"{shown} is not the URL of a NATS server; write nats://host:port or tls://host:port, and "
+        f"user and password in their own settings: {problem}. Without a url it is the "
+        "environment's NATS_URL"
+    )
 
 
 def _without_secrets(server: str) -> str:

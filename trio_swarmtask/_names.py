@@ -23,6 +23,8 @@ _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LONGEST: Final = 9.2e9  # seconds; JetStream counts nanoseconds in 64 bits
 
+_URL: Final = re.compile(r"\b(nats|tls|wss?)://.*", re.DOTALL)
+
 _ALPHABET: Final = b"0123456789abcdefghjkmnpqrstvwxyz"  # 32 of them: five bits of a random byte
 _TO_ALPHABET: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))
 _KEY_LENGTH: Final = 12  # 60 bits: no two dispatchers of a swarm draw the same
@@ -121,9 +123,14 @@ def _draw(count: int) -> str:
 
 
 def shorten(value: object, limit: int = 160) -> str:
-    """The repr of ``value`` for an error message, cut to ``limit`` characters."""
+    """The repr of ``value`` for an error message, cut to ``limit`` characters.
+
+    The URL of a server, which somebody has put into the wrong place, may hold a password: it is cut
+    off behind its scheme.
+    """
     try:
         text = repr(value)
     except Exception as exc:  # noqa: BLE001 - a user's __repr__ may raise anything
         text = f"<a {type(value).__name__}, whose repr raised {type(exc).__name__}>"
+    text = _URL.sub(r"\1://… (not shown: it may hold a password)", text)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
