@@ -5,13 +5,19 @@
 # drop, closing.
 #
 # Invariant: a listener is attached from the entering of its block to the leaving, or until the
-# bus is closed or lost; then `on_close` is called, once.
+# bus is closed or lost; then `on_close` is called, once. After that nothing of it is called.
+#
+# A callback is called where all messages pass: in somebody else's `publish`, or in what reads a
+# connection. So nothing comes out of it there, whatever it raises. An interrupt, which is to end
+# the program, is handed to the bus, which raises it where that hurts nobody else.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import msgspec
 import trio
@@ -21,11 +27,14 @@ from ._errors import BusClosedError, InvalidMessageError
 from ._names import check_count, shorten
 from ._source import Source
 from ._subjects import check_pattern, check_queue, check_subject
+from ._util import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
+
+T = TypeVar("T")
 
 logger: Final = logging.getLogger("trio_swarmtask.bus")
 
@@ -56,6 +65,7 @@ class MessageBus(trio.abc.AsyncResource):
         self._listeners: dict[Listener, None] = {}  # in the order of their coming
         self._closed = False
         self._lost: Exception | None = None  # what has closed it, if it was not the user
+        self._interrupts: list[KeyboardInterrupt] = []  # of callbacks
 
     @property
     def max_payload(self) -> int | None:
@@ -119,9 +129,17 @@ class MessageBus(trio.abc.AsyncResource):
         """Call ``callback`` for every message on ``subject``, in order, for the length of a block.
 
         Nothing is buffered and nothing dropped, so the callback must be short and must not block.
-        What it raises is logged. ``on_close`` is called if the bus is closed (with None) or its
-        server is lost for good (with the `BrokerError`). Raises what `subscribe` raises.
+        What it raises is logged, whatever it is, and the next message comes; a
+        ``KeyboardInterrupt`` ends the program, as anywhere. ``on_close`` is called if the bus is
+        closed (with None) or its server is lost for good (with the `BrokerError`).
+
+        Raises:
+          TypeError: if a callback is async, or can't be called.
+          What `subscribe` raises.
         """
+        check_callback("callback", callback)
+        if on_close is not None:
+            check_callback("on_close", on_close)
         return Listener(self, subject, "", callback, on_close)
 
     @abstractmethod
@@ -135,6 +153,7 @@ class MessageBus(trio.abc.AsyncResource):
     async def aclose(self) -> None:
         """End all subscriptions and requests. Twice is fine."""
         self._close()
+        self._raise_interrupts()
         await trio.lowlevel.checkpoint()
 
     def _close(self, error: Exception | None = None) -> None:
@@ -143,6 +162,14 @@ class MessageBus(trio.abc.AsyncResource):
             self._lost = error
         for listener in list(self._listeners):
             listener.leave(error)
+
+    def _interrupt(self, exc: KeyboardInterrupt) -> None:
+        """A callback was interrupted: see that the program ends once the others were called."""
+        self._interrupts.append(exc)
+
+    def _raise_interrupts(self) -> None:
+        if self._interrupts:
+            raise self._interrupts.pop()
 
     def _check_open(self) -> None:
         if self._lost is not None:
@@ -159,6 +186,21 @@ class MessageBus(trio.abc.AsyncResource):
             raise InvalidMessageError(
                 f"{len(data)} bytes are more than the {self.max_payload} that the server takes; "
                 "keep large data elsewhere and send a reference"
+            )
+
+
+def check_callback(name: str, callback: object) -> None:
+    """Raise TypeError unless ``callback`` can be called, and is not async."""
+    if not callable(callback):
+        raise TypeError(f"{name} must be a function, not {shorten(callback)}")
+    inner: object = callback
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    for called in (inner, getattr(type(inner), "__call__", None)):  # noqa: B004 - not to call it
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(
+                f"{name} must not be async, as {shorten(callback)} is: nobody would await it; use "
+                "subscribe, or hand the message on, for example by send_nowait"
             )
 
 
@@ -182,6 +224,7 @@ class Listener(Source):
         self._on_close = on_close
         self._used = False
         self._entered = False
+        self._ended = False
 
     async def __aenter__(self) -> None:
         if self._used:
@@ -200,25 +243,41 @@ class Listener(Source):
 
     def end(self) -> None:
         if self in self._bus._listeners:
+            self._ended = True
             del self._bus._listeners[self]
             self._bus._detach(self)
 
     def hear(self, message: BusMessage) -> None:
         """Call back. Never raises: it is called where all messages pass."""
+        if self._ended:  # by the callback of another one, just now
+            return
         try:
-            self._callback(message)
-        except Exception:  # a listener's mistake must not end the others
-            logger.exception("the listener of %r failed on %r", self.subject, message.subject)
+            self._call(self._callback, message)
+        except BaseException as exc:  # noqa: ASYNC103, BLE001 - it must not end the others
+            self._tell(exc, f"on {message.subject!r}")
 
     def leave(self, error: Exception | None) -> None:
         """The bus is closed, or lost by ``error``."""
-        del self._bus._listeners[self]
-        self._bus._detach(self)
+        if self._ended:
+            return
+        self.end()
         try:
             if self._on_close is not None:
-                self._on_close(error)
-        except Exception:  # the others must hear of it too
-            logger.exception("the listener of %r failed on the bus being closed", self.subject)
+                self._call(self._on_close, error)
+        except BaseException as exc:  # noqa: ASYNC103, BLE001 - the others must hear of it too
+            self._tell(exc, "on the bus being closed")
+
+    def _call(self, callback: Callable[[T], object], argument: T) -> None:
+        result = callback(argument)
+        if result is not None and inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(f"the callback is async: nobody awaits what it returns, {result!r}")
+
+    def _tell(self, exc: BaseException, where: str) -> None:
+        for leaf in leaves(exc):
+            if isinstance(leaf, KeyboardInterrupt):
+                return self._bus._interrupt(leaf)
+        logger.error("the listener of %r failed %s", self.subject, where, exc_info=exc)
 
     def check_entered(self) -> None:
         if not self._entered:

@@ -47,7 +47,7 @@ class MemoryBus(MessageBus):
             done.set()
 
         inbox = f"_INBOX.{make_key()}"
-        async with self.listen(inbox, on_reply, on_close=lambda _: done.set()):
+        async with Listener(self, inbox, "", on_reply, lambda _: done.set()):
             if not self._send(BusMessage(subject, data, inbox)):
                 raise NoRespondersError(subject)
             await done.wait()
@@ -73,7 +73,11 @@ class MemoryBus(MessageBus):
             self._patterns.remove(listener)
 
     def _send(self, message: BusMessage) -> bool:
-        """Call whoever is to get it; whether there was anybody."""
+        """Call whoever is to get it; whether there was anybody.
+
+        Raises:
+          KeyboardInterrupt: if somebody was interrupted. All were called.
+        """
         found = list(self._literal.get(message.subject, ()))
         found += [one for one in self._patterns if matches(one.subject, message.subject)]
         queues: dict[str, list[Listener]] = {}
@@ -84,4 +88,5 @@ class MemoryBus(MessageBus):
                 listener.hear(message)
         for members in queues.values():
             random.choice(members).hear(message)
+        self._raise_interrupts()
         return bool(found)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from buses import publish_all, rest, settle
 from swarm import until, within
 
-from trio_swarmtask.bus import BusMessage
+from trio_swarmtask.bus import BusMessage, NoRespondersError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from buses import Buses
 
     from trio_swarmtask.bus import MessageBus
@@ -165,3 +168,123 @@ async def test_entering_a_listener_twice(bus: MessageBus) -> None:
                 async with listener:
                     pytest.fail("it was entered")
         listener = bus.listen("a", lambda _: None)
+
+
+# What a callback may do to others
+
+
+class Panic(BaseException):
+    """As compiled code raises where it breaks off."""
+
+
+@pytest.mark.parametrize("kind_of_error", [SystemExit, GeneratorExit, Panic])
+@within(10)
+async def test_callback_that_raises_what_is_no_exception(
+    bus: MessageBus,
+    other: MessageBus,
+    kind_of_error: type[BaseException],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Is logged, and the next message comes; neither a publisher nor a request notices."""
+    heard: list[bytes] = []
+
+    def fail(message: BusMessage) -> None:
+        heard.append(message.data)
+        if message.data == b"0":
+            raise BaseExceptionGroup("several", [kind_of_error()])
+        raise kind_of_error
+
+    async with bus.listen("a", fail), bus.subscribe("a") as messages:
+        published = await publish_all(other, "a", 3)
+        await settle(other, bus)
+        assert heard == published
+        assert [await anext(messages) for _ in range(3)] == [BusMessage("a", n) for n in published]
+        with pytest.raises(NoRespondersError):
+            await bus.request("nobody", b"")
+    assert caplog.text.count("the listener of 'a' failed on 'a'") == 3
+
+
+@pytest.mark.parametrize("kind_of_error", [SystemExit, GeneratorExit, Panic])
+@within(10)
+async def test_on_close_that_raises_what_is_no_exception(
+    bus: MessageBus, kind_of_error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[Exception | None] = []
+
+    def fail(_: Exception | None) -> None:
+        raise kind_of_error
+
+    async with (
+        bus.listen("a", lambda _: None, on_close=fail),
+        bus.listen("a", lambda _: None, on_close=closed.append),
+    ):
+        await bus.aclose()
+    assert closed == [None]
+    assert "the listener of 'a' failed on the bus being closed" in caplog.text
+
+
+@within(10)
+async def test_listener_that_has_ended_is_not_called(
+    buses: Buses, bus: MessageBus, other: MessageBus
+) -> None:
+    """Neither with the message whose callback has ended it, nor of the bus being closed."""
+    heard: list[str] = []
+
+    def end_it(_: object) -> None:
+        heard.append("first")
+        last.end()
+
+    last = bus.listen("a", lambda _: heard.append("last"), on_close=lambda _: heard.append("last"))
+    async with bus.listen("a", end_it, on_close=end_it):
+        await last.__aenter__()
+        await other.publish("a", b"")
+        await settle(other, bus)
+        assert heard == ["first"]
+        last = bus.listen("b", lambda _: None, on_close=lambda _: heard.append("last"))
+        await last.__aenter__()
+        await bus.aclose()
+    assert heard == ["first", "first"]
+    assert not buses.has_listeners(bus)
+
+
+async def asynchronous(_: object) -> None: ...
+
+
+async def endless(_: object) -> AsyncIterator[None]:  # noqa: ASYNC900 - wrong on purpose
+    yield
+
+
+class Asynchronous:
+    async def __call__(self, _: object) -> None: ...
+
+
+NO_CALLBACKS: list[tuple[Any, str]] = [
+    (asynchronous, "must not be async, as <function asynchronous"),
+    (functools.partial(asynchronous), "must not be async"),
+    (endless, "must not be async"),
+    (Asynchronous(), "must not be async"),
+    (None, "must be a function, not None"),
+    ("print", "must be a function, not 'print'"),
+]
+
+
+@pytest.mark.parametrize(("callback", "text"), NO_CALLBACKS)
+@within(10)
+async def test_what_is_no_callback(bus: MessageBus, callback: Any, text: str) -> None:  # noqa: ANN401 - wrong on purpose
+    """Refused at once, before anything is subscribed to."""
+    with pytest.raises(TypeError, match=f"^callback {text}"):
+        bus.listen("a", callback)
+    if callback is not None:
+        with pytest.raises(TypeError, match=f"^on_close {text}"):
+            bus.listen("a", print, on_close=callback)
+
+
+@within(10)
+async def test_callback_that_turns_out_to_be_async(
+    bus: MessageBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a lambda may be: told with each message, for nobody awaits it."""
+    async with bus.listen("a", lambda message: asynchronous(message)):  # type: ignore[arg-type,return-value]  # wrong on purpose
+        await bus.publish("a", b"")
+        await settle(bus)
+    assert "TypeError: the callback is async" in caplog.text

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class NATSBus(MessageBus):
     """Made by `open_bus_on`."""
 
-    def __init__(self, requests: Requests, buffer_size: int) -> None:
+    def __init__(self, requests: Requests, buffer_size: int, nursery: trio.Nursery) -> None:
         super().__init__(buffer_size)
+        self._nursery = nursery
         self._requests = requests
         self._connection = requests.connection
         self._subscriptions: dict[Listener, Subscription] = {}
@@ -80,6 +81,10 @@ class NATSBus(MessageBus):
     def _detach(self, listener: Listener) -> None:
         self._connection.unsubscribe(self._subscriptions.pop(listener))
 
+    def _interrupt(self, exc: KeyboardInterrupt) -> None:
+        # Not there where it came: that is the connection's reading. It leaves the bus's block.
+        self._nursery.start_soon(_raise, exc)
+
     def _close(self, error: Exception | None = None) -> None:
         super()._close(error)
         self._requests.close(BusClosedError("the bus was closed meanwhile"))
@@ -87,6 +92,10 @@ class NATSBus(MessageBus):
     def on_down(self) -> None:
         if self._connection.lost is not None:
             self._close(self._connection.lost_error())
+
+
+async def _raise(exc: KeyboardInterrupt) -> None:  # noqa: ASYNC124 - a task of its own
+    raise exc
 
 
 def _as_message(message: Incoming) -> BusMessage:
@@ -97,7 +106,7 @@ def _as_message(message: Incoming) -> BusMessage:
 async def open_bus_on(connection: Connection, buffer_size: int) -> AsyncIterator[MessageBus]:
     """A bus on a connection that others use too."""
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
-        bus = NATSBus(requests, buffer_size)
+        bus = NATSBus(requests, buffer_size, nursery)
         connection.on_down.append(bus.on_down)
         try:
             yield bus

@@ -79,6 +79,8 @@ def drain_in_batches(loop: trio_asyncio.TrioEventLoop) -> bool:
         return False
     run_one, queue = loop._main_loop_one, loop._q_recv
 
+    # A Ctrl-C in here would end the loop, with all that waits for it: it waits for the main task.
+    @trio.lowlevel.enable_ki_protection
     async def run_batch(no_wait: bool = False) -> None:
         await run_one(no_wait)  # waits for the first
         for _ in range(_BATCH):

@@ -3,6 +3,10 @@
 # What was read is parsed there and then, and each message handed to its subscription: the tasks
 # that it wakes run in Trio's next round. The descriptor is a copy, so that neither side can close
 # what the other waits for.
+#
+# A Ctrl-C that hits this task waits for the main task's next checkpoint: raised in here it would
+# end the reading, and everybody who waits for an answer, the closing of the connection among them,
+# would hang.
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ async def read_socket(connection: socket.socket, client: Client, parser: Parser)
         await client.replace_connection(error)
 
 
+@trio.lowlevel.enable_ki_protection
 async def _read(
     connection: socket.socket,
     client: Client,
