@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
@@ -55,6 +54,26 @@ _TELLING: Final = 5.0
 logger: Final = logging.getLogger("trio_swarmtask.group")
 
 
+class Child:
+    """One task of a group: of one ID, however often it was started."""
+
+    __slots__ = ("count", "cut_off", "deadline", "future", "runs", "stopping", "unconfirmed")
+
+    def __init__(self, start: Start) -> None:
+        self.future = start.future
+        self.deadline = start.task.deadline
+        self.count = "outstanding"  # the one of the group's counts that it is in
+        # By the broker, so it may not be stored: what its starts, all that are under way, store.
+        self.unconfirmed: tuple[NewTask, ...] = (start.task,)
+        self.runs = 0  # how many calls of `run` wait for it
+        self.cut_off = False  # by a deadline here; so it counts as cancelled
+        self.stopping: trio.Event | None = None  # while it is cancelled; set when that is over
+
+    def confirm(self) -> None:
+        """It is stored for sure, or it makes no difference any more."""
+        self.unconfirmed = ()
+
+
 @final
 class TaskGroup(metaclass=NoPublicConstructor):
     """Tasks that end together. Made by `Dispatcher.open_group`.
@@ -81,16 +100,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._time_to_stop = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
-        self._children: dict[Future, float] = {}  # that have not ended, and their deadlines
-        # By the broker, so it may not be stored: what its starts, all that are under way, store.
-        self._unconfirmed: dict[Future, tuple[NewTask, ...]] = {}
-        self._runs: dict[Future, int] = {}  # how many calls of `run` wait for it
-        self._cut_off: set[Future] = set()  # by a deadline here; so they count as cancelled
-        self._stopping: dict[Future, trio.Event] = {}  # set when that is over
+        self._children: dict[Future, Child] = {}  # that have not ended
+        self._counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
         self._left = trio.Event()
         self._all_ended = trio.Event()
-        self._started = self._succeeded = self._failed = self._cancelled = 0
-        self._given_up = 0  # as the block was left, without a result
 
     def __repr__(self) -> str:
         return f"<TaskGroup {self._id!r}, {len(self._children)} outstanding>"
@@ -102,13 +115,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     def statistics(self) -> GroupStatistics:
         """Counts at this moment."""
-        return GroupStatistics(
-            started=self._started,
-            outstanding=len(self._children) + self._given_up,
-            succeeded=self._succeeded,
-            failed=self._failed,
-            cancelled=self._cancelled,
-        )
+        return GroupStatistics(started=sum(self._counts.values()), **self._counts)
 
     async def start(
         self, capability: str, message: Message, *, not_before: datetime | None = None
@@ -122,9 +129,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
           ClosedError: if the block was left or has been cancelled, or the dispatcher is closed.
           And what else `Dispatcher.start` raises.
         """
-        start = self._begin(capability, message, math.inf, not_before)
+        start, child = self._begin(capability, message, math.inf, not_before)
         try:
-            await self._store(start)
+            await self._store(start, child)
         except BaseException:
             self._dispatcher._futures.release(start.future)
             raise
@@ -140,33 +147,29 @@ class TaskGroup(metaclass=NoPublicConstructor):
         Raises:
           What `start` and `Future.wait` raise.
         """
-        start = self._begin(capability, message, trio.current_effective_deadline())
+        start, child = self._begin(capability, message, trio.current_effective_deadline())
         future = start.future
-        self._runs[future] = self._runs.get(future, 0) + 1
+        child.runs += 1
         try:
-            on_stored = partial(self._unconfirmed.pop, future, None)
-            tried = start.own and await self._dispatcher._starter.store_soon(start, on_stored)
+            tried = start.own and await self._dispatcher._starter.store_soon(start, child.confirm)
             if not future._is_resolved():
-                await self._store(start, tried=tried)
+                await self._store(start, child, tried=tried)
                 await future.wait()
-            self._unconfirmed.pop(future, None)
+            child.confirm()
             result = future._take()
             if result.status is not Status.SUCCESS:
                 if was_cut_off(result, start.task.deadline):
                     await trio.sleep_until(start.task.deadline + SAME_TIME)
-                self._count_cut_off(future, result)  # the scopes of this call have more time
+                self._count_cut_off(child, result)  # the scopes of this call have more time
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
         except trio.Cancelled:
-            with trio.move_on_after(self._time_to_stop, shield=True):
-                await self._stop(future)
-            self._stop_in_the_end(future)
+            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
         finally:
-            self._runs[future] -= 1
-            if not self._runs[future]:
-                del self._runs[future]
-                self._cut_off.discard(future)  # what it counts as is decided
+            child.runs -= 1
+            if not child.runs:
+                child.cut_off = False  # what it counts as is decided
             self._dispatcher._futures.release(future)
 
     def _begin(
@@ -175,7 +178,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         message: Message,
         deadline: float,
         not_before: datetime | None = None,
-    ) -> Start:
+    ) -> tuple[Start, Child]:
         if self._left.is_set():
             raise ClosedError("this group was left, or cancelled; open another one to start tasks")
         self._dispatcher._check_open()
@@ -188,83 +191,86 @@ class TaskGroup(metaclass=NoPublicConstructor):
             not_before=not_before,
         )
         future = start.future
-        if future not in self._children:
-            self._started += 1
-            self._children[future] = deadline
-            self._unconfirmed[future] = (start.task,)
+        child = self._children.get(future)
+        if child is None:
+            child = self._children[future] = Child(start)
+            self._counts[child.count] += 1
             future._watchers += (self._on_end,)
             future._holders += 1  # the group, until `_let_go`
-        elif future in self._unconfirmed:
-            self._unconfirmed[future] += (start.task,)
-        return start
+        elif child.unconfirmed:
+            child.unconfirmed += (start.task,)
+        return start, child
 
-    async def _store(self, start: Start, *, tried: bool = False) -> None:
-        future = start.future
+    async def _store(self, start: Start, child: Child, *, tried: bool = False) -> None:
         try:
             await self._dispatcher._starter.store(start, tried=tried)
         except trio.Cancelled:
-            with trio.move_on_after(self._time_to_stop, shield=True):
-                await self._stop(future)
-            self._stop_in_the_end(future)
+            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
         except Exception:
-            left = [task for task in self._unconfirmed.get(future, ()) if task is not start.task]
-            if left:
-                self._unconfirmed[future] = tuple(left)
-            elif future in self._unconfirmed:
-                self._let_go(future)  # it is told here, and not once more at the end of the block
-                self._failed += 1
+            if child.unconfirmed:
+                child.unconfirmed = tuple(one for one in child.unconfirmed if one is not start.task)
+                if not child.unconfirmed:
+                    self._count(child, "failed")
+                    self._let_go(
+                        child
+                    )  # it is told here, and not once more at the end of the block
             raise
-        self._unconfirmed.pop(future, None)
+        child.confirm()
 
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
-        deadline = self._children.get(future)
-        if deadline is None:
+        child = self._children.get(future)
+        if child is None:
             return  # it was let go before
-        self._let_go(future)
+        self._let_go(child)
         try:
             result = future._take()
             if result.status is Status.SUCCESS:
-                self._succeeded += 1
+                self._count(child, "succeeded")
                 return
-            if was_cut_off(result, deadline):
-                self._cancelled += 1
-                self._cut_off.add(future)
-                if future not in self._runs:
-                    self._nursery.start_soon(self._await_deadline, future, deadline, result)
+            if was_cut_off(result, child.deadline):
+                self._count(child, "cancelled")
+                child.cut_off = True
+                if not child.runs:
+                    self._nursery.start_soon(self._await_deadline, child, result)
                 return
             result.raise_for_status()
         except SwarmTaskError as exc:
             if future._was_cancelled() and future._stopped is not None:
-                self._cancelled += 1
-                if future not in self._stopping:  # the user did, who does not wait for its end
-                    self._nursery.start_soon(self._wait_stopped, future)
+                self._count(child, "cancelled")
+                if child.stopping is None:  # the user did, who does not wait for its end
+                    self._nursery.start_soon(self._wait_stopped, child)
                 return
-            self._count_failure(exc)
+            self._count_failure(child, exc)
 
-    async def _await_deadline(self, future: Future, deadline: float, result: Result) -> None:
+    async def _await_deadline(self, child: Child, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
-        await trio.sleep_until(deadline + SAME_TIME)
-        self._count_cut_off(future, result)  # that scope was given more time
+        await trio.sleep_until(child.deadline + SAME_TIME)
+        self._count_cut_off(child, result)  # that scope was given more time
 
-    def _count_cut_off(self, future: Future, result: Result) -> None:
+    def _count_cut_off(self, child: Child, result: Result) -> None:
         """A child that was cut off has failed, for somebody here has more time than it had."""
-        if future in self._cut_off:
-            self._cut_off.discard(future)
-            self._cancelled -= 1
-            self._count_failure(TaskTimeoutError(result))
+        if child.cut_off:
+            child.cut_off = False
+            self._count_failure(child, TaskTimeoutError(result))
 
-    def _count_failure(self, exc: SwarmTaskError) -> None:
-        self._failed += 1
+    def _count_failure(self, child: Child, exc: SwarmTaskError) -> None:
+        self._count(child, "failed")
         if self._cancels_on_failure:
             self._nursery.start_soon(_raise, exc)
             self._nursery.cancel_scope.cancel()
 
-    def _let_go(self, future: Future) -> None:
-        del self._children[future]
-        self._unconfirmed.pop(future, None)
-        self._dispatcher._futures.release(future)
+    def _count(self, child: Child, count: str) -> None:
+        """A child counts as something else from now on."""
+        self._counts[child.count] -= 1
+        self._counts[count] += 1
+        child.count = count
+
+    def _let_go(self, child: Child) -> None:
+        del self._children[child.future]
+        child.confirm()
+        self._dispatcher._futures.release(child.future)
         if not self._children:
             self._all_ended.set()
 
@@ -276,50 +282,54 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 await self._all_ended.wait()
         finally:
             with trio.move_on_after(self._time_to_stop, shield=True):
-                told: set[Future] = set()
-                while new := self._children.keys() - told:  # begun while others were stopped
+                told: set[Child] = set()
+                while new := set(self._children.values()) - told:  # begun while others were stopped
                     told |= new
                     async with trio.open_nursery() as nursery:
-                        for future in new:
-                            nursery.start_soon(self._stop, future)
+                        for child in new:
+                            nursery.start_soon(self._stop, child)
             self._left.set()  # nobody would cancel a child that is begun from here on
-            for future in list(self._children):
-                self._let_go(future)  # and no longer waited for
-                self._given_up += 1
+            for child in list(self._children.values()):
+                self._let_go(child)  # and no longer waited for
             if self._lease is not None:
                 self._lease.end()
 
-    async def _stop(self, future: Future) -> None:
+    async def _stop(self, child: Child) -> None:
         """Cancel a child, and wait until its handler has ended."""
-        while future in self._stopping:  # by its `run` or `start`, which may give up before
-            await self._stopping[future].wait()
-        if not future._is_resolved():
-            self._stopping[future] = trio.Event()
+        while child.stopping is not None:  # by its `run` or `start`, which may give up before
+            await child.stopping.wait()
+        if not child.future._is_resolved():
+            child.stopping = trio.Event()
             try:
-                await self._cancel(future)
+                await self._cancel(child)
             finally:
-                self._stopping.pop(future).set()
+                stopping, child.stopping = child.stopping, None
+                stopping.set()
 
-    def _stop_in_the_end(self, future: Future) -> None:
-        if future in self._children:  # the broker was away: the block is not left before it is back
-            self._nursery.start_soon(self._stop, future)
-
-    async def _wait_stopped(self, future: Future) -> None:
+    async def _stop_for_caller(self, child: Child) -> None:
+        """Its `run` or `start` was cancelled."""
         with trio.move_on_after(self._time_to_stop, shield=True):
-            await self._cancel(future)
+            await self._stop(child)
+        if child.future in self._children:
+            # The broker was away: the block is not left before it is back.
+            self._nursery.start_soon(self._stop, child)
 
-    async def _cancel(self, future: Future) -> None:
+    async def _wait_stopped(self, child: Child) -> None:
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            await self._cancel(child)
+
+    async def _cancel(self, child: Child) -> None:
         dispatcher = self._dispatcher
         try:
-            if future in self._unconfirmed:
-                await dispatcher._outbox.store(self._unconfirmed[future][0], tried=True)
-                self._unconfirmed.pop(future, None)
-            await dispatcher._futures.cancel(future, self._grace)
+            if child.unconfirmed:
+                await dispatcher._outbox.store(child.unconfirmed[0], tried=True)
+                child.confirm()
+            await dispatcher._futures.cancel(child.future, self._grace)
         except SwarmTaskError as exc:
-            logger.warning("task %s of a group could not be cancelled: %s", future.id, exc)
-            if future in self._unconfirmed:
-                self._let_go(future)  # nor is it stored
-                self._cancelled += 1
+            logger.warning("task %s of a group could not be cancelled: %s", child.future.id, exc)
+            if child.unconfirmed:
+                self._count(child, "cancelled")
+                self._let_go(child)  # nor is it stored
 
 
 async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the nursery

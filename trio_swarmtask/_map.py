@@ -23,7 +23,7 @@ from ._errors import ClosedError
 
 if TYPE_CHECKING:
     from ._future import Future
-    from ._group import TaskGroup
+    from ._group import Child, TaskGroup
     from ._starter import Start
     from ._wire import Message, Result
 
@@ -155,10 +155,10 @@ class MapResults:
             await self._feeder.park()
         return self._taking
 
-    def _begin(self, message: object) -> tuple[Place, Start] | None:
+    def _begin(self, message: object) -> tuple[Place, Start, Child] | None:
         """Start the task of a message; what is returned is to be stored, and waited for."""
         group = self._group
-        start = group._begin(self._capability, message, math.inf)  # type: ignore[arg-type]  # it looks
+        start, child = group._begin(self._capability, message, math.inf)  # type: ignore[arg-type]  # it looks
         future = start.future
         group._dispatcher._futures.release(future)  # the group holds it
         place = Place()
@@ -167,23 +167,24 @@ class MapResults:
         if self._ordered:
             self._places.append(place)
         future._watchers += (partial(self._on_end, place, start.task.deadline),)
-        if group._dispatcher._starter.send(start, partial(self._on_sent, place, start)):
+        if group._dispatcher._starter.send(start, partial(self._on_sent, place, start, child)):
             return None
         if start.own:
-            return place, start
-        group._nursery.start_soon(self._store, place, start)  # it takes several round trips
+            return place, start, child
+        group._nursery.start_soon(self._store, place, start, child)  # it takes several round trips
         return None
 
-    def _on_sent(self, place: Place, start: Start, stored: bool) -> None:
-        future = start.future
+    def _on_sent(self, place: Place, start: Start, child: Child, stored: bool) -> None:
         if stored:
-            self._group._unconfirmed.pop(future, None)
-        elif future in self._group._children:
-            self._group._nursery.start_soon(partial(self._store, place, start, tried=True))
+            child.confirm()
+        elif child.future in self._group._children:
+            self._group._nursery.start_soon(partial(self._store, place, start, child, tried=True))
 
-    async def _store(self, place: Place, start: Start, *, tried: bool = False) -> None:
+    async def _store(
+        self, place: Place, start: Start, child: Child, *, tried: bool = False
+    ) -> None:
         try:
-            await self._group._store(start, tried=tried)
+            await self._group._store(start, child, tried=tried)
         except Exception as exc:  # noqa: BLE001 - it is raised to the reader
             self._taking = False
             self._finish(place, exc)

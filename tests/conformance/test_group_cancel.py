@@ -243,8 +243,9 @@ async def test_whoever_cancels_a_child_gives_up(
             await until(lambda: staff.running)
             with monkeypatch.context() as patched:
                 patched.setattr(TaskGroup, "_cancel", hang)
-                nursery.start_soon(group._stop, future)  # noqa: ASYNC111 - it ends before the block
-                await until(lambda: group._stopping)
+                child = group._children[future]
+                nursery.start_soon(group._stop, child)  # noqa: ASYNC111 - it ends before the block
+                await until(lambda: child.stopping is not None)
             group.cancel_scope.cancel()
             with trio.move_on_after(5, shield=True):
                 await trio.testing.wait_all_tasks_blocked()

@@ -71,8 +71,8 @@ async def test_task_that_is_confirmed_late(swarm: Swarm, monkeypatch: pytest.Mon
             await until(lambda: staff.running)
             assert isinstance(results, MapResults)
             group = results._group
-            (future,) = group._children
-            nursery.start_soon(group._stop, future)  # noqa: ASYNC111 - it ends after the block
+            ((future, child),) = group._children.items()
+            nursery.start_soon(group._stop, child)  # noqa: ASYNC111 - it ends after the block
             await tried_again.wait()
         assert future.state == TaskState.STOPPED
         assert staff.running == 0
