@@ -214,3 +214,27 @@ async def test_fail_then_resolve(future: Future) -> None:
     future._fail(BrokerError("lost"))
     with pytest.raises(ClosedError, match="it was closed"):
         await future.wait()
+
+
+async def test_watchers_are_told_one_by_one(
+    future: Future, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that raises keeps no other from hearing; one that is taken away hears nothing."""
+    told: list[str] = []
+
+    def stumble(_: Future) -> None:
+        told.append("first")
+        future._unwatch(left)
+        raise LookupError("no place to put it")
+
+    def left(_: Future) -> None:
+        told.append("one that has left")
+
+    for watcher in (stumble, left, lambda _: told.append("last")):
+        future._watch(watcher)
+    future._resolve(SUCCESS.encode())
+    future._resolve(SUCCESS.encode())
+    assert told == ["first", "last"]
+    assert await future.wait() == SUCCESS
+    assert "a watcher of task t-1 has failed" in caplog.text
+    assert "no place to put it" in caplog.text

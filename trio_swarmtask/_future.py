@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import enum
+import logging
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._source import Source
+
+logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
 
 
 class TaskState(enum.StrEnum):
@@ -220,10 +223,21 @@ class Future(metaclass=NoPublicConstructor):
             trio.lowlevel.reschedule(task)
         self._waiting.clear()
 
+    def _watch(self, watcher: Callable[[Future], None]) -> None:
+        """Call it when the task has a result, or can't get one any more."""
+        self._watchers += (watcher,)
+
+    def _unwatch(self, watcher: Callable[[Future], None]) -> None:
+        if self._watchers:
+            self._watchers = tuple(one for one in self._watchers if one != watcher)
+
     def _tell_watchers(self) -> None:
-        watchers, self._watchers = self._watchers, ()
-        for watcher in watchers:
-            watcher(self)
+        while self._watchers:  # one may take away another
+            watcher, self._watchers = self._watchers[0], self._watchers[1:]
+            try:
+                watcher(self)
+            except Exception as exc:  # the others are to hear of it all the same
+                logger.error("a watcher of task %s has failed", self._id, exc_info=exc)
 
     def _decode(self) -> None:
         assert self._data is not None

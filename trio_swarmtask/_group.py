@@ -16,6 +16,10 @@
 # then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
 # start it after all.
 #
+# A call of `start` or `run` may be made, and cancelled, by a task outside the block. So a child is
+# let go of only when it is over: it has a result, nobody here is cancelling it any more, whoever
+# began that, and it is decided what it counts as.
+#
 # One ID may be started and run any number of times at once: that is one child. So it is let go of
 # when the last of its starts was refused, and what came of it is counted once: each child is in one
 # of the counts of `statistics`, from its start on.
@@ -36,6 +40,7 @@ from ._statistics import GroupStatistics
 from ._util import NoPublicConstructor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from ._broker import NewTask
@@ -57,7 +62,16 @@ logger: Final = logging.getLogger("trio_swarmtask.group")
 class Child:
     """One task of a group: of one ID, however often it was started."""
 
-    __slots__ = ("count", "cut_off", "deadline", "future", "runs", "stopping", "unconfirmed")
+    __slots__ = (
+        "_watchers",
+        "count",
+        "cut_off",
+        "deadline",
+        "future",
+        "runs",
+        "stopping",
+        "unconfirmed",
+    )
 
     def __init__(self, start: Start) -> None:
         self.future = start.future
@@ -66,12 +80,27 @@ class Child:
         # By the broker, so it may not be stored: what its starts, all that are under way, store.
         self.unconfirmed: tuple[NewTask, ...] = (start.task,)
         self.runs = 0  # how many calls of `run` wait for it
-        self.cut_off = False  # by a deadline here; so it counts as cancelled
+        self.cut_off = False  # by a deadline here: it counts as cancelled, until that is decided
         self.stopping: trio.Event | None = None  # while it is cancelled; set when that is over
+        self._watchers: list[Callable[[Future], None]] = []
 
     def confirm(self) -> None:
         """It is stored for sure, or it makes no difference any more."""
         self.unconfirmed = ()
+
+    def watch(self, watcher: Callable[[Future], None]) -> None:
+        """Call it when the task has a result, or can't get one any more, unless let go before."""
+        self._watchers.append(watcher)
+        self.future._watch(watcher)
+
+    def unwatch(self) -> None:
+        """Nobody here is to hear of it any more."""
+        for watcher in self._watchers:
+            self.future._unwatch(watcher)
+
+    def is_over(self) -> bool:
+        """Whether nothing of it is to be waited for."""
+        return self.future._is_resolved() and self.stopping is None and not self.cut_off
 
 
 @final
@@ -100,7 +129,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._time_to_stop = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
-        self._children: dict[Future, Child] = {}  # that have not ended
+        self._children: dict[Future, Child] = {}  # that are not over
         self._counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
         self._left = trio.Event()
         self._all_ended = trio.Event()
@@ -168,8 +197,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
             raise
         finally:
             child.runs -= 1
-            if not child.runs:
+            if not child.runs and child.cut_off:
                 child.cut_off = False  # what it counts as is decided
+                self._let_go_if_over(child)
             self._dispatcher._futures.release(future)
 
     def _begin(
@@ -195,7 +225,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if child is None:
             child = self._children[future] = Child(start)
             self._counts[child.count] += 1
-            future._watchers += (self._on_end,)
+            child.watch(self._on_end)
             future._holders += 1  # the group, until `_let_go`
         elif child.unconfirmed:
             child.unconfirmed += (start.task,)
@@ -220,29 +250,29 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
-        child = self._children.get(future)
-        if child is None:
-            return  # it was let go before
-        self._let_go(child)
+        child = self._children[future]
+        child.confirm()
         try:
             result = future._take()
             if result.status is Status.SUCCESS:
                 self._count(child, "succeeded")
-                return
-            if was_cut_off(result, child.deadline):
+            elif was_cut_off(result, child.deadline):
                 self._count(child, "cancelled")
                 child.cut_off = True
                 if not child.runs:
                     self._nursery.start_soon(self._await_deadline, child, result)
-                return
-            result.raise_for_status()
+            else:
+                result.raise_for_status()
         except SwarmTaskError as exc:
             if future._was_cancelled() and future._stopped is not None:
                 self._count(child, "cancelled")
                 if child.stopping is None:  # the user did, who does not wait for its end
+                    child.stopping = trio.Event()
                     self._nursery.start_soon(self._wait_stopped, child)
-                return
-            self._count_failure(child, exc)
+            else:
+                self._count_failure(child, exc)
+        finally:
+            self._let_go_if_over(child)
 
     async def _await_deadline(self, child: Child, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
@@ -254,6 +284,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if child.cut_off:
             child.cut_off = False
             self._count_failure(child, TaskTimeoutError(result))
+            self._let_go_if_over(child)
 
     def _count_failure(self, child: Child, exc: SwarmTaskError) -> None:
         self._count(child, "failed")
@@ -267,9 +298,16 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._counts[count] += 1
         child.count = count
 
+    def _let_go_if_over(self, child: Child) -> None:
+        if child.is_over() and child.future in self._children:
+            self._let_go(child)
+
     def _let_go(self, child: Child) -> None:
         del self._children[child.future]
         child.confirm()
+        if not child.future._is_resolved():
+            child.unwatch()
+        child.cut_off = False
         self._dispatcher._futures.release(child.future)
         if not self._children:
             self._all_ended.set()
@@ -303,8 +341,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             try:
                 await self._cancel(child)
             finally:
-                stopping, child.stopping = child.stopping, None
-                stopping.set()
+                self._end_stopping(child)
 
     async def _stop_for_caller(self, child: Child) -> None:
         """Its `run` or `start` was cancelled."""
@@ -315,8 +352,18 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._nursery.start_soon(self._stop, child)
 
     async def _wait_stopped(self, child: Child) -> None:
-        with trio.move_on_after(self._time_to_stop, shield=True):
-            await self._cancel(child)
+        """Somebody else has cancelled it, and need not wait for its handler's end."""
+        try:
+            with trio.move_on_after(self._time_to_stop, shield=True):
+                await self._cancel(child)
+        finally:
+            self._end_stopping(child)
+
+    def _end_stopping(self, child: Child) -> None:
+        stopping, child.stopping = child.stopping, None
+        assert stopping is not None
+        stopping.set()
+        self._let_go_if_over(child)
 
     async def _cancel(self, child: Child) -> None:
         dispatcher = self._dispatcher

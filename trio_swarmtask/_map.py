@@ -166,7 +166,7 @@ class MapResults:
         self._used += 1
         if self._ordered:
             self._places.append(place)
-        future._watchers += (partial(self._on_end, place, start.task.deadline),)
+        child.watch(partial(self._on_end, place, start.task.deadline))
         if group._dispatcher._starter.send(start, partial(self._on_sent, place, start, child)):
             return None
         if start.own:
@@ -193,6 +193,8 @@ class MapResults:
     # Outcomes
 
     def _on_end(self, place: Place, deadline: float, future: Future) -> None:
+        if self._left:
+            return
         result = future._result  # the group has decoded it
         if result is not None and was_cut_off(result, deadline):
             self._group._nursery.start_soon(self._finish_late, place, deadline, future)

@@ -82,7 +82,7 @@ class Updates(metaclass=NoPublicConstructor):
             if self._future._is_resolved():
                 self._end()
                 return
-            self._future._watchers += (self._on_future_end,)
+            self._future._watch(self._on_future_end)
             try:
                 await self._lifetime.run(self._source.__aenter__)
                 self._entered = True
@@ -91,7 +91,7 @@ class Updates(metaclass=NoPublicConstructor):
                     raise
             finally:
                 if not self._entered:
-                    self._unwatch()
+                    self._future._unwatch(self._on_future_end)
                 elif self._lifetime.is_over:  # in the moment in which it began
                     self._source.end()
 
@@ -113,14 +113,10 @@ class Updates(metaclass=NoPublicConstructor):
         self._end(discard=True)
 
     def _end(self, *, discard: bool = False) -> None:
-        self._unwatch()
+        self._future._unwatch(self._on_future_end)
         self._buffer.end(discard=discard)
         self._source.end()
         self._lifetime.end(partial(_Ended, "the task has ended"))
-
-    def _unwatch(self) -> None:
-        future = self._future
-        future._watchers = tuple(one for one in future._watchers if one != self._on_future_end)
 
 
 class _Ended(SwarmTaskError):
