@@ -15,6 +15,7 @@ from trio_swarmtask import (
     Result,
     Status,
     SwarmTaskError,
+    TaskState,
     UnsupportedVersionError,
 )
 from trio_swarmtask._future import Holder
@@ -185,6 +186,7 @@ async def test_result_of_a_future_version(future: Future) -> None:
         "result envelope of version 2: this library reads up to 1; upgrade it"
     }
     assert len(set(map(id, errors))) == 3
+    assert future.state == TaskState.ENDED  # there is one
 
 
 @pytest.mark.parametrize("error", [ClosedError("it was closed"), BrokerError("lost h for good")])
@@ -205,6 +207,7 @@ async def test_fail(future: Future, error: SwarmTaskError) -> None:
         assert raised.__cause__ is error
     assert len(set(map(id, errors))) == 3
     assert error.__traceback__ is None
+    assert future.state == TaskState.OUTSTANDING
 
 
 async def test_fail_then_resolve(future: Future) -> None:

@@ -7,7 +7,6 @@ from copy import copy
 from typing import TYPE_CHECKING, final
 
 from ._dispatcher_base import DispatcherBase
-from ._errors import ClosedError
 from ._names import check_task_id, check_timeout, shorten
 from ._open_group import Orphans, open_group
 from ._open_map import CanMap
@@ -205,7 +204,9 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
             after the last renewal.
 
         Raises:
-          ExceptionGroup: of `TaskFailedError`, `TaskTimeoutError`, and what the block raised.
+          ExceptionGroup: of `TaskFailedError`, `TaskTimeoutError`, and what the block raised; of
+            `ClosedError` or `BrokerError`, if the dispatcher was closed, or lost its server for
+            good, while tasks were outstanding, whatever ``on_failure`` says.
           ClosedError: if this dispatcher is closed.
           BrokerError: if there can be no lease.
         """
@@ -237,4 +238,4 @@ async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher
         try:
             yield dispatcher
         finally:
-            dispatcher._end(ClosedError("the dispatcher was closed before the result came"))
+            await dispatcher._close()  # noqa: ASYNC102 - it has a shield

@@ -1,6 +1,9 @@
 # What a dispatcher is made of, and how it is closed.
 #
 # Pure Trio, and no task of its own: the outbox's callback resolves the future.
+#
+# Closing has an order: no new work, then cancel what open groups and maps have, which needs the
+# connection, then end what waits. A task that was started by itself is nobody's: it goes on.
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ._statistics import DispatcherStatistics
 
 if TYPE_CHECKING:
     from ._broker import Outbox
+    from ._group import TaskGroup
     from ._wire import Message
 
 
@@ -30,6 +34,7 @@ class DispatcherBase:
         self._closing = False
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
+        self._groups: set[TaskGroup] = set()  # that are open, those of maps too
         self._aborted = 0
         self._host: DispatcherBase | None = None  # of a worker, of which this is one task's view
         self._parent: Message | None = None  # that task
@@ -54,8 +59,8 @@ class DispatcherBase:
         """Take no new work, and wait for the outstanding futures.
 
         Args:
-          timeout: Seconds; below 0 is 0. What is outstanding then is aborted: its waiters get
-            `ClosedError`.
+          timeout: Seconds; below 0 is 0. What is outstanding then is aborted, as by `aclose`, which
+            takes its own time.
 
         Raises:
           trio.TooSlowError: if something was aborted. Also closed if cancelled.
@@ -69,7 +74,7 @@ class DispatcherBase:
                 await trio.lowlevel.checkpoint()
                 await self._futures.wait_none()
         finally:
-            self._end(ClosedError("the dispatcher was closed before the result came"))
+            await self._close()  # noqa: ASYNC102 - it has a shield
         if waiting_for and self._aborted:
             raise trio.TooSlowError(
                 f"{self._aborted} tasks were outstanding when the dispatcher was closed, after "
@@ -77,9 +82,14 @@ class DispatcherBase:
             )
 
     async def aclose(self) -> None:
-        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`."""
+        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`.
+
+        Tasks that were started one by one go on. Those of open groups and maps are cancelled first,
+        and their handlers' clean-up is waited for: for the group's ``grace``, and five seconds that
+        telling may take. Their block then raises `ClosedError`. Also closed if cancelled.
+        """
         self._check_own()
-        self._end(ClosedError("the dispatcher was closed before the result came"))
+        await self._close()
         await trio.lowlevel.checkpoint()
 
     def statistics(self) -> DispatcherStatistics:
@@ -90,12 +100,29 @@ class DispatcherBase:
             resolved=self._futures.resolved,
         )
 
+    async def _close(self) -> None:
+        """End, and before that, while there is a connection, the tasks of groups and maps."""
+        self._closing = True
+        if self._ended is not None:
+            return
+        self._aborted = max(self._aborted, len(self._futures.waiting))
+        error = ClosedError("the dispatcher was closed before the result came")
+        try:
+            if groups := list(self._groups):
+                time_to_stop = max(group._time_to_stop for group in groups)
+                with trio.move_on_after(time_to_stop, shield=True):
+                    async with trio.open_nursery() as nursery:
+                        for group in groups:
+                            nursery.start_soon(group._close, error)
+        finally:
+            self._end(error)
+
     def _end(self, error: SwarmTaskError) -> None:
         if self._ended is not None:
             return
         self._ended = error
         self._outbox.close()
-        self._aborted = self._futures.fail_all(error)
+        self._aborted = max(self._aborted, self._futures.fail_all(error))
 
     def _closed_error(self) -> SwarmTaskError:
         if isinstance(self._ended, BrokerError):

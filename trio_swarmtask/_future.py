@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from ._envelope import Status
-from ._errors import InvalidMessageError, SwarmTaskError
+from ._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from ._names import shorten
 from ._updates import Updates
 from ._util import NoPublicConstructor
@@ -31,7 +31,7 @@ class TaskState(enum.StrEnum):
     """What a `Future` knows of its task."""
 
     OUTSTANDING = "outstanding"
-    """It has no result yet."""
+    """It has no result here: none yet, or the dispatcher was closed or lost before one came."""
 
     ENDED = "ended"
     """It has a result."""
@@ -111,7 +111,7 @@ class Future(metaclass=NoPublicConstructor):
     @property
     def state(self) -> TaskState:
         """What is known of the task."""
-        if not self._is_resolved():
+        if not self._is_resolved() or self._is_failed():
             return TaskState.OUTSTANDING
         if self._stopped is None or not self._was_cancelled():
             return TaskState.ENDED
@@ -203,6 +203,10 @@ class Future(metaclass=NoPublicConstructor):
         if self._data is not None:
             self._decode()
         return self._result is not None and self._result.cancelled_by != ""
+
+    def _is_failed(self) -> bool:
+        """Whether it can get no result any more."""
+        return isinstance(self._error, ClosedError | BrokerError)
 
     def _is_resolved(self) -> bool:
         return self._data is not None or self._result is not None or self._error is not None

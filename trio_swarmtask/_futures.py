@@ -11,14 +11,14 @@ import trio
 
 from ._broker import ResultListener
 from ._cancelled import encode_cancelled
-from ._errors import BrokerError, ClosedError
+from ._errors import ClosedError
 from ._future import Future, Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ._broker import Outbox
-    from ._errors import SwarmTaskError
+    from ._errors import BrokerError, SwarmTaskError
     from ._source import Source
 
 
@@ -83,7 +83,8 @@ class Futures(ResultListener, Holder):
 
     async def cancel(self, future: Future, grace: float) -> bool:
         """See `Future.cancel`; then wait for the handler's clean-up, for ``grace`` seconds."""
-        if isinstance(future._error, ClosedError | BrokerError):
+        if future._is_failed():
+            assert future._error is not None
             await trio.lowlevel.checkpoint()
             raise type(future._error)(*future._error.args)
         if future._is_resolved():

@@ -20,6 +20,10 @@
 # let go of only when it is over: it has a result, nobody here is cancelling it any more, whoever
 # began that, and it is decided what it counts as.
 #
+# Where the dispatcher is closed while there are children, they are cancelled first, and the block
+# raises what a future without a result does: at once, or, if it collects, in the end. Where the
+# server is lost for good, nobody can be told, and it raises that.
+#
 # One ID may be started and run any number of times at once: that is one child. So it is let go of
 # when the last of its starts was refused, and what came of it is counted once: each child is in one
 # of the counts of `statistics`, from its start on.
@@ -131,6 +135,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._deadline = trio.current_effective_deadline()
         self._children: dict[Future, Child] = {}  # that are not over
         self._counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        self._is_stopping = False  # all children, for it was cancelled
+        self._ended_by: SwarmTaskError | None = None  # for the dispatcher was closed, or lost
         self._left = trio.Event()
         self._all_ended = trio.Event()
 
@@ -264,7 +270,10 @@ class TaskGroup(metaclass=NoPublicConstructor):
             else:
                 result.raise_for_status()
         except SwarmTaskError as exc:
-            if future._was_cancelled() and future._stopped is not None:
+            if future._is_failed():
+                self._count(child, "failed")
+                self._end_by(exc)
+            elif future._was_cancelled() and future._stopped is not None:
                 self._count(child, "cancelled")
                 if child.stopping is None:  # the user did, who does not wait for its end
                     child.stopping = trio.Event()
@@ -319,18 +328,40 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
         finally:
-            with trio.move_on_after(self._time_to_stop, shield=True):
-                told: set[Child] = set()
-                while new := set(self._children.values()) - told:  # begun while others were stopped
-                    told |= new
-                    async with trio.open_nursery() as nursery:
-                        for child in new:
-                            nursery.start_soon(self._stop, child)
+            self._is_stopping = True
+            await self._stop_all()  # noqa: ASYNC102 - it has a shield
             self._left.set()  # nobody would cancel a child that is begun from here on
             for child in list(self._children.values()):
                 self._let_go(child)  # and no longer waited for
+            self._dispatcher._groups.discard(self)
             if self._lease is not None:
                 self._lease.end()
+            if self._ended_by is not None and not self._cancels_on_failure:
+                self._nursery.start_soon(_raise, self._ended_by)
+
+    async def _stop_all(self) -> None:
+        """Cancel the children, and wait until their handlers have ended, if that can be had."""
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            told: set[Child] = set()
+            while new := set(self._children.values()) - told:  # begun while others were stopped
+                told |= new
+                async with trio.open_nursery() as nursery:
+                    for child in new:
+                        nursery.start_soon(self._stop, child)
+
+    async def _close(self, error: SwarmTaskError) -> None:
+        """The dispatcher is about to be closed, with ``error``; nothing is begun any more."""
+        if self._counts["outstanding"] and not self._is_stopping:
+            self._end_by(error)
+        await self._stop_all()
+
+    def _end_by(self, error: SwarmTaskError) -> None:
+        """Tasks of the group can get no result any more: the block raises that."""
+        if self._ended_by is None:
+            self._ended_by = error
+            if self._cancels_on_failure:
+                self._nursery.start_soon(_raise, error)
+                self._nursery.cancel_scope.cancel()
 
     async def _stop(self, child: Child) -> None:
         """Cancel a child, and wait until its handler has ended."""

@@ -34,6 +34,7 @@ async def open_group(
         await lease.begin()
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
         group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace, lease)
+        dispatcher._groups.add(group)  # until its keeper has ended
         nursery.start_soon(group._keep)
         if lease is not None:
             nursery.start_soon(lease.keep)

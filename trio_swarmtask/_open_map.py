@@ -54,7 +54,8 @@ class CanMap:
         What ``messages`` raises, and what `start` raises for one of them, is raised to the reader
         as one more result would come, and nothing is taken after it; if it was not read, out of
         the block. Several tasks may read: each result goes to one of them. Reading raises
-        `ClosedError` after the block was left.
+        `ClosedError` after the block was left. If the dispatcher is closed, or loses its server for
+        good, while tasks are outstanding, the block raises what `Future.wait` does, in the end.
 
         Args:
           capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.

@@ -12,6 +12,7 @@ from swarm import NATSSwarm, echo, until, within
 from trio_swarmtask import (
     BrokerError,
     Message,
+    NATSConfig,
     Result,
     Status,
     TaskFailedError,
@@ -24,6 +25,7 @@ from trio_swarmtask import (
 from trio_swarmtask._nats import _outbox
 
 if TYPE_CHECKING:
+    from trio_swarmtask import Future
     from trio_swarmtask._broker import Delivery
     from trio_swarmtask.server import Server
 
@@ -45,6 +47,24 @@ async def test_outage_that_outlasts_the_grace(
         proxy.mend()
         await future.cancel()
         assert future.result.cancelled_by
+
+
+@within(20)
+async def test_server_that_is_lost_for_good(server: Server) -> None:
+    """A group that collects says so as well, in the end; its futures have no result."""
+    futures: list[Future] = []
+    async with open_proxy(server.port) as proxy:
+        config = NATSConfig(proxy.url, reconnect_timeout=0.2)
+        with pytest.RaisesGroup(BrokerError, BrokerError, flatten_subgroups=True):
+            async with (  # the dispatcher's block says so, too
+                open_dispatcher(config) as dispatcher,
+                dispatcher.open_group(on_failure="collect") as group,
+            ):
+                futures += [await group.start("coder", Message()) for _ in range(3)]
+                proxy.cut(for_good=True)
+                await trio.sleep_forever()
+    assert [future.state for future in futures] == [TaskState.OUTSTANDING] * 3
+    assert group.statistics().failed == 3
 
 
 @within(20)
