@@ -11,7 +11,7 @@ from ._names import check_task_id, check_timeout, shorten
 from ._open_group import Orphans, open_group
 from ._open_map import CanMap
 from ._schedule import Schedule, check_name, make_plan, read_plans
-from ._util import NoPublicConstructor
+from ._util import NoPublicConstructor, open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -233,9 +233,15 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
 async def host_dispatcher(broker: Broker, name: str) -> AsyncIterator[Dispatcher]:
     """Run a dispatcher on an open broker; leaving the block is its `aclose`."""
     dispatcher = Dispatcher._create(name)
-    async with broker.open_outbox(dispatcher._key, dispatcher._futures) as outbox:
-        dispatcher._outbox = dispatcher._futures.outbox = dispatcher._starter.outbox = outbox
+    futures = dispatcher._futures
+    async with (
+        broker.open_outbox(dispatcher._key, futures) as outbox,
+        open_flat_nursery() as futures.asking,
+    ):
+        dispatcher._outbox = futures.outbox = dispatcher._starter.outbox = outbox
         try:
             yield dispatcher
         finally:
             await dispatcher._close()  # noqa: ASYNC102 - it has a shield
+            futures.asking.cancel_scope.cancel()
+            futures.asking = None

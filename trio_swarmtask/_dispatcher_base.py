@@ -1,6 +1,6 @@
 # What a dispatcher is made of, and how it is closed.
 #
-# Pure Trio, and no task of its own: the outbox's callback resolves the future.
+# Pure Trio: the outbox's callback resolves the future, and no task here waits for it.
 #
 # Closing has an order: no new work, then cancel what open groups and maps have, which needs the
 # connection, then end what waits. A task that was started by itself is nobody's: it goes on.

@@ -20,6 +20,9 @@ VERSION: int = 1
 CANCELLED_BY: Final = "swarm-cancelled-by"
 """In a failed result's metadata: the task was cancelled, by the dispatcher or worker named."""
 
+CAPABILITY: Final = "swarm-capability"
+"""Beside that: the capability of the task, for those who hold it by its ID alone."""
+
 PAST_DEADLINE: Final = "swarm-deadline"
 """In a timeout's metadata: the deadline was that of whoever started the task."""
 

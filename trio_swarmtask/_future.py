@@ -37,10 +37,10 @@ class TaskState(enum.StrEnum):
     """It has a result."""
 
     STOPPED = "stopped"
-    """It was cancelled here, and no handler of it runs any more, or ever did."""
+    """It was cancelled, and no handler of it runs any more, or ever did."""
 
     UNCONFIRMED = "unconfirmed"
-    """It was cancelled here, and its handler may be cleaning up, or run on."""
+    """It was cancelled, and its handler may be cleaning up, or run on: nobody says otherwise."""
 
 
 class Holder(ABC):
@@ -49,6 +49,9 @@ class Holder(ABC):
     @abstractmethod
     async def cancel(self, future: Future, grace: float) -> bool:
         """Cancel its task and wait so many seconds for the handler; whether that runs no more."""
+
+    def ask(self, future: Future) -> None:  # noqa: B027 - where nobody can be asked, it is nothing
+        """Find out whether the handler of a task that another has cancelled runs no more."""
 
     @abstractmethod
     def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
@@ -83,7 +86,8 @@ class Future(metaclass=NoPublicConstructor):
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
         self._waiting: list[trio.lowlevel.Task] = []
-        self._stopped: bool | None = None  # once cancelled here: whether no handler runs any more
+        # Once cancelled here, or asked about: whether no handler runs any more.
+        self._stopped: bool | None = None
         self._watchers: tuple[Callable[[Future], None], ...] = ()
         self._holders = 0
         self._expected = False
@@ -106,15 +110,21 @@ class Future(metaclass=NoPublicConstructor):
         """
         if not self._is_resolved():
             raise RuntimeError(f"task {self._id} has no result yet; await the future's wait()")
-        return self._take()
+        return self._look()
 
     @property
     def state(self) -> TaskState:
-        """What is known of the task."""
+        """What is known of the task.
+
+        Of one that somebody else has cancelled, the dispatcher asks the workers whether its handler
+        has ended, when its result is first looked at, here or by `wait` or `result`. Until there is
+        an answer, it is ``unconfirmed``.
+        """
         if not self._is_resolved() or self._is_failed():
             return TaskState.OUTSTANDING
-        if self._stopped is None or not self._was_cancelled():
+        if not self._was_cancelled():
             return TaskState.ENDED
+        self._look()
         return TaskState.STOPPED if self._stopped else TaskState.UNCONFIRMED
 
     async def wait(self) -> Result:
@@ -137,7 +147,7 @@ class Future(metaclass=NoPublicConstructor):
             not self._is_resolved()
         ):  # or `Starter.store_soon` woke it, which has a task more to do
             await self._park()
-        return self._take()
+        return self._look()
 
     async def cancel(self) -> None:
         """Cancel the task, wherever it waits or runs.
@@ -197,6 +207,13 @@ class Future(metaclass=NoPublicConstructor):
             self._error = error
             self._wake()
             self._tell_watchers()
+
+    def _look(self) -> Result:
+        """What it was resolved by, for somebody who may want to know more."""
+        result = self._take()
+        if result.status is Status.FAILED and self._stopped is None and result.cancelled_by:
+            self._holder.ask(self)
+        return result
 
     def _was_cancelled(self) -> bool:
         """Whether it is resolved by the result of a task that was cancelled."""

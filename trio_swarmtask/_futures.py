@@ -2,24 +2,39 @@
 #
 # Invariant: a future is here from before its task is published until it is resolved, failed, or
 # given up by everyone who held it; no longer, no less.
+#
+# A task may be cancelled by others: its result says so, and its handler may be cleaning up still.
+# The groups here wait for its end as for what they cancel themselves. Where no group has the task,
+# its worker is asked when somebody first looks at the result; a result that nobody looks at, and
+# one that says anything else, costs nothing. Whoever asks cancels it once more, which changes
+# nothing, and finishes what the other may have left half done: it may have died. But much later the
+# ID may be that of another task; so the result is looked up first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ._broker import ResultListener
-from ._cancelled import encode_cancelled
-from ._errors import ClosedError
+from ._cancelled import encode_cancelled, find_capability
+from ._errors import ClosedError, SwarmTaskError
 from ._future import Future, Holder
+from ._wire import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ._broker import Outbox
-    from ._errors import BrokerError, SwarmTaskError
+    from ._errors import BrokerError
     from ._source import Source
+
+logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+
+# For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
+# that; it is for a worker that has died meanwhile.
+_CLEAN_UP_SECONDS: Final = 600.0
 
 
 class Futures(ResultListener, Holder):
@@ -29,7 +44,8 @@ class Futures(ResultListener, Holder):
         self.waiting: dict[str, Future] = {}
         self.started = 0
         self.resolved = 0
-        self.outbox: Outbox  # set by host_dispatcher before there is a future
+        self.outbox: Outbox  # both set by host_dispatcher before there is a future
+        self.asking: trio.Nursery | None = None  # until the dispatcher is closed
         self._name = name
         self._on_lost = on_lost
         self._none_waiting = trio.Event()
@@ -91,13 +107,28 @@ class Futures(ResultListener, Holder):
             await trio.lowlevel.checkpoint()
         else:
             future._stopped = False
-            result = encode_cancelled(future.id, self._name)
+            result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
         stopped = not future._was_cancelled() or await self.outbox.stop(
             future._capability, future.id, grace, due=future._due
         )
         future._stopped = stopped or future._stopped is True  # as somebody else has heard
         return stopped
+
+    def ask(self, future: Future) -> None:
+        future._stopped = False
+        assert future._result is not None
+        future._capability = future._capability or find_capability(future._result)
+        if self.asking is not None:
+            self.asking.start_soon(self._ask, future)
+
+    async def _ask(self, future: Future) -> None:
+        try:
+            data = await self.outbox.fetch(future.id)
+            if data is not None and Result.decode(data) == future._result:
+                await self.cancel(future, _CLEAN_UP_SECONDS)
+        except SwarmTaskError as exc:
+            logger.debug("can't ask whether task %s has ended: %s", future.id, exc)
 
     def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
         return self.outbox.follow(task_id, on_report)

@@ -16,6 +16,9 @@
 # then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
 # start it after all.
 #
+# A child may be cancelled by others: by its future, by another group, by another dispatcher. Its
+# handler's end is waited for all the same, and its worker asked for it.
+#
 # A call of `start` or `run` may be made, and cancelled, by a task outside the block. So a child is
 # let go of only when it is over: it has a result, nobody here is cancelling it any more, whoever
 # began that, and it is decided what it counts as.
@@ -273,13 +276,18 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if future._is_failed():
                 self._count(child, "failed")
                 self._end_by(exc)
-            elif future._was_cancelled() and future._stopped is not None:
-                self._count(child, "cancelled")
-                if child.stopping is None:  # the user did, who does not wait for its end
-                    child.stopping = trio.Event()
-                    self._nursery.start_soon(self._wait_stopped, child)
-            else:
+                return
+            if not future._was_cancelled():
                 self._count_failure(child, exc)
+                return
+            if future._stopped is None:  # not here
+                future._stopped = False
+                self._count_failure(child, exc)
+            else:
+                self._count(child, "cancelled")
+            if child.stopping is None:  # it is somebody who does not wait for its end
+                child.stopping = trio.Event()
+                self._nursery.start_soon(self._wait_stopped, child)
         finally:
             self._let_go_if_over(child)
 

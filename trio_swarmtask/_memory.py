@@ -260,7 +260,8 @@ class _MemoryOutbox(Outbox):
         if capability is not None:
             queues = [self._broker._queue(capability)]
         else:
-            queues = [queue for queue in self._broker._queues.values() if task_id in queue]
+            # All: whoever runs it hears of it also where it was taken out of its queue before.
+            queues = list(self._broker._queues.values())
         notice = _MemoryNotice(task_id)
         for queue in queues:
             queue.cancel(notice)

@@ -91,9 +91,6 @@ class Queue:
         self._next_check = math.inf  # nothing is due before
         self._check_earlier = trio.Event()
 
-    def __contains__(self, task_id: str) -> bool:
-        return task_id in self._tasks
-
     def add(self, task: Task, due: float = -math.inf) -> None:
         self._tasks.setdefault(task.task_id, []).append(task)
         task.number = next(self._numbers)

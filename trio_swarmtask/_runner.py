@@ -124,7 +124,7 @@ class JobRunner:
             self._let_be(job)
         elif result is None and job.cancelled:
             # It is there by all accounts; else this one says what happened.
-            result = cancelled_result(self._name)
+            result = cancelled_result(self._name, job.delivery.capability)
         elif result is None and not job.interrupted:
             error = f"the handler did not end within {job.timeout:.4g} seconds"
             result = timeout_result(error, job)
@@ -262,7 +262,8 @@ class JobRunner:
         if not job.cancelled:
             return None  # whoever stored it tells
         assert job.message is not None
-        return job.stored or self._encode(job, cancelled_result(self._name), job.message)
+        result = cancelled_result(self._name, job.delivery.capability)
+        return job.stored or self._encode(job, result, job.message)
 
     async def give_back(self, job: Job) -> None:
         """Give the task to others, if that is what is left to do; never raises.

@@ -18,9 +18,9 @@
 # and the one who asked is told when the task is let go. What is not heard (the connection was down,
 # the push got lost) is found by looking for results of what runs: after a gap, and in each round of
 # renewal for what has run through the one before. A task that is not here yet may be on its way: it
-# is remembered, and its result is looked for before it is started. So is one that has ended here
-# with a result that came after the canceller's, whose push may come later still. A task that has a
-# lease is cancelled here when that has lapsed.
+# is remembered, and its result is looked for before it is started. So is one that was cancelled and
+# has ended here, or had ended with a result that came after the canceller's: others who hold it may
+# ask later still. A task that has a lease is cancelled here when that has lapsed.
 #
 # A delivery may have waited in the socket while the thread was held up, and be another's by now. So
 # what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
@@ -112,7 +112,7 @@ class Service:
             notice.ended()
         if job.rests_until:
             self._resting[job.delivery.task_id] = job.rests_until
-        if job.superseded and not self._over.is_full():
+        if (job.superseded or job.cancelled) and not self._over.is_full():
             self._over.put(job.delivery.task_id, None)
         if self._owed:
             self._owed -= 1

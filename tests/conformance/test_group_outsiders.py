@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
-import trio.testing
 from staff import Staff
 from swarm import Swarm, until, within
 
 from trio_swarmtask import (
+    Dispatcher,
+    Future,
     Message,
     Result,
     Status,
+    TaskCancelledError,
     TaskState,
     TaskTimeoutError,
     _group,
 )
-from trio_swarmtask._envelope import PAST_DEADLINE
+from trio_swarmtask._envelope import CANCELLED_BY, CAPABILITY, PAST_DEADLINE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from trio_swarmtask._broker import NewTask
+
+    Canceller = Callable[[Swarm, Future], Awaitable[None]]
 
 SLOW = Message(id="mine", inputs={"do": "wait", "clean_up": "0.5"})
 # What a worker stores whose clock is a little fast.
@@ -144,3 +152,239 @@ async def test_child_of_several_groups_and_a_map(swarm: Swarm) -> None:
             assert await anext(results) == done
         assert one.statistics().succeeded == two.statistics().succeeded == 1
         assert heard == ["one that stumbles"]
+
+
+async def by_attaching(swarm: Swarm, future: Future) -> None:
+    async with swarm.dispatcher(name="rival") as rival:
+        await (await rival.attach(future.id)).cancel()
+
+
+async def by_a_group(swarm: Swarm, future: Future) -> None:
+    async with swarm.dispatcher(name="rival") as rival, rival.open_group() as group:
+        await group.start("coder", SLOW)
+        group.cancel_scope.cancel()
+
+
+async def by_a_group_that_has_no_time(swarm: Swarm, future: Future) -> None:
+    async with swarm.dispatcher(name="rival") as rival, rival.open_group(grace=0) as group:
+        await group.start("coder", SLOW)
+        group.cancel_scope.cancel()
+
+
+CANCELLERS = pytest.mark.parametrize(
+    "cancel", [by_attaching, by_a_group, by_a_group_that_has_no_time]
+)
+
+
+@CANCELLERS
+@pytest.mark.parametrize("on_failure", ["cancel", "collect"])
+@within(20)
+async def test_child_that_is_cancelled_by_others(
+    swarm: Swarm, cancel: Canceller, on_failure: str
+) -> None:
+    """That is a failure, as before; the clean-up of its handler is waited for."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with trio.open_nursery() as nursery:
+            with (
+                pytest.RaisesGroup(TaskCancelledError) if on_failure == "cancel" else nullcontext()
+            ):
+                async with dispatcher.open_group(on_failure=on_failure) as group:  # type: ignore[arg-type]  # one of the two
+                    future = await group.start("coder", SLOW)
+                    await until(lambda: staff.running)
+                    nursery.start_soon(cancel, swarm, future)
+            assert (staff.running, staff.clean_ups) == (0, 1)
+            assert future.state == TaskState.STOPPED
+        assert future.result.cancelled_by == "rival"
+        assert group.statistics().failed == 1
+
+
+@within(20)
+async def test_child_that_another_group_of_the_dispatcher_cancels(swarm: Swarm) -> None:
+    """It was cancelled here: no failure."""
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", SLOW)
+            async with dispatcher.open_group(grace=0) as other:
+                assert await other.start("coder", SLOW) is future
+                await until(lambda: staff.running)
+                other.cancel_scope.cancel()
+            assert staff.running == 1
+        assert (staff.running, staff.clean_ups) == (0, 1)
+        assert future.state == TaskState.STOPPED
+        assert group.statistics().cancelled == 1
+
+
+@within(20)
+async def test_child_that_others_cancel_with_a_clean_up_that_outlasts_the_grace(
+    swarm: Swarm,
+) -> None:
+    staff = Staff()
+    long = msgspec.structs.replace(SLOW, inputs={"do": "wait", "clean_up": "4"})
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group(on_failure="collect", grace=0.5) as group:
+            future = await group.start("coder", long)
+            await until(lambda: staff.running)
+            await by_attaching(swarm, future)
+            began = trio.current_time()
+        assert 0.3 < trio.current_time() - began < 3
+        assert staff.running == 1
+        assert future.state == TaskState.UNCONFIRMED
+
+
+@CANCELLERS
+@within(20)
+async def test_task_of_a_map_that_is_cancelled_by_others(swarm: Swarm, cancel: Canceller) -> None:
+    """The reader hears of it at once; it is the end of the block that waits."""
+    staff = Staff()
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.worker() as worker,
+        trio.open_nursery() as nursery,
+    ):
+        await worker.handle("coder", staff)
+        async with dispatcher.map("coder", [SLOW]) as results:
+            await until(lambda: staff.running)
+            nursery.start_soon(cancel, swarm, dispatcher._futures.waiting["mine"])
+            assert (await anext(results)).cancelled_by == "rival"
+            assert staff.running == 1
+        assert (staff.running, staff.clean_ups) == (0, 1)
+
+
+async def starting(dispatcher: Dispatcher, future: Future) -> Future:
+    return future
+
+
+async def attaching(dispatcher: Dispatcher, future: Future) -> Future:
+    return await dispatcher.attach(future.id)
+
+
+@CANCELLERS
+@pytest.mark.parametrize("hold", [starting, attaching])
+@within(20)
+async def test_future_of_a_task_that_is_cancelled_by_others(
+    swarm: Swarm, cancel: Canceller, hold: Callable[[Dispatcher, Future], Awaitable[Future]]
+) -> None:
+    """No group waits for it: it is unconfirmed until its worker has said that it has ended."""
+    staff = Staff()
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.dispatcher() as other,
+        swarm.worker() as worker,
+        trio.open_nursery() as nursery,
+    ):
+        await worker.handle("coder", staff)
+        started = await dispatcher.start("coder", SLOW)
+        future = await hold(other if hold is attaching else dispatcher, started)
+        await until(lambda: staff.running)
+        nursery.start_soon(cancel, swarm, future)
+        assert (await future.wait()).cancelled_by == "rival"
+        assert staff.running == 1
+        assert future.state == TaskState.UNCONFIRMED
+        await until(lambda: future.state == TaskState.STOPPED)
+        assert (staff.running, staff.clean_ups) == (0, 1)
+
+
+@within(20)
+async def test_task_that_was_cancelled_before_it_ran(swarm: Swarm) -> None:
+    """Whoever asks may find it in the queue, or not any more: nobody says that it has ended."""
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", SLOW)
+        await by_attaching(swarm, future)
+        await future.wait()
+        assert future.state in (TaskState.STOPPED, TaskState.UNCONFIRMED)
+
+
+@within(20)
+async def test_task_that_its_worker_has_cancelled(swarm: Swarm) -> None:
+    """It has stored the result itself, once the handler had ended, and still knows."""
+    staff = Staff()
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.outbox() as outbox,
+        swarm.worker(name="ada") as worker,
+    ):
+        await worker.handle("coder", staff)
+        async with dispatcher.open_group(on_failure="collect") as group:
+            future = await group.start("coder", SLOW)
+            await until(lambda: staff.running)
+            assert await outbox.stop("coder", future.id, 5, due=True)
+        assert future.result.cancelled_by == "ada"
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_worker_is_asked_until_the_dispatcher_is_closed(swarm: Swarm) -> None:
+    staff = Staff()
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        future = await dispatcher.start("coder", SLOW)
+        looked_at_late = await dispatcher.start("coder", Message(inputs=SLOW.inputs))
+        await until(lambda: staff.running == 2)
+        for each in (looked_at_late, future):
+            await by_attaching(swarm, each)
+            await until(each._is_resolved)
+        await future.wait()
+        await dispatcher.aclose()
+        for each in (looked_at_late, future):
+            assert each.result.cancelled_by == "rival"
+            assert each.state == TaskState.UNCONFIRMED
+
+
+@within(20)
+async def test_id_that_is_another_tasks_by_now_is_let_be(swarm: Swarm) -> None:
+    """Its result had expired when somebody looked at the future of the one before."""
+    staff = Staff()
+    swarm.configure(result_ttl=1)
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", SLOW)
+        await by_attaching(swarm, future)
+        await until(future._is_resolved)
+        while await swarm.stored_result("mine") is not None:  # noqa: ASYNC110 - no event
+            await trio.sleep(0.1)
+        async with swarm.worker() as worker:
+            await worker.handle("coder", staff)
+            await swarm.store_again("coder", "mine", SLOW.encode())
+            await until(lambda: staff.running)
+            asking = dispatcher._futures.asking
+            assert asking is not None
+            assert future.result.cancelled_by == "rival"
+            assert asking.child_tasks
+            await until(lambda: not asking.child_tasks)
+            assert future.state == TaskState.UNCONFIRMED
+            assert staff.running == 1
+            with pytest.raises(trio.TooSlowError):
+                await worker.shutdown(0.1)
+
+
+@pytest.mark.parametrize("capability", [None, "coder", "nobody", "coder.>"])
+@within(20)
+async def test_capability_that_the_result_of_a_cancelled_task_names(
+    swarm: Swarm, capability: str | None
+) -> None:
+    """It is what others say, and may be anything."""
+    staff = Staff()
+    metadata = {CANCELLED_BY: "rival"} | ({CAPABILITY: capability} if capability else {})
+    cancelled = Result(id="mine", status=Status.FAILED, metadata=metadata)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", staff)
+        await dispatcher.start("coder", SLOW)
+        await until(lambda: staff.running)
+        async with swarm.dispatcher() as other:
+            await swarm.store_result("mine", cancelled.encode())
+            future = await other.attach("mine")
+            assert (await future.wait()).cancelled_by == "rival"
+            assert future.state == TaskState.UNCONFIRMED
+            asking = other._futures.asking
+            assert asking is not None
+            await until(lambda: not asking.child_tasks)
+            asked = capability != "nobody"
+            assert future.state == TaskState.STOPPED or not asked
+            assert staff.clean_ups == asked
+        async with swarm.dispatcher() as other:
+            await (await other.attach("mine")).cancel()
+            await until(lambda: staff.running == 0)

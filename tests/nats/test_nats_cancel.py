@@ -18,6 +18,7 @@ from trio_swarmtask import (
     NATSConfig,
     Result,
     Status,
+    TaskState,
     _service,
     open_dispatcher,
     open_worker,
@@ -136,6 +137,43 @@ async def test_more_wait_than_are_told(
             raw.connection.publish(f"cancel.coder.{future.id}", b"", "_INBOX.mine")
         await until(lambda: len(answers) == 5)
         assert sorted(answers) == [b"ended"] * 2 + [b"running"] * 3
+
+
+@within(20)
+async def test_nobody_is_asked_about_what_nobody_has_cancelled(nats_swarm: NATSSwarm) -> None:
+    """Whoever looks at the future of a task; about one that others have cancelled, once."""
+    asked: list[str] = []
+
+    async def handle(message: Message) -> None:
+        if message.inputs:
+            raise ValueError("no luck")
+
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.dispatcher() as other,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handle)
+        raw.connection.subscribe("cancel.>", lambda message: asked.append(message.subject))
+        await raw.requests.echo()
+        for message in (Message(), Message(inputs={"do": "fail"})):
+            future = await dispatcher.start("coder", message)
+            for each in (future, await other.attach(future.id)):
+                await each.wait()
+                assert each.state == TaskState.ENDED
+            async with dispatcher.open_group(on_failure="collect") as group:
+                await group.start("coder", message)
+        handler = Waiting()
+        await worker.handle("waiting", handler)
+        future = await dispatcher.start("waiting", Message())
+        await handler.started.wait()
+        await (await other.attach(future.id)).cancel()
+        await future.wait()
+        await until(lambda: future.state == TaskState.STOPPED)
+        await future.wait()
+        await raw.requests.echo()
+    assert asked == [f"cancel.waiting.{future.id}"] * 2
 
 
 @within(20)
