@@ -10,7 +10,7 @@ import os
 import random
 import statistics
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fault_rows import Row
@@ -28,7 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(name, full, short): one row of the table")
     if config.option.seed is None:
-        config.option.seed = int.from_bytes(os.urandom(4))  # pytest-xdist hands it to its workers
+        handed = getattr(config, "workerinput", {}).get("seed")  # in a worker of pytest-xdist
+        config.option.seed = handed or int.from_bytes(os.urandom(4))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - xdist may not be there
+    """Let the workers of pytest-xdist have one seed."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
