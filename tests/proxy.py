@@ -53,7 +53,8 @@ class Proxy:
 
     def freeze(self) -> None:
         """Keep all connections and pass nothing on, as a network does that drops packets."""
-        self._passing = trio.Event()
+        if self._passing.is_set():
+            self._passing = trio.Event()
 
     def thaw(self) -> None:
         """Pass on what was held back, too."""
@@ -64,7 +65,8 @@ class Proxy:
         with suppress(OSError, trio.BrokenResourceError):
             if not self._refusing:
                 async with await trio.open_tcp_stream(HOST, self._server_port) as server:
-                    await self._join(client, server)
+                    if not self._refusing:  # it may have been cut meanwhile
+                        await self._join(client, server)
 
     async def _join(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
         async with trio.open_nursery() as nursery:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_swarmtask.server import _open_server
+from trio_swarmtask._process import Process, open_process
+from trio_swarmtask.server import READY_SECONDS, _find_program, _Log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from trio_swarmtask.server import Server
 
 PROGRAM = Path(__file__).with_name("fault_worker.py")
 
 
 class FaultServer:
-    """A nats-server on one port and one store, whichever process it is just now."""
+    """A nats-server on one port and one store, whichever process it is just now.
+
+    What it logs is in a file beside its store.
+    """
 
     def __init__(
         self,
@@ -38,11 +40,15 @@ class FaultServer:
         self._nursery = nursery
         self._leaving = trio.Event()
         self._left = trio.Event()
-        self.process: Server
+        self.process: Process
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.store_dir.with_suffix(".log")
 
     async def start(self) -> None:
         """Return once it is ready."""
@@ -61,11 +67,22 @@ class FaultServer:
     def resume(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
 
-    async def _serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
-        opened = _open_server(self._arguments, store_dir=self.store_dir, port=self.port)
-        async with opened as server:
-            task_status.started(server)
-            await self._leaving.wait()
+    async def _serve(self, *, task_status: trio.TaskStatus[Process]) -> None:
+        # `_open_server` would keep the last lines of the log alone.
+        command = [_find_program(), "--addr", "127.0.0.1", "--port", str(self.port)]
+        command += ["--store_dir", str(self.store_dir), *self._arguments]
+        log = _Log()
+
+        def on_line(line: str) -> bool:
+            file.write(f"{line}\n")
+            return log.read(line)
+
+        with self.log.open("a", buffering=1) as file:
+            async with open_process("nats-server", command, on_line) as process:
+                if reason := await process.wait_ready(READY_SECONDS):
+                    raise RuntimeError(reason)
+                task_status.started(process)
+                await self._leaving.wait()
         self._left.set()
 
 
@@ -114,6 +131,10 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
 
     @property
     def log(self) -> str:

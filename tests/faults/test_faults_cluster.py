@@ -2,114 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from arena import Arena, open_arena_on
-from plain_nats import PlainClient, open_plain_client
-from ports import free_ports
-from processes import FaultServer
+from clusters import Cluster, open_cluster
 from swarm import within
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from fault_rows import Row
 
-NODE = """
-server_name: {name}
-cluster {{ name: swarm, listen: "127.0.0.1:{port}", routes: [{routes}] }}
-"""
-
-
-class Cluster:
-    def __init__(self, nodes: dict[str, FaultServer]) -> None:
-        self.nodes = nodes
-        self.down: str | None = None
-
-    @property
-    def url(self) -> str:
-        return ",".join(node.url for node in self.nodes.values())
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[PlainClient]:
-        """Of a node that is up."""
-        node = next(node for name, node in self.nodes.items() if name != self.down)
-        async with open_plain_client(node.port) as client:
-            yield client
-
-    async def wait_settled(self, *streams: str) -> dict[str, Any]:
-        """Wait until each stream has a leader and all replicas are up to date.
-
-        Returns:
-          The leaders.
-        """
-        async with self.client() as client:
-            leaders = {}
-            for stream in streams:
-                while (leader := await settled_leader(client, stream)) is None:  # noqa: ASYNC110 - no event
-                    await trio.sleep(0.1)
-                leaders[stream] = leader
-            return leaders
-
-
-async def settled_leader(client: PlainClient, stream: str) -> str | None:
-    with trio.move_on_after(2):
-        try:
-            cluster = (await client.api(f"STREAM.INFO.{stream}"))["cluster"]
-        except KeyError:
-            return None
-        replicas = cluster.get("replicas") or []
-        if len(replicas) == 2 and all(peer["current"] for peer in replicas):
-            return cluster.get("leader")
-    return None
-
-
-@asynccontextmanager
-async def open_cluster(directory: Path) -> AsyncIterator[Cluster]:
-    ports = [next(free_ports) for _ in range(6)]
-    routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports[3:])
-    async with trio.open_nursery() as nursery:
-        nodes = {}
-        for number in range(3):
-            name = f"node-{number + 1}"
-            config = directory / f"{name}.conf"
-            config.write_text(NODE.format(name=name, port=ports[3 + number], routes=routes))
-            arguments = ["--jetstream", "-c", str(config)]
-            nodes[name] = FaultServer(nursery, ports[number], directory / name, arguments)
-        async with trio.open_nursery() as starting:
-            for node in nodes.values():
-                starting.start_soon(node.start)
-        cluster = Cluster(nodes)
-        async with cluster.client() as client:
-            while not await knows_all(client):  # noqa: ASYNC110 - no event
-                await trio.sleep(0.1)
-        yield cluster
-        nursery.cancel_scope.cancel()
-
-
-async def knows_all(client: PlainClient) -> bool:
-    """Whether there is a leader of the cluster who can place a stream on all three."""
-    with trio.move_on_after(2):
-        try:
-            await client.api("STREAM.CREATE.PROBE", name="PROBE", num_replicas=3)
-            await client.api("STREAM.DELETE.PROBE")
-        except KeyError:
-            return False
-        return True
-    return False
-
 
 async def kill(arena: Arena, cluster: Cluster, victim: str) -> None:
-    cluster.down = victim
-    await cluster.nodes[victim].kill()
+    await cluster.kill(victim)
     await note_recovery(arena)
-    await cluster.nodes[victim].start()
-    cluster.down = None
+    await cluster.start(victim)
 
 
 async def note_recovery(arena: Arena) -> None:
