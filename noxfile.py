@@ -128,7 +128,16 @@ def public_api(session: nox.Session) -> None:
 @nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
-    run_faults(session, "--full", "--ignore=tests/faults/test_can_fail.py", *session.posargs)
+    left_out = ("test_can_fail", "test_faults_rounds")  # they have sessions of their own
+    ignored = [f"--ignore=tests/faults/{file}.py" for file in left_out]
+    run_faults(session, "--full", *ignored, *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON, name="faults-cluster")
+def faults_cluster(session: nox.Session) -> None:
+    """A cluster of five, harmed in 300 random rounds under every kind of use: an hour."""
+    options = ("--full", "-o", "faulthandler_timeout=14400", *session.posargs)
+    run_faults(session, *options, files="tests/faults/test_faults_rounds.py")
 
 
 @nox.session(python=ANY_PYTHON, name="faults-short")

@@ -85,10 +85,9 @@ class PlainClient:
             raise KeyError(answer["error"]["err_code"])
         return answer
 
-    async def messages(self, stream: str, subject: str) -> list[Received]:
-        """All messages of a stream that allows direct gets."""
+    async def messages(self, stream: str, subject: str, sequence: int = 1) -> list[Received]:
+        """All messages, from that sequence on, of a stream that allows direct gets."""
         found: list[Received] = []
-        sequence = 1
         while True:
             body = {"seq": sequence, "next_by_subj": subject, "batch": 1000}
             async with await self._ask(f"$JS.API.DIRECT.GET.{stream}", body) as replies:

@@ -3,6 +3,7 @@
 #     pytest tests/faults                the short version, as in CI
 #     pytest tests/faults --full         all the faults that docs/reliability.md counts
 #     pytest tests/faults --seed 4711    the random choices of that run again
+#     … --seed 4711 --round 12           of a test in rounds, that one alone
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--full", action="store_true", help="as many faults as the issue asks for")
     group.addoption("--seed", type=int, default=None, help="repeat the choices of another run")
+    group.addoption("--round", type=int, default=None, help="of a test in rounds, that one alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:

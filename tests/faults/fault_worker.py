@@ -3,6 +3,10 @@
 # Each handler writes a line to the ledger when it begins and when it ends, with one write, which
 # survives the process. SIGTERM is `shutdown(grace)`. "ready" on the standard output says that it
 # takes tasks; its log goes to the standard error.
+#
+# A task's inputs say what its handler does: it takes ``seconds``, hogs the thread for ``hog``,
+# fails by an error that says ``fails``, fails at its first ``retries`` attempts, takes ``clean_up``
+# seconds once it is cancelled.
 
 from __future__ import annotations
 
@@ -12,16 +16,28 @@ import os
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from trio_swarmtask import Message, NATSConfig, open_worker
+from trio_swarmtask import (
+    Handler,
+    Message,
+    NATSConfig,
+    Retry,
+    RetryTask,
+    current_task,
+    open_idempotency,
+    open_worker,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from public_api import use_public_api_if_asked
+
+RETRY = Retry(on=OSError, first_delay=0.2, max_delay=0.5)
 
 
 class LedgerFile:
@@ -42,8 +58,11 @@ async def main(
     grace: float = 0.0,
     max_deliveries: int = 1000,
     broken: str = "",
+    keys: str = "",
+    lease: float = 30.0,
     **config: Any,
 ) -> None:
+    """``keys``: the bucket of idempotency keys; ``config``: as for a NATSConfig."""
     file = LedgerFile(ledger)
 
     async def handle(message: Message) -> dict[str, str]:
@@ -53,6 +72,9 @@ async def main(
             await trio.sleep(float(message.inputs.get("seconds", 0)))
             if "fails" in message.inputs:
                 raise ValueError(message.inputs["fails"])
+            attempt = current_task().attempt
+            if attempt <= int(message.inputs.get("retries", 0)):
+                raise OSError("not yet") if attempt % 2 else RetryTask("not yet", delay=0.1)
         except BaseException:
             file.write("cut", message.id)
             with trio.move_on_after(float(message.inputs.get("clean_up", 0)), shield=True):
@@ -66,14 +88,18 @@ async def main(
 
         mutants.apply(broken)
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with (
-            trio.open_nursery() as nursery,
-            open_worker(
-                NATSConfig(url, **config), name=name, max_deliveries=max_deliveries
-            ) as worker,
-        ):
+        async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            handler: Handler = handle
+            broker = NATSConfig(url, **config)
+            if keys:
+                opening = open_idempotency(broker, bucket=keys, lease=lease)
+                handler = (await stack.enter_async_context(opening))(handle)
+            worker = await stack.enter_async_context(
+                open_worker(broker, name=name, max_deliveries=max_deliveries)
+            )
             nursery.start_soon(end_with_parent)
-            await worker.handle(capability, handle, max_in_flight=max_in_flight)
+            await worker.handle(capability, handler, max_in_flight=max_in_flight, retry=RETRY)
             os.write(1, b"ready\n")
             await anext(signals)
             try:

@@ -159,21 +159,46 @@ def demand(promise: bool, broken: str) -> None:
         raise BrokenInvariant(broken)
 
 
+class Runs:
+    """Every call of a handler, as the workers' files tell it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[Path, int] = {}
+        self._running: dict[tuple[str, str], list[Run]] = defaultdict(list)
+        self.by_task: dict[str, list[Run]] = defaultdict(list)
+
+    @property
+    def running(self) -> set[str]:
+        """The tasks whose handler has begun and not ended."""
+        return {task for (_, task), runs in self._running.items() if runs}
+
+    def read(self) -> None:
+        """Read what has been written since."""
+        for path in sorted(self._directory.glob("*.ledger")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:  # each was written whole
+                    moment, event, task = line.decode().rstrip("\n").split(" ", 2)
+                    self._note(path.stem, float(moment), event, task)
+                self._read[path] = file.tell()
+
+    def _note(self, worker: str, moment: float, event: str, task: str) -> None:
+        running = self._running[worker, task]
+        if event == "began":
+            running.append(Run(worker, moment))
+            self.by_task[task].append(running[-1])
+            self.by_task[task].sort(key=lambda run: run.began)
+        else:
+            run = running.pop(0)
+            run.ended, run.outcome = moment, event
+
+
 def read_runs(directory: Path) -> dict[str, list[Run]]:
-    """By task: every call of a handler, as the workers' files tell it."""
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for file in sorted(directory.glob("*.ledger")):
-        running: dict[str, Run] = {}
-        for line in file.read_text().splitlines():
-            moment, event, task = line.split(" ", 2)
-            if event == "began":
-                running[task] = Run(file.stem, float(moment))
-                runs[task].append(running[task])
-            else:
-                running[task].ended, running[task].outcome = float(moment), event
-    for calls in runs.values():
-        calls.sort(key=lambda run: run.began)
-    return runs
+    """By task: every call of a handler."""
+    runs = Runs(directory)
+    runs.read()
+    return runs.by_task
 
 
 async def look(port: int) -> Stored:
