@@ -70,7 +70,7 @@ async def test_prefix_of_several_tokens() -> None:
 def test_what_is_no_bus() -> None:
     wrong: Any = "nats://127.0.0.1"
     with pytest.raises(
-        TypeError, match=r"'nats://127\.0\.0\.1' is not a MessageBus: use MemoryBus or"
+        TypeError, match=r"'nats://… \(not shown: .*\) is not a MessageBus: use MemoryBus or"
     ):
         BusPublisher(wrong)
 

@@ -77,9 +77,9 @@ class NATSDelivery(Delivery):
         number: int,
         seconds_left: float,
         lease: str,
-        due: float | None,
         *,
         again: bool,
+        due: float | None = None,
     ) -> None:
         self.capability = capability
         self.task_id = task_id

@@ -180,7 +180,7 @@ class NATSIntake(Intake):
                 number,
                 seconds,
                 lease,
-                due,
+                due=due,
                 # What a schedule has started can't be taken out of the queue by its ID: if it was
                 # cancelled there, its result tells. What was kept for later may have been started
                 # in another capability as well.
