@@ -6,6 +6,9 @@
 # dies holds up the others for no longer than that, and as far as a lease can promise no two
 # handlers of a key run at once.
 #
+# A claim is given up as soon as it is of no use. Where the bucket can't be reached just then, that
+# is done later, in the block of `open_idempotency`: nobody is to wait for a claim that is nobody's.
+#
 # The bucket is opened twice, for entries of one bucket that live for different times.
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from ._util import NoPublicConstructor, open_flat_nursery
 from ._wire import Message, Result
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ._bucket import Bucket, Entry
 
 logger: Final = logging.getLogger("trio_swarmtask.idempotency")
@@ -71,11 +76,12 @@ class Claim:
 class Idempotency(metaclass=NoPublicConstructor):
     """Wraps handlers. Made by `open_idempotency`."""
 
-    def __init__(self, claims: Bucket, outcomes: Bucket, lease: float) -> None:
+    def __init__(self, claims: Bucket, outcomes: Bucket, lease: float, late: trio.Nursery) -> None:
         self._claims = claims
         self._outcomes = outcomes
         self._lease = lease
         self._lifetime = Lifetime()
+        self._late = late  # gives up what could not be given up in time
 
     def __call__(self, handler: Handler, *, scope: str | None = None) -> Handler:
         """A handler that runs ``handler`` once for each key, and gives others what that gave.
@@ -131,9 +137,7 @@ class Idempotency(metaclass=NoPublicConstructor):
                     return value
                 logger.warning("lost the claim to the key of task %s: it was cancelled", message.id)
             finally:
-                # Shielded, or the key stays claimed for all of the lease.
-                with trio.move_on_after(_SETTLE_SECONDS, shield=True):
-                    await self._release(found)
+                await self._give_up(found, partial(self._release, found))
 
     async def _run(self, claim: Claim, handler: Handler, message: Message) -> tuple[bool, object]:
         """Whether ``handler`` has ended in time, and what it gave."""
@@ -157,9 +161,7 @@ class Idempotency(metaclass=NoPublicConstructor):
             return await self._claim_as(claim)
         except trio.Cancelled:
             if claim.put_over is not None:
-                # Shielded, or the key may stay claimed for all of the lease.
-                with trio.move_on_after(_SETTLE_SECONDS, shield=True):
-                    await self._withdraw(claim, claim.put_over)
+                await self._give_up(claim, partial(self._withdraw, claim, claim.put_over))
             raise
 
     async def _claim_as(self, claim: Claim) -> Claim | Record:
@@ -178,6 +180,17 @@ class Idempotency(metaclass=NoPublicConstructor):
                 await self._wait_unclaimed(claim.key)
             elif await self._renew(claim):  # nobody knows when it was stored
                 return claim
+
+    async def _give_up(self, claim: Claim, act: Callable[[], Awaitable[None]]) -> None:
+        # Shielded, or the key stays claimed for all of the lease.
+        with trio.move_on_after(_SETTLE_SECONDS, shield=True) as scope:
+            await act()
+        if scope.cancelled_caught and not self._lifetime.is_over:
+            self._late.start_soon(self._give_up_late, claim, act)
+
+    async def _give_up_late(self, claim: Claim, act: Callable[[], Awaitable[None]]) -> None:
+        with trio.CancelScope(deadline=claim.deadline):  # then it has expired
+            await act()
 
     async def _withdraw(self, claim: Claim, put_over: int) -> None:
         """Give up a claim that may be on its way to be stored."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ._idempotency import Idempotency
 from ._names import check_bucket, check_timeout, check_ttl
 from ._open import connect
+from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,9 +72,11 @@ async def host_idempotency(
     async with (
         broker.open_bucket(bucket, ttl) as outcomes,
         broker.open_bucket(bucket, lease) as claims,
+        open_flat_nursery() as late,
     ):
-        idempotent = Idempotency._create(claims, outcomes, lease)
+        idempotent = Idempotency._create(claims, outcomes, lease, late)
         try:
             yield idempotent
         finally:
             idempotent._close()
+            late.cancel_scope.cancel()

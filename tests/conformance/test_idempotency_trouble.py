@@ -221,3 +221,45 @@ async def test_claim_that_is_cancelled_while_nothing_answers(
             await began.wait()
             nursery.cancel_scope.cancel()
     assert "a claim could not be given up, and has to expire: not now" in caplog.text
+
+
+@within(20)
+async def test_claim_is_given_up_once_the_bucket_answers_again(swarm: Swarm) -> None:
+    """It could not be reached when the handler was cancelled."""
+    payer = Payer()
+    async with paying(swarm, payer, lease=1000, ttl=1000) as (dispatcher, idempotent, worker):
+        _, outcomes = break_(idempotent)
+        asked, back = trio.Event(), trio.Event()
+
+        async def remove_late(key: str, revision: int) -> None:
+            asked.set()
+            await back.wait()
+            await outcomes.bucket.remove(key, revision)
+
+        outcomes.remove = remove_late  # type: ignore[method-assign]  # replaced for the test
+        future = await dispatcher.start("payer", waiting())
+        await until(lambda: payer.running)
+        await future.cancel()
+        await until(lambda: not worker.statistics().in_flight)
+        assert asked.is_set()
+        back.set()
+        payer.go_on.set()
+        with trio.fail_after(5):
+            assert (await dispatcher.run("payer", KEY)).outputs == {"run": 2}
+
+
+@within(20)
+async def test_claim_that_can_not_be_given_up_holds_up_no_leaving(swarm: Swarm) -> None:
+    payer = Payer()
+    with trio.fail_after(10):
+        async with paying(swarm, payer, lease=1000, ttl=1000) as (dispatcher, idempotent, worker):
+            _, outcomes = break_(idempotent)
+
+            async def hang(*_: object) -> None:
+                await trio.sleep_forever()
+
+            outcomes.remove = hang  # type: ignore[method-assign]  # replaced for the test
+            future = await dispatcher.start("payer", waiting())
+            await until(lambda: payer.running)
+            await future.cancel()
+            await until(lambda: not worker.statistics().in_flight)
