@@ -119,7 +119,9 @@ class Outbox(CanFollow):
         """
 
     @abstractmethod
-    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
+    async def stop(
+        self, capability: str | None, task_id: str, grace: float, *, due: bool
+    ) -> bool | None:
         """Take a task whose result is stored out of the queue, and have its handler cancelled.
 
         Args:
@@ -128,7 +130,8 @@ class Outbox(CanFollow):
           due: It was stored without a ``not_before``.
 
         Returns:
-          Whether no handler of it runs any more: none was ever called, or its worker says so.
+          Whether no handler of it runs any more: True if none was ever called, or its worker says
+          so; False if a worker has said that one runs; None if nobody says.
         """
 
     @abstractmethod
@@ -272,7 +275,7 @@ class Notice(ABC):
 
     @abstractmethod
     def ended(self) -> None:
-        """Answer: its handler, which ran here, has ended."""
+        """Answer, after `running`: its handler, which ran here, has ended."""
 
 
 class Intake(ABC):

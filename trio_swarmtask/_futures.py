@@ -112,8 +112,9 @@ class Futures(ResultListener, Holder):
         stopped = not future._was_cancelled() or await self.outbox.stop(
             future._capability, future.id, grace, due=future._due
         )
-        future._stopped = stopped or future._stopped is True  # as somebody else has heard
-        return stopped
+        # Another call may know more, unless a worker has told this one that it runs.
+        future._stopped = stopped or (stopped is None and future._stopped is True)
+        return bool(stopped)
 
     def ask(self, future: Future) -> None:
         future._stopped = False

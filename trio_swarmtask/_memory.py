@@ -285,15 +285,20 @@ class _MemoryNotice(Notice):
     # Those who run the task answer at once, for all are in this process.
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
-        self.is_running = False
+        self._running = 0  # workers
         self._ended = trio.Event()
 
+    @property
+    def is_running(self) -> bool:
+        return self._running > 0
+
     def running(self) -> None:
-        self.is_running = True
+        self._running += 1
 
     def ended(self) -> None:
-        self.is_running = False
-        self._ended.set()
+        self._running -= 1
+        if not self.is_running:
+            self._ended.set()
 
     async def wait_ended(self) -> None:
         if self.is_running:

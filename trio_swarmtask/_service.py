@@ -135,10 +135,11 @@ class Service:
             if len(job.notices) < _NOTICES:
                 job.notices.append(notice)
             job.cancel()
-        elif self._over and notice.task_id in self._over:
+        elif (self._over and notice.task_id in self._over) or (
+            self._resting.get(notice.task_id, 0.0) > trio.current_time()  # nobody has it before
+        ):
+            notice.running()  # both, for whoever asks counts those who have had it
             notice.ended()
-        elif self._resting.get(notice.task_id, 0.0) > trio.current_time():
-            notice.ended()  # nobody has it before that
         elif not self._early.is_full():
             self._early.put(notice.task_id, None)
 

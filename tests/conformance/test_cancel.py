@@ -154,9 +154,44 @@ async def test_clean_up_that_takes_too_long_is_told(swarm: Swarm) -> None:
 
 @within(20)
 async def test_task_that_never_ran_needs_no_worker_to_say_so(swarm: Swarm) -> None:
+    async with swarm.worker() as gone:
+        await gone.handle("coder", echo)
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", Message())
         assert await dispatcher._futures.cancel(future, 10)
+
+
+@within(20)
+async def test_one_of_two_copies_that_runs_is_waited_for(swarm: Swarm) -> None:
+    """The other one waits behind it, and was never delivered."""
+    handler = Waiting(clean_up=0.3)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", handler, max_in_flight=1)
+        future = await dispatcher.start("coder", Message(id="mine"))
+        await handler.started.wait()
+        await swarm.store_again("coder", "mine", Message(id="mine").encode())
+        assert await dispatcher._futures.cancel(future, 10)
+        assert (handler.clean_ups, handler.calls) == (1, 1)
+        assert await swarm.count_tasks() == 0
+
+
+@within(20)
+async def test_both_of_two_copies_that_run_are_waited_for(swarm: Swarm) -> None:
+    """At two workers, one of which has cleaned up long before the other."""
+    quick, slow = Waiting(), Waiting(clean_up=0.5)
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.worker() as one,
+        swarm.worker() as other,
+    ):
+        await one.handle("coder", quick, max_in_flight=1)
+        future = await dispatcher.start("coder", Message(id="mine"))
+        await quick.started.wait()
+        await other.handle("coder", slow)
+        await swarm.store_again("coder", "mine", Message(id="mine").encode())
+        await slow.started.wait()
+        assert await dispatcher._futures.cancel(future, 10)
+        assert (quick.clean_ups, slow.clean_ups) == (1, 1)
 
 
 @within(20)

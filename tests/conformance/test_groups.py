@@ -53,6 +53,8 @@ async def test_empty_group(swarm: Swarm) -> None:
 async def test_failure_cancels_the_others(swarm: Swarm) -> None:
     """Those that run, those that wait, and the block; and it alone is raised."""
     staff = Staff()
+    async with swarm.worker() as gone:
+        await gone.handle("nobody", staff)  # so that a server knows what it has delivered
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
         with pytest.RaisesGroup(TaskFailedError) as raised:

@@ -24,7 +24,7 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._nats import _cancel, _stored
-from trio_swarmtask._nats._delivered import Delivered
+from trio_swarmtask._nats._delivered import Delivered, Progress
 from trio_swarmtask._nats._jetstream import APIError, call
 
 if TYPE_CHECKING:
@@ -252,11 +252,11 @@ async def test_task_that_goes_just_before_it_is_taken_out(
     """Its worker has ended it; or the stream was deleted."""
     delivered = Delivered.find
 
-    async def end_it(asked: Delivered, stream: str, capability: str) -> int:
+    async def end_it(asked: Delivered, stream: str, capability: str) -> Progress | None:
         monkeypatch.undo()
-        sequence = await delivered(asked, stream, capability)
+        progress = await delivered(asked, stream, capability)
         await raw.api(request_, **body)
-        return sequence
+        return progress
 
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
         future = await dispatcher.start("coder", Message())

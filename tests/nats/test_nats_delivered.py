@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import trio
 import trio.testing
 from proxy import open_proxy
+from staff import Waiting
+from streams import make_durable
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import (
     Message,
     TaskState,
 )
+from trio_swarmtask._nats import _cancel, _intake
 from trio_swarmtask._nats._connection import NotConnected
-from trio_swarmtask._nats._delivered import Delivered
+from trio_swarmtask._nats._delivered import Delivered, Progress
 from trio_swarmtask._nats._requests import NoAnswer
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ async def test_stream_that_goes_while_it_is_asked(
 ) -> None:
     delivered = Delivered.find
 
-    async def delete_first(asked: Delivered, stream: str, capability: str) -> int:
+    async def delete_first(asked: Delivered, stream: str, capability: str) -> Progress | None:
         monkeypatch.undo()
         await raw.api("STREAM.DELETE.TASKS")
         return await delivered(asked, stream, capability)
@@ -43,6 +46,8 @@ async def test_stream_that_goes_while_it_is_asked(
 async def test_what_is_asked_where_a_group_is_cancelled(nats_swarm: NATSSwarm) -> None:
     """How far the durable has come is asked once for many, and nobody looks for what is not due."""
     asked: list[str] = []
+    async with nats_swarm.worker() as gone:
+        await gone.handle("coder", echo)
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
         raw.connection.subscribe("$JS.API.CONSUMER.INFO.>", lambda each: asked.append(each.subject))
         raw.connection.subscribe(
@@ -83,7 +88,7 @@ async def test_connection_that_is_lost_while_several_ask(server: Server) -> None
 @within(20)
 async def test_one_who_asks_for_all_is_cancelled(server: Server) -> None:
     """Another one asks."""
-    answers: list[int] = []
+    answers: list[Progress | None] = []
 
     async def ask() -> None:
         answers.append(await delivered.find("TASKS", "coder"))
@@ -104,4 +109,96 @@ async def test_one_who_asks_for_all_is_cancelled(server: Server) -> None:
                 first.cancel_scope.cancel()
             assert answers == []
             proxy.thaw()
-    assert answers == [1]
+    assert [answer.sequence for answer in answers if answer] == [1]
+
+
+# What a durable does not know
+
+
+async def hang(*_: object) -> NoReturn:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@within(20)
+async def test_durable_that_was_deleted(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """Nothing that is known of the one in its place is true of what the first has delivered."""
+    handler = Waiting(clean_up=0.5)
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handler)
+        monkeypatch.setattr(_intake, "find_durable", hang)  # the worker does not make it anew
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", Message())
+            await handler.started.wait()
+            await raw.api("CONSUMER.DELETE.TASKS.work-coder")
+            if anew:
+                await make_durable(raw, "TASKS", "coder")
+            group.cancel_scope.cancel()
+        assert handler.clean_ups == 1
+        assert future.state == TaskState.STOPPED
+
+
+@within(20)
+async def test_tasks_that_are_older_than_their_durable(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have delivered them, and nobody says that they have them."""
+    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.2)
+    handler = Waiting()
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        async with dispatcher.open_group() as group:
+            running, older = [await group.start("coder", Message()) for _ in range(2)]
+            await worker.handle("coder", handler, max_in_flight=1)
+            await handler.started.wait()
+            younger = await group.start("coder", Message())
+            group.cancel_scope.cancel()
+        assert handler.calls == 1
+    states = [future.state for future in (running, older, younger)]
+    assert states == [TaskState.STOPPED, TaskState.UNCONFIRMED, TaskState.STOPPED]
+
+
+@within(20)
+async def test_task_that_nobody_has_ever_handled(nats_swarm: NATSSwarm) -> None:
+    """There is no durable: nobody is waited for, and nothing is claimed."""
+    async with nats_swarm.dispatcher() as dispatcher:
+        begun = trio.current_time()
+        async with dispatcher.open_group() as group:
+            future = await group.start("coder", Message())
+            group.cancel_scope.cancel()
+        assert trio.current_time() - begun < 1.5
+    assert future.state == TaskState.UNCONFIRMED
+
+
+@within(20)
+async def test_worker_says_more_than_the_server(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was killed has forgotten its last deliveries."""
+    handler = Waiting(clean_up=0.5)
+
+    async def forget(asked: Delivered, stream: str, capability: str) -> Progress:
+        await handler.cancelled.wait()
+        await raw.requests.echo()  # and the worker's answer is here
+        return Progress("", 0)
+
+    monkeypatch.setattr(Delivered, "find", forget)
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.raw() as raw,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        await future.cancel()  # which waits for nobody
+        assert future.state == TaskState.UNCONFIRMED
+        assert await dispatcher._futures.cancel(future, 10)
+        assert future.state == TaskState.STOPPED
+        assert handler.clean_ups == 1

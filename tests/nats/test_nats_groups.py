@@ -99,6 +99,8 @@ async def test_start_that_is_cancelled_in_an_outage(
 
 @within(20)
 async def test_cancel_that_is_interrupted_is_finished_by_the_group(server: Server) -> None:
+    async with NATSSwarm(server.url).worker() as gone:
+        await gone.handle("coder", echo)
     async with open_proxy(server.port) as proxy, open_dispatcher(proxy.url) as dispatcher:
         async with dispatcher.open_group(grace=10) as group:
             future = await group.start("coder", Message())

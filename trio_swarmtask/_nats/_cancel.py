@@ -4,10 +4,12 @@
 # `cancel.<capability>.<id>` with an inbox for their answers; asks how far the durable has come;
 # and only then takes the task out of the queue. In this order a task that lies behind what was
 # delivered has never run: had it been delivered in between, its worker would have heard of the
-# cancellation before, and looked for the result first.
+# cancellation before, and looked for the result first. It may have been sent twice: then that must
+# hold for each.
 #
-# A worker that runs the task answers "running" and, once its handler has cleaned up, "ended". It
-# only answers to an inbox: anywhere else an answer could mean something.
+# A worker that runs the task answers "running" and, once its handler has cleaned up, "ended". That
+# counts for more than what the server knows; and several may run it, each of which says both. A
+# worker only answers to an inbox: anywhere else an answer could mean something.
 
 from __future__ import annotations
 
@@ -118,11 +120,11 @@ class Cancellation:
         self._push = ""  # its subject
         self._answered = trio.Event()
         self._was_not_due = False
-        self._is_running = False
-        self._has_ended = False
+        self._running = 0  # so many have said that they run it
+        self._ended = 0  # and that they don't any more
         self._is_refused = False
 
-    async def stop(self, capability: str | None, grace: float) -> bool:
+    async def stop(self, capability: str | None, grace: float) -> bool | None:
         """As `Outbox.stop`."""
         await self._connection.wait_up()
         self._inbox = self._requests.open_inbox(self._on_answer)
@@ -131,25 +133,30 @@ class Cancellation:
             never_ran = await self._streams.persist(
                 f"cancel task {self._task_id}", partial(self._attempt, capability)
             )
-            if never_ran:
+            if never_ran and not self._running:
                 return True
             with trio.move_on_after(grace):
                 with trio.move_on_after(_ANSWER_SECONDS) as silence:
                     await self._answered.wait()
-                if silence.cancelled_caught and self._is_running:
+                if silence.cancelled_caught and self._running:
                     await self._answered.wait()
-            return self._has_ended
+            if self._have_ended():
+                return True
+            return False if self._running else None
         finally:
             self._connection.on_refused.remove(self._on_refused)
             self._requests.close_inbox(self._inbox)
 
     def _on_answer(self, message: Incoming) -> None:
         if message.data == _RUNNING:
-            self._is_running = True
+            self._running += 1
         if message.data == _ENDED:
-            self._has_ended = True
-        if self._has_ended or status_of(message) is not None:  # 503: nobody listens
+            self._ended += 1
+        if self._have_ended() or status_of(message) is not None:  # 503: nobody listens
             self._answered.set()
+
+    def _have_ended(self) -> bool:
+        return self._ended >= max(1, self._running)
 
     def _on_refused(self, action: str, subject: str) -> None:
         if action == "publish" and subject == self._push.lower():
@@ -171,11 +178,13 @@ class Cancellation:
         stored = await last_message(self._requests, stream, subject)
         self._push = f"cancel.{capability}.{self._task_id}"
         self._connection.publish(self._push, b"", self._inbox)
-        delivered = await self._delivered.find(stream, capability)
+        progress = await self._delivered.find(stream, capability)
         if self._is_refused:  # that comes before the answer
             raise refused_error(self._connection, f"publish to {self._push}")
-        await self._remove(stream, subject, stored)
-        return self._was_not_due if stored is None else stored.seq > delivered
+        others = await self._remove(stream, subject, stored)
+        if stored is None:
+            return self._was_not_due
+        return progress is not None and all(map(progress.is_short_of, (stored, *others)))
 
     async def _find(self) -> str | None:
         """The capability of a task that is in a queue, or is not due."""
@@ -188,11 +197,13 @@ class Cancellation:
                     return message.subject.split(".")[1]
         return None
 
-    async def _remove(self, stream: str, subject: str, message: StoredMessage | None) -> bool:
-        """Take out a message, and what else there is of its subject; whether there was any."""
-        removed = False
+    async def _remove(
+        self, stream: str, subject: str, message: StoredMessage | None
+    ) -> list[StoredMessage]:
+        """Take out a message, and what else there is of its subject: what was there."""
+        removed = []
         while message is not None:
-            what = f"task {self._task_id}"
-            removed |= await delete_message(self._requests, stream, message.seq, what)
+            if await delete_message(self._requests, stream, message.seq, f"task {self._task_id}"):
+                removed.append(message)
             message = await last_message(self._requests, stream, subject)
         return removed

@@ -122,7 +122,9 @@ class NATSOutbox(Outbox):
     async def store_result(self, task_id: str, result: bytes) -> bytes:
         return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
 
-    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
+    async def stop(
+        self, capability: str | None, task_id: str, grace: float, *, due: bool
+    ) -> bool | None:
         self._requests.lifetime.check()
         cancellation = Cancellation(
             self._requests, self._streams, self._delivered, task_id, due=due
