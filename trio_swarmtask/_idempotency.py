@@ -9,6 +9,9 @@
 # A claim is given up as soon as it is of no use. Where the bucket can't be reached just then, that
 # is done later, in the block of `open_idempotency`: nobody is to wait for a claim that is nobody's.
 #
+# A handler that waited for a claim which it is called under would wait for itself. So what is
+# wrapped is not wrapped again, and whoever meets a claim of its own callers says so.
+#
 # The bucket is opened twice, for entries of one bucket that live for different times.
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import hashlib
 import logging
 import secrets
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -45,6 +49,13 @@ logger: Final = logging.getLogger("trio_swarmtask.idempotency")
 _SETTLE_SECONDS: Final = 1.0
 
 _NOTHING: Final = b"null"
+
+# In the attributes of a wrapped handler, where decorators that use `functools.wraps` copy it from:
+# by whom it is wrapped, and for which scope.
+_WRAPPED: Final = "_swarmtask_idempotent"
+
+_held: Final[ContextVar[frozenset[str]]] = ContextVar("trio_swarmtask.claims", default=frozenset())
+"""The holders of the claims under which this runs."""
 
 
 class Record(msgspec.Struct, omit_defaults=True):
@@ -95,11 +106,20 @@ class Idempotency(metaclass=NoPublicConstructor):
 
         Raises:
           TypeError: if ``scope`` is no string, or ``handler`` is not async.
+          ValueError: if ``handler`` is what this has given for the same scope: it would wait for
+            its own claim.
         """
         check_handler(handler)
         if scope is not None and not isinstance(scope, str):
             raise TypeError(
                 f"scope must be a string, or None for the capability, not {shorten(scope)}"
+            )
+
+        wrapped = _find_wrapped(handler)
+        if (self, scope) in wrapped:
+            raise ValueError(
+                f"{shorten(handler)} is idempotent already, in this scope: wrapped once more it "
+                "would wait for its own claim of the key"
             )
 
         @functools.wraps(handler)
@@ -109,6 +129,7 @@ class Idempotency(metaclass=NoPublicConstructor):
             belongs_to = current_task().capability if scope is None else scope
             return await self._answer(_hash(belongs_to, message.idempotency), handler, message)
 
+        setattr(run_once, _WRAPPED, wrapped | {(self, scope)})
         return run_once
 
     def _close(self) -> None:
@@ -144,7 +165,11 @@ class Idempotency(metaclass=NoPublicConstructor):
         with trio.CancelScope(deadline=claim.deadline) as scope:
             async with open_flat_nursery() as nursery:
                 nursery.start_soon(self._keep, claim, scope)
-                value = await handler(message)
+                token = _held.set(_held.get() | {claim.holder})
+                try:
+                    value = await handler(message)
+                finally:
+                    _held.reset(token)
                 # The shield ends at once. It keeps out a cancellation from further out, which
                 # would take away what has been done.
                 nursery.cancel_scope.shield = True
@@ -176,6 +201,12 @@ class Idempotency(metaclass=NoPublicConstructor):
                 with suppress(Refused):  # by another one's, or by ours whose answer was lost
                     await self._claims.put(claim.key, claim.data, claim.put_over)
                     return claim
+            elif record.holder in _held.get():
+                raise RuntimeError(
+                    f"task {record.task} waits for its own claim of its key: a handler that is "
+                    "idempotent was called in one that is, in the same scope; leave one of them as "
+                    "it is, or give it another scope"
+                )
             elif record.holder != claim.holder:
                 await self._wait_unclaimed(claim.key)
             elif await self._renew(claim):  # nobody knows when it was stored
@@ -315,6 +346,15 @@ class Idempotency(metaclass=NoPublicConstructor):
             except Refused:
                 continue
             return True
+
+
+def _find_wrapped(handler: object) -> frozenset[tuple[Idempotency, str | None]]:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    # In its own attributes: a stand-in of a test's has any that it is asked for.
+    found: frozenset[tuple[Idempotency, str | None]]
+    found = getattr(handler, "__dict__", {}).get(_WRAPPED, frozenset())
+    return found
 
 
 def _hash(scope: str, key: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from ._current import CURRENT
 from ._errors import ClosedError
 from ._handler import Handler, check_handler
 from ._lane import Lanes
@@ -132,7 +133,9 @@ class Worker(metaclass=NoPublicConstructor):
 
         Raises:
           trio.TooSlowError: if a handler was cancelled.
+          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
         """
+        self._check_outside("shutdown")
         timeout = check_timeout(timeout)
         if self._finished.is_set():
             await trio.lowlevel.checkpoint()
@@ -143,7 +146,11 @@ class Worker(metaclass=NoPublicConstructor):
         """Ask for no more tasks, and wait for the running handlers, as long as they take.
 
         If cancelled, the handlers are cancelled too, and their tasks given back.
+
+        Raises:
+          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
         """
+        self._check_outside("aclose")
         await self._close(math.inf)
 
     def statistics(self) -> WorkerStatistics:
@@ -154,6 +161,24 @@ class Worker(metaclass=NoPublicConstructor):
     def _check_open(self) -> None:
         if self._stopping.is_set():
             raise ClosedError("the worker is closed; open another one to handle tasks")
+
+    def _check_outside(self, call: str) -> None:
+        """Raise RuntimeError in what the worker waits for when it is closed."""
+        awaited = (self._handlers, self._runner.observers.aside, self._background)
+        task, root = trio.lowlevel.current_task(), trio.lowlevel.current_root_task()
+        while (nursery := task.parent_nursery) not in awaited:
+            if nursery is None or nursery.parent_task is root:
+                # A thread's own task in Trio has no other parent, but the context of the handler.
+                runner, job = task.context.get(CURRENT, (None, None))
+                if runner is not self._runner or job is None or job.scope is None:
+                    return
+                break
+            task = nursery.parent_task
+        raise RuntimeError(
+            f"{call} of worker {self._name!r} was called in one of its own handlers, which it "
+            "would wait for: close it from outside, for example by "
+            "nursery.start_soon(worker.aclose), with a nursery that was opened before the worker"
+        )
 
     def _standing(self) -> list[Service]:
         return [service for service in self._services.values() if service is not None]

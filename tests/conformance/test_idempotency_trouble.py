@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock
 
+import pytest
 import trio
 from swarm import Swarm, until, within
 from test_idempotency import HASH, KEY, Payer, outcome_of, paying, waiting
@@ -22,7 +25,7 @@ from trio_swarmtask._idempotency import Claim, _hash
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
+    from trio_swarmtask import Handler
 
 
 @within(20)
@@ -263,3 +266,63 @@ async def test_claim_that_can_not_be_given_up_holds_up_no_leaving(swarm: Swarm) 
             await until(lambda: payer.running)
             await future.cancel()
             await until(lambda: not worker.statistics().in_flight)
+
+
+# A handler that would wait for itself
+
+
+@within(20)
+async def test_idempotent_twice_is_refused(swarm: Swarm) -> None:
+    """Through decorators and partials, too; not in another scope, where it waits for nobody."""
+
+    async def pay(message: Message) -> str:
+        return "paid"
+
+    def decorated(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def call(message: Message) -> object:
+            return await handler(message)
+
+        return call
+
+    async with (
+        swarm.dispatcher() as dispatcher,
+        open_idempotency(swarm.broker) as idempotent,
+        swarm.worker() as worker,
+    ):
+        once = idempotent(pay)
+        for again in (once, functools.partial(once), decorated(once), decorated(decorated(once))):
+            with pytest.raises(ValueError, match=r"pay.* is idempotent already, in this scope"):
+                idempotent(again)
+        named = idempotent(once, scope="b")
+        with pytest.raises(ValueError, match="is idempotent already"):
+            idempotent(named)
+        await worker.handle("payer", named)
+        await worker.handle("mock", idempotent(AsyncMock(return_value=5)))
+        assert (await dispatcher.run("payer", KEY)).outputs == "paid"
+        assert (await dispatcher.run("mock", KEY)).outputs == 5
+
+
+@within(20)
+async def test_idempotent_handler_that_is_called_by_another(swarm: Swarm) -> None:
+    """In the same scope it would wait for the claim of its caller: it says so."""
+
+    async def pay(message: Message) -> str:
+        return "paid"
+
+    async with (
+        swarm.dispatcher() as dispatcher,
+        open_idempotency(swarm.broker) as first,
+        open_idempotency(swarm.broker) as second,
+        swarm.worker() as worker,
+    ):
+        paying = second(pay)
+
+        async def order(message: Message) -> object:
+            return await paying(message)
+
+        await worker.handle("payer", first(order))
+        for _ in range(2):  # the claim is given up, too
+            result = await dispatcher.run("payer", KEY)
+            assert result.status == Status.FAILED
+            assert result.error.startswith(f"task {result.id} waits for its own claim of its key")
