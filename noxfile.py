@@ -18,15 +18,14 @@ nox.options.download_python = "never"  # what isn't there is skipped; in CI it i
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-# By default the oldest Python runs the tests with the lowest dependencies, the newest under
-# coverage, and those between what needs a server; `nox -s tests` is all the tests on each.
+# By default the oldest Python runs the tests with the lowest dependencies, and the newest under
+# coverage; `nox -s tests` is all the tests on each. CI goes on with `nox -t longer`.
 OLDEST, MIDDLE, NEWEST = PYTHONS
 nox.options.sessions = [
     "lint",
     "typing",
     "minimums",
     "coverage",
-    "public-api",
     "faults-short",
     "bench-short",
 ]
@@ -45,6 +44,9 @@ ASYNC_RULES = (
     # A handler and a fixture are async whether they await or not.
     "--per-file-ignores=tests/*:ASYNC124 examples/*:ASYNC124 benchmarks/*:ASYNC124",
 )
+
+# Tests of the fault suite that take clusters of five nodes, and minutes.
+ON_FIVE_NODES = ("test_faults_rounds", "test_faults_stalls")
 
 # Each test has a server of its own, and half of the time it waits for something.
 IN_PARALLEL = (f"--numprocesses={2 * (os.cpu_count() or 1)}",)
@@ -116,7 +118,7 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-@nox.session(python=MIDDLE, name="public-api")
+@nox.session(python=MIDDLE, name="public-api", tags=["longer"])
 def public_api(session: nox.Session) -> None:
     """What a server is needed for, as with a nats-py that is not known: without the fast ways."""
     session.install(".[server,nkeys]", *group("test"))
@@ -143,7 +145,15 @@ def faults_cluster(session: nox.Session) -> None:
 @nox.session(python=ANY_PYTHON, name="faults-short")
 def faults_short(session: nox.Session) -> None:
     """Each fault a few times, and each guarantee taken away once."""
-    run_faults(session, *session.posargs)
+    ignored = [f"--ignore=tests/faults/{file}.py" for file in ON_FIVE_NODES]
+    run_faults(session, *ignored, *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON, name="clusters-short", tags=["longer"])
+def clusters_short(session: nox.Session) -> None:
+    """What needs a cluster of five: stalls and partitions, and a few of the random rounds."""
+    for file in ON_FIVE_NODES:
+        run_faults(session, *session.posargs, files=f"tests/faults/{file}.py")
 
 
 @nox.session(python=ANY_PYTHON, name="faults-can-fail")
