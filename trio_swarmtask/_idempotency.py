@@ -6,8 +6,9 @@
 # dies holds up the others for no longer than that, and as far as a lease can promise no two
 # handlers of a key run at once.
 #
-# A claim is given up as soon as it is of no use. Where the bucket can't be reached just then, that
-# is done later, in the block of `open_idempotency`: nobody is to wait for a claim that is nobody's.
+# An outcome is kept, or else its claim given up, as soon as the handler has ended. Where the bucket
+# can't be reached just then, that is done later, in the block of `open_idempotency`: an effect that
+# has been is not to be had again, and nobody is to wait for a claim that is nobody's.
 #
 # A handler that waited for a claim which it is called under would wait for itself. So what is
 # wrapped is not wrapped again, and whoever meets a claim of its own callers says so.
@@ -81,6 +82,7 @@ class Claim:
         self.deadline = 0.0  # on Trio's clock
         self.put_over: int | None = None  # the revision that it was to be stored over, if it was
         self.is_ours = True  # to give up, once it is of no use
+        self.outcome: bytes | None = None  # what is to be kept, and is not yet
 
 
 @final
@@ -152,13 +154,13 @@ class Idempotency(metaclass=NoPublicConstructor):
             try:
                 done, value = await self._run(found, handler, message)
                 if done:
-                    outcome = self._encode(value, message)
-                    if outcome is not None and await self._remember(found, outcome):
-                        found.is_ours = False
+                    found.outcome = self._encode(value, message)
+                    if found.outcome is not None:
+                        await self._remember(found, found.outcome)
                     return value
                 logger.warning("lost the claim to the key of task %s: it was cancelled", message.id)
             finally:
-                await self._give_up(found, partial(self._release, found))
+                await self._give_up(found, partial(self._finish, found))
 
     async def _run(self, claim: Claim, handler: Handler, message: Message) -> tuple[bool, object]:
         """Whether ``handler`` has ended in time, and what it gave."""
@@ -281,6 +283,15 @@ class Idempotency(metaclass=NoPublicConstructor):
             return True
         return False
 
+    async def _finish(self, claim: Claim) -> None:
+        """Keep the outcome, if that is left to do; else let others have the key."""
+        try:
+            if claim.outcome is not None:
+                await self._put(claim, claim.outcome)
+        except SwarmTaskError as exc:
+            logger.warning("the outputs of a task may not be remembered: %s", exc)
+        await self._release(claim)
+
     async def _release(self, claim: Claim) -> None:
         """Let others have the key; if that fails, it is theirs when the claim has expired."""
         try:
@@ -320,32 +331,31 @@ class Idempotency(metaclass=NoPublicConstructor):
             return None
         return outcome
 
-    async def _remember(self, claim: Claim, outcome: bytes) -> bool:
-        """Keep an outcome; whether that is confirmed."""
+    async def _remember(self, claim: Claim, outcome: bytes) -> None:
+        """Keep an outcome, within the time that a result may wait for it."""
         try:
             # What has had its effect is worth a moment, even if all is being cancelled.
             with trio.move_on_after(_SETTLE_SECONDS, shield=True):
                 return await self._put(claim, outcome)
             with trio.move_on_after(self._lease):
                 return await self._put(claim, outcome)
-            problem: object = "the broker did not answer in time"
+            logger.warning("the outputs of a task are not remembered yet: no answer in time")
         except SwarmTaskError as exc:
-            problem = exc
-        logger.warning("the outputs of a task may not be remembered: %s", problem)
-        return False
+            claim.outcome = None
+            logger.warning("the outputs of a task may not be remembered: %s", exc)
 
-    async def _put(self, claim: Claim, outcome: bytes) -> bool:
+    async def _put(self, claim: Claim, outcome: bytes) -> None:
         while True:
             entry = await self._outcomes.get(claim.key)
             record = _read(entry)
-            if record is not None and not record.holder:
-                return True  # another's, which was first
-            revision = 0 if entry is None else entry.revision
-            try:
-                await self._outcomes.put(claim.key, outcome, revision)
-            except Refused:
-                continue
-            return True
+            if record is None or record.holder:  # else it is another's, which was first
+                try:
+                    revision = 0 if entry is None else entry.revision
+                    await self._outcomes.put(claim.key, outcome, revision)
+                except Refused:
+                    continue
+            claim.outcome, claim.is_ours = None, False
+            return
 
 
 def _find_wrapped(handler: object) -> frozenset[tuple[Idempotency, str | None]]:

@@ -180,7 +180,55 @@ async def test_bucket_that_does_not_answer(swarm: Swarm, caplog: pytest.LogCaptu
 
         outcomes.put = outcomes.remove = hang  # type: ignore[method-assign,assignment]  # replaced for the test
         assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
-    assert "did not answer in time" in caplog.text
+    assert "are not remembered yet: no answer in time" in caplog.text
+
+
+@within(20)
+async def test_outcome_is_kept_once_the_bucket_answers_again(swarm: Swarm) -> None:
+    """Its task was cancelled meanwhile; its effect is not had a second time."""
+    payer = Payer()
+    async with paying(swarm, payer, lease=1000, ttl=1000) as (dispatcher, idempotent, worker):
+        _, outcomes = break_(idempotent)
+        back = trio.Event()
+
+        async def put_late(key: str, data: bytes, revision: int) -> None:
+            await back.wait()
+            await outcomes.bucket.put(key, data, revision)
+
+        outcomes.put = put_late  # type: ignore[method-assign]  # replaced for the test
+        future = await dispatcher.start("payer", KEY)
+        await until(lambda: payer.began and not payer.running)
+        await future.cancel()
+        await until(lambda: not worker.statistics().in_flight)
+        back.set()
+        with trio.fail_after(5):
+            assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+
+
+@within(20)
+async def test_outcome_that_can_not_be_kept_late_either(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the key is free, at least."""
+    payer = Payer()
+    async with paying(swarm, payer, lease=1000, ttl=1000) as (dispatcher, idempotent, worker):
+        _, outcomes = break_(idempotent)
+        back = trio.Event()
+
+        async def refuse_late(key: str, data: bytes, revision: int) -> None:
+            await back.wait()
+            del outcomes.put  # type: ignore[method-assign]  # the one that was replaced for the test
+            fail()
+
+        outcomes.put = refuse_late  # type: ignore[method-assign]  # replaced for the test
+        future = await dispatcher.start("payer", KEY)
+        await until(lambda: payer.began and not payer.running)
+        await future.cancel()
+        await until(lambda: not worker.statistics().in_flight)
+        back.set()
+        with trio.fail_after(5):
+            assert (await dispatcher.run("payer", KEY)).outputs == {"run": 2}
+    assert "may not be remembered: not now" in caplog.text
 
 
 @within(20)
