@@ -262,12 +262,14 @@ class _MemoryOutbox(Outbox):
         else:
             # All: whoever runs it hears of it also where it was taken out of its queue before.
             queues = list(self._broker._queues.values())
+        # As on a server: what was handed out once is known to have ended if a worker says so.
+        never_ran = any(queue.was_never_delivered(task_id) for queue in queues)
         notice = _MemoryNotice(task_id)
         for queue in queues:
             queue.cancel(notice)
         with trio.move_on_after(grace):
             await notice.wait_ended()
-        return not notice.is_running
+        return never_ran or notice.has_ended
 
     async def renew_lease(self, name: str) -> float:
         return await self._lifetime.run(partial(self._renew_lease, name))
@@ -289,17 +291,17 @@ class _MemoryNotice(Notice):
         self._ended = trio.Event()
 
     @property
-    def is_running(self) -> bool:
-        return self._running > 0
+    def has_ended(self) -> bool:
+        return self._ended.is_set() and self._running <= 0
 
     def running(self) -> None:
         self._running += 1
 
     def ended(self) -> None:
         self._running -= 1
-        if not self.is_running:
+        if self._running <= 0:
             self._ended.set()
 
     async def wait_ended(self) -> None:
-        if self.is_running:
+        if self._running > 0:
             await self._ended.wait()
