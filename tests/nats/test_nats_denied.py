@@ -109,6 +109,7 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
         delivery.renew()
         await until(lambda: not raw.requests._waiting)
         assert delivery.lease_until == lease_until
+        assert await delivery.doubt() == 0
 
 
 @within(20)

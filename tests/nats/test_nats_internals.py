@@ -12,12 +12,20 @@ from nats_servers import kill
 from streams import make
 from swarm import NATSSwarm, echo, until, within
 
-from trio_swarmtask import BrokerError, ClosedError, Message, NATSConfig, open_dispatcher
+from trio_swarmtask import (
+    BrokerError,
+    ClosedError,
+    InvalidMessageError,
+    Message,
+    NATSConfig,
+    open_dispatcher,
+)
 from trio_swarmtask._nats import _connection, _requests
 from trio_swarmtask._nats._ack_subject import delivery_number
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import NotConnected, open_connection
 from trio_swarmtask._nats._durables import Durable
+from trio_swarmtask._nats._error_lines import Refusal
 from trio_swarmtask._nats._jetstream import in_time
 from trio_swarmtask._nats._loop import open_loop
 from trio_swarmtask._nats._requests import NoAnswer
@@ -116,6 +124,15 @@ async def test_publishers_wait_when_much_is_to_be_sent(
 
 
 @within(5)
+async def test_too_large_by_nats_py_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its version is not known."""
+    async with open_connection(NATSConfig(server.url)) as connection:
+        monkeypatch.setattr(connection, "_outgoing", None)
+        with pytest.raises(InvalidMessageError, match="1048577 bytes on x: the server takes 10485"):
+            connection.publish("x", b"x" * (1024 * 1024 + 1))
+
+
+@within(5)
 async def test_room_that_never_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection went: the publish that follows says so."""
     monkeypatch.setattr(_connection, "_HIGH_WATER", 1000)
@@ -160,10 +177,10 @@ async def test_requests_that_end_otherwise(nats_swarm: NATSSwarm) -> None:
             await raw.requests.request("silent")
         raw.connection.publish(raw.requests._prefix + "1")
         await raw.requests.echo()
-        raw.requests._on_refused("subscription", "elsewhere")
+        raw.requests._on_refused(Refusal("subscription", "elsewhere"))
         heard: list[Incoming | None] = []
         raw.requests.tell("silent", b"", heard.append)
-        raw.requests._on_refused("publish", "elsewhere")
+        raw.requests._on_refused(Refusal("publish", "elsewhere"))
         assert heard == []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(closed, raw.requests)
@@ -179,11 +196,13 @@ async def closed(requests: _requests.Requests) -> None:
 
 @within(20)
 async def test_server_throws_us_out(server: Server) -> None:
-    """What the protocol calls an error, and nats-py does not come back from."""
+    """For what would end the next connection too."""
     with pytest.raises(BrokerError, match=r"for good: the server closed the connection: "):
         async with open_connection(NATSConfig(server.url)) as connection:
             subscription = connection.subscribe("x", lambda message: None)
-            await connection.call(connection.client._send_command(b"NONSENSE\r\n"))
+            await connection.call(
+                connection.client._send_command(b"SUB " + b"x" * 5000 + b" 99\r\n")
+            )
             connection.publish("x")
             await until(lambda: connection.client.is_closed)
             await trio.sleep_forever()

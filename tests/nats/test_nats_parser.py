@@ -74,7 +74,7 @@ TOLD = [
     (3, b"c", b"", b"NATS/1.0\r\n\r\n", b"abc"),
     (3, b"c", b"reply", b"NATS/1.0", b""),
     (4, b"d", b"", b"", b"\r\nPING"),
-    ("-ERR", "'some error'"),
+    ("-ERR", "'Some Error'"),
 ]
 
 

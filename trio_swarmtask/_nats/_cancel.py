@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
     from ._delivered import Delivered
+    from ._error_lines import Refusal
     from ._incoming import Incoming
     from ._requests import Requests
     from ._stored import StoredMessage
@@ -85,12 +86,11 @@ class Pushes:
 
         self._subscription = self._connection.subscribe(f"{self._prefix}*", on_push)
 
-    def on_refused(self, subject: str) -> None:
-        if subject == f"{self._prefix}*".lower():
+    def on_refused(self, refusal: Refusal) -> None:
+        if refusal.is_of(self._subscription):
             logger.warning(
-                "this user may not subscribe to %s*: what is cancelled is found by looking alone, "
-                "which takes longer",
-                self._prefix,
+                "%s: what is cancelled is found by looking alone, which takes longer",
+                refused_error(self._connection, refusal),
             )
 
     def end(self) -> None:
@@ -122,7 +122,7 @@ class Cancellation:
         self._was_not_due = False
         self._running = 0  # so many have said that they run it
         self._ended = 0  # and that they don't any more
-        self._is_refused = False
+        self._refusal: Refusal | None = None
 
     async def stop(self, capability: str | None, grace: float) -> bool | None:
         """As `Outbox.stop`."""
@@ -158,9 +158,9 @@ class Cancellation:
     def _have_ended(self) -> bool:
         return self._ended >= max(1, self._running)
 
-    def _on_refused(self, action: str, subject: str) -> None:
-        if action == "publish" and subject == self._push.lower():
-            self._is_refused = True
+    def _on_refused(self, refusal: Refusal) -> None:
+        if refusal.action == "publish" and refusal.subject == self._push:
+            self._refusal = refusal
 
     async def _attempt(self, capability: str | None) -> bool:
         """Whether the task was never delivered."""
@@ -179,8 +179,8 @@ class Cancellation:
         self._push = f"cancel.{capability}.{self._task_id}"
         self._connection.publish(self._push, b"", self._inbox)
         progress = await self._delivered.find(stream, capability)
-        if self._is_refused:  # that comes before the answer
-            raise refused_error(self._connection, f"publish to {self._push}")
+        if self._refusal is not None:  # that comes before the answer
+            raise refused_error(self._connection, self._refusal)
         others = await self._remove(stream, subject, stored)
         if stored is None:
             return self._was_not_due

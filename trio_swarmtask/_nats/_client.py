@@ -10,6 +10,7 @@
 # - What the parser stumbles over ends the read loop while the client says that it is connected. So
 #   does the PONG for a `flush` that was cancelled. And a greeting that can't be read ends the task
 #   that reconnects.
+# - Any error line but that of a permission closes the client for good: see `_error_lines.py`.
 #
 # - A message costs several tasks' turns and a future on its way through nats-py and asyncio. So
 #   where `is_known`, a Trio task reads the socket (`_reader.py`), and what is published is written
@@ -27,12 +28,21 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import nats.errors
+import trio
 from nats.aio.client import Client as NATS, Srv, __version__
 from nats.aio.transport import TcpTransport
 
+from ._error_lines import (
+    TOO_MANY_SUBSCRIPTIONS,
+    ErrorLine,
+    Meaning,
+    TooManySubscriptions,
+    read_refusal,
+)
 from ._incoming import Incoming
 from ._parser import Parser
 from ._reader import read_socket
+from ._subscriptions import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,10 +100,13 @@ class Client(NATS):
         super().__init__()
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
         self._has_backlog = False  # when something was last written
+        self._ledger = Ledger()
         self.usable = False
         """Whether there is a connection, and the server knows all subscriptions."""
         self.trouble: Exception | None = None
         """Why the last connection was given up."""
+        self.doubt: trio.Event | None = None
+        """While subscriptions were refused, and it is not known which."""
 
     def is_encrypted(self) -> bool:
         """Whether the server asked for TLS: then nats-py has upgraded the connection."""
@@ -118,6 +131,13 @@ class Client(NATS):
             raise
         except Exception as exc:  # a greeting that is none: to be tried again, as the rest is
             raise nats.errors.Error(f"it does not greet as a NATS server does: {exc!r}") from exc
+        # All subscriptions are sent again; so what is held of them would be sent twice.
+        self._pending = [
+            line for line in self._pending if not line.startswith((b"SUB ", b"UNSUB "))
+        ]
+        self._pending_data_size = sum(map(len, self._pending))
+        self._ledger.restart(self._subs)
+        self._end_doubt()
 
     async def _attempt_reconnect(self) -> None:
         self.abort()
@@ -180,10 +200,56 @@ class Client(NATS):
             size += writer.transport.get_write_buffer_size()
         return size
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        # Behind its first PONG a server tells the limit of the account, or of the user.
+        if type(limit := info.get("max_payload")) is int:
+            self._max_payload = limit
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        self.write_held()  # nats-py would send it before that
+        self._ledger.asked()
+        await super()._send_ping(future)
+
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # whoever waited for it was cancelled
             self._pongs[0] = asyncio.get_running_loop().create_future()
+        for number in self._ledger.answered():
+            if subscription := self._subs.get(number):
+                await self._error_cb(TooManySubscriptions(subscription))
+        self._end_doubt()
         await super()._process_pong()
+
+    async def _send_subscribe(self, sub: Subscription) -> None:
+        self._ledger.begun(sub._id)
+        await super()._send_subscribe(sub)
+
+    async def _send_unsubscribe(self, sid: int, limit: int = 0) -> None:
+        self._ledger.ended(sid)
+        await super()._send_unsubscribe(sid, limit)
+
+    async def _process_err(self, err_msg: str) -> None:
+        line = ErrorLine(err_msg)
+        if line.meaning is Meaning.OUTAGE:
+            await self.replace_connection(line)
+        elif line.meaning in (Meaning.LOGIN, Meaning.FINAL):
+            await super()._process_err(str(line))  # closes the client
+            self._err = line
+        elif str(line) == TOO_MANY_SUBSCRIPTIONS:
+            self._ledger.errors += 1
+            if self.doubt is None:
+                self.doubt = trio.Event()
+                await self._send_ping()  # the answer comes behind all of these
+        else:
+            if refusal := read_refusal(line):
+                for number in [n for n, sub in self._subs.items() if refusal.is_of(sub)]:
+                    self._ledger.refused(number)
+            await self._error_cb(line)
+
+    def _end_doubt(self) -> None:
+        if self.doubt is not None:
+            self.doubt.set()
+            self.doubt = None
 
     async def _process_op_err(self, e: Exception) -> None:
         # While it reconnects, further errors are of no interest to nats-py either.
@@ -193,6 +259,7 @@ class Client(NATS):
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self.usable = False
+        self._end_doubt()
         await super()._close(status, do_cbs)
 
     async def end_reconnecting(self) -> None:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
 import trio
 
-from .._errors import BrokerError
+from .._errors import BrokerError, InvalidMessageError
 from .._util import open_flat_nursery
 from ._client import Client, Sink, connect_options, is_known
 from ._credentials import check_credentials
-from ._errors import connect_error, fatal_error, lost_error, parse_violation
+from ._error_lines import Refusal, line_of, read_refusal
+from ._errors import connect_error, fatal_error, lost_error
 from ._loop import Loop, open_loop
 from ._outgoing import Outgoing
 from ._troubles import Troubles
@@ -40,6 +41,9 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _CLOSE_SECONDS: Final = 2.0
 
+# Seconds; nats-py asks for a number.
+_AS_LONG_AS_IT_TAKES: Final = 24 * 60 * 60
+
 # Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
 
@@ -57,7 +61,7 @@ class Connection:
         self.client.wants_tls = config.wants_tls
         self.lost: BrokerError | None = None
         self.on_down: list[Callable[[], None]] = []
-        self.on_refused: list[Callable[[str, str], None]] = []
+        self.on_refused: list[Callable[[Refusal], None]] = []
         self.troubles = Troubles()
         self._loop: Loop
         self._outgoing = Outgoing(self.client) if is_known() else None
@@ -81,12 +85,19 @@ class Connection:
 
         Raises:
           NotConnected: if there is no connection now; nothing is kept.
+          InvalidMessageError: if the server would close the connection over it.
         """
         self._check_up()
         if self._outgoing:
             self._outgoing.publish(subject, data, reply, headers)
         else:
-            self._loop.step(self.client.publish(subject, data, reply, headers))
+            try:
+                self._loop.step(self.client.publish(subject, data, reply, headers))
+            except nats.errors.MaxPayloadError as exc:
+                limit = self.client.max_payload
+                raise InvalidMessageError(
+                    f"{len(data)} bytes on {subject}: the server takes {limit}"
+                ) from exc
 
     def subscribe(
         self, subject: str, callback: Callable[[Incoming], None], queue: str = ""
@@ -123,6 +134,24 @@ class Connection:
             except (BrokerError, NotConnected):
                 return  # the next publish says why
 
+    async def catch_up(self) -> None:
+        """Wait until all is here that the server has sent by now, or the connection went.
+
+        On a slow link that takes as long as it takes: it is given up where nothing comes at all.
+        """
+        if not self.is_up:
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await self._down.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            with suppress(BrokerError):  # it is lost meanwhile
+                await self.call(self.client.flush(_AS_LONG_AS_IT_TAKES))
+            nursery.cancel_scope.cancel()
+
     # State
 
     @property
@@ -144,6 +173,14 @@ class Connection:
         if self.lost is not None:
             raise self.lost_error()
 
+    async def wait_certain(self) -> None:
+        """Wait until it is known which subscriptions were refused, if some were just now.
+
+        `on_refused` was called by then.
+        """
+        if self.client.doubt is not None:
+            await self.client.doubt.wait()
+
     def lost_error(self) -> BrokerError:
         assert self.lost is not None
         return type(self.lost)(*self.lost.args)
@@ -156,17 +193,18 @@ class Connection:
 
     async def _on_error(self, exc: Exception) -> None:
         self._last_error = exc
-        violation = parse_violation(exc)
-        if violation is None:
-            refusal = fatal_error(exc, self.config)
-            if refusal is not None and not self._fatal.is_set():
-                self._fatal.set()  # ends a first connect; later a server may change its mind
-                logger.error("%s", refusal)
-            logger.debug("the client of %s reports: %s", self.config.safe_url, exc)
-        else:
+        refusal = read_refusal(exc)
+        if refusal is not None:
             logger.error("%s: %s", self.config.safe_url, exc)
             for refused in list(self.on_refused):
-                refused(*violation)
+                refused(refusal)
+            return
+        fatal = fatal_error(exc, self.config)
+        if fatal is not None and not self._fatal.is_set():
+            self._fatal.set()  # ends a first connect; later a server may change its mind
+            logger.error("%s", fatal)
+        level = logging.WARNING if self.is_up and line_of(exc) else logging.DEBUG
+        logger.log(level, "the client of %s reports: %s", self.config.safe_url, exc)
 
     async def _on_disconnected(self) -> None:
         if not self._closing.is_set():

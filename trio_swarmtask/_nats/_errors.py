@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import ssl
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from .._errors import AuthenticationError, BrokerError
 from ._client import PlaintextError
+from ._error_lines import Meaning, line_of
 
 if TYPE_CHECKING:
     from .._config import NATSConfig
 
 
-# The server quotes the subject as Go does: `"` and `\\` are escaped.
-_VIOLATION: Final = re.compile(
-    r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"'
-)
-_ESCAPED: Final = re.compile(r'\\(["\\])')
-
-
-def parse_violation(exc: Exception) -> tuple[str, str] | None:
-    """What the server's permissions forbid: ``publish`` or ``subscription``, and the subject."""
-    found = _VIOLATION.search(str(exc))
-    return None if found is None else (found[1], _ESCAPED.sub(r"\1", found[2]))
-
-
 def fatal_error(exc: Exception, config: NATSConfig) -> BrokerError | None:
     """What no second try would change, as our error; None for the rest."""
-    text = str(exc).lower()
-    if "authorization violation" in text or "authentication expired" in text:
-        return AuthenticationError(f"{config.safe_url} refuses the credentials: {exc}")
+    line = line_of(exc)
+    if line is not None and line.meaning is Meaning.LOGIN:
+        return AuthenticationError(f"{config.safe_url} refuses the credentials: {line}")
+    if line is not None and line.meaning is Meaning.FINAL:
+        return BrokerError(f"{config.safe_url} can't be used: {line}. Raise that limit of its")
     if isinstance(exc, PlaintextError):
         return BrokerError(
             f"{config.safe_url} offers no TLS, and TLS was asked for; nothing secret was sent. "
@@ -49,7 +38,17 @@ def connect_error(exc: Exception | None, config: NATSConfig) -> BrokerError:
         )
     if isinstance(exc, BrokerError):
         return exc
-    error = fatal_error(exc, config)
+    error, line = fatal_error(exc, config), line_of(exc)
+    if error is None and line is not None:
+        error = BrokerError(
+            f"{config.safe_url} did not let us in within {config.connect_timeout:g} seconds: {line}"
+        )
+    if error is None and isinstance(exc, BrokenPipeError | ConnectionResetError):
+        # What it has said before is lost with the connection.
+        error = BrokerError(
+            f"{config.safe_url} hangs up on every login within {config.connect_timeout:g} seconds: "
+            f"{exc}. It may have as many connections as its max_connections allows"
+        )
     if error is None:
         error = BrokerError(
             f"no NATS server at {config.safe_url} within {config.connect_timeout:g} seconds: "

@@ -53,6 +53,8 @@ class Parser:
 
         Returns what else there is, for `follow`: a line that is no message, or what went wrong.
         """
+        # Whatever comes is a sign of life: behind much data the PONG is late, on a slow link.
+        self._client._pings_outstanding = 0
         try:
             return self._take(data)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be made sense of
@@ -119,7 +121,7 @@ class Parser:
         elif operation == b"INFO":
             await self._client._process_info(_parse_info(rest))
         elif operation == b"-ERR" and rest:
-            await self._client._process_err(rest.decode().lower())
+            await self._client._process_err(rest.decode())
         elif operation != b"+OK":
             raise ValueError(f"unknown: {line[:40]!r}")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
+    from ._error_lines import Refusal
     from ._incoming import Incoming
     from ._requests import Requests
 
@@ -48,8 +49,9 @@ class Reports:
     def on_down(self) -> None:
         self._refused = False  # the next connection may be permitted more
 
-    def on_refused(self, action: str, subject: str) -> None:
-        if action == "publish" and subject.startswith(_PREFIX) and not self._refused:
+    def on_refused(self, refusal: Refusal) -> None:
+        is_ours = refusal.action == "publish" and refusal.subject.startswith(_PREFIX)
+        if is_ours and not self._refused:
             self._refused = True  # or the server would say so each time
             logger.warning(
                 "the progress of tasks is not sent: %s does not permit this user to publish to %s*",

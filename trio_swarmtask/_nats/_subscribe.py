@@ -1,7 +1,8 @@
 # A subscription that stands: the server has it, and permits it.
 #
 # SUB has no answer. A refusal comes as an error of its own, before the answer to whatever is asked
-# next: so an echo tells both that the server listens for us and that nothing was refused.
+# next: so an echo tells both that the server listens for us and that nothing was refused. An error
+# that names no subject is waited out, until it is known whose it was.
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
+    from ._error_lines import Refusal
     from ._incoming import Incoming
 
 
@@ -29,24 +31,26 @@ async def subscribe(
       ClosedError: if the role was closed.
     """
     connection = requests.connection
-    refused: list[str] = []
+    refused: list[Refusal] = []
 
-    def on_refused(action: str, name: str) -> None:
-        if action == "subscription" and name == subject.lower():  # nats-py has made it lower case
-            refused.append(name)
+    def on_refused(refusal: Refusal) -> None:
+        if refusal.is_of(subscription):
+            refused.append(refusal)
+
+    async def stand() -> None:
+        await requests.echo()
+        await connection.wait_certain()
 
     subscription = connection.subscribe(subject, callback, queue)
     connection.on_refused.append(on_refused)
     stands = False
     try:
-        await requests.lifetime.run(
-            partial(persist, connection, f"subscribe to {subject}", requests.echo)
-        )
+        await requests.lifetime.run(partial(persist, connection, f"subscribe to {subject}", stand))
         stands = not refused
     finally:
         connection.on_refused.remove(on_refused)
         if not stands:
             connection.unsubscribe(subscription)
     if refused:
-        raise refused_error(connection, f"subscribe to {subject}")
+        raise refused_error(connection, refused[0])
     return subscription
