@@ -5,7 +5,8 @@
 # let it expire.
 #
 # Replicas may lag behind a PubAck, so a stream that has some asks its leader for a single entry.
-# Pages come from any replica: a listing is no snapshot anyway.
+# Pages come from any replica: a listing is no snapshot anyway. What comes of many entries is kept,
+# whatever becomes of the connection in between (see `_portions.py`).
 
 from __future__ import annotations
 
@@ -14,29 +15,28 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
-
 from .._bucket import Bucket, Entry, Page, Refused, Watch
 from .._util import open_flat_nursery
 from ._ack_subject import parse_count
-from ._bucket_stream import BucketStream, find_bucket, make_bucket
+from ._bucket_stream import BucketStream, find_bucket, look_at_bucket, make_bucket
+from ._connection import NotConnected
 from ._incoming import Incoming, parse_headers
 from ._jetstream import APIError, NoResponders, call, in_time, persist, publish
+from ._portions import Portions
 from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
 from ._requests import NoAnswer, Requests, open_requests, status_of
 from ._streams import Streams
 from ._watch import Watches
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from ._connection import Connection
 
 T = TypeVar("T")
 
-# A page: at most so many entries, and about so many bytes.
+# A page: at most so many entries.
 _PAGE: Final = 1000
-_PAGE_BYTES: Final = 4 * 1024 * 1024
 # Without direct gets every entry is a request of its own.
 _SINGLY: Final = 100
 _GONE: Final = ("DEL", "PURGE")
@@ -48,13 +48,12 @@ _HEADER_BYTES: Final = 128
 class NATSBucket(Bucket):
     """Made by `open_nats_bucket`."""
 
-    batch: Final = 500  # keys; the server takes about a thousand a request, and 413 past that
-
     def __init__(self, requests: Requests, streams: Streams, name: str, ttl: float) -> None:
         self.prefix = f"$KV.{name}."
         self.watches: Watches  # set by open_nats_bucket before anyone sees the bucket
         self._connection = requests.connection
         self._requests = requests
+        self._portions = Portions(requests)
         self._streams = streams
         self._name = name
         self._ttl = ttl
@@ -72,11 +71,6 @@ class NATSBucket(Bucket):
         return most - _HEADER_BYTES
 
     @property
-    def tells_all(self) -> bool:
-        """Whether only an outage can keep a change from who follows its key."""
-        return self._stream is None or self._stream.tells_all
-
-    @property
     def lost(self) -> Exception | None:
         return None if self._connection.lost is None else self._connection.lost_error()
 
@@ -86,19 +80,39 @@ class NATSBucket(Bucket):
             self._stream = await make_bucket(self._streams, self._name, self._ttl)
         return self._stream
 
+    async def look(self) -> BucketStream | None:
+        """The stream as it is now, if it is there: an operator may have changed it.
+
+        Raises:
+          What a request raises.
+        """
+        if self._stream is not None:
+            self._stream = await look_at_bucket(self._streams, self._stream, self._name, self._ttl)
+        return self._stream
+
     async def get(self, key: str) -> Entry | None:
         async def attempt(stream: BucketStream) -> Entry | None:
             return await self._get(stream, key)
 
         return await self._read(f"look up {key}", attempt, None)
 
-    async def get_some(self, keys: list[str]) -> tuple[list[Entry], bool]:
-        """The newest entries of the first `batch` of these keys, and whether that is not all.
+    async def get_some(
+        self, missing: dict[str, None], take: Callable[[Entry], None]
+    ) -> Sequence[str]:
+        """Look up some of these keys: the first, as many entries as the link carries well.
 
-        They may be stale.
+        ``take`` is called with the newest entry of each, as they come; it may be stale. What needs
+        no further look is taken out of ``missing``; that is at least one.
+
+        Returns:
+          Those of them that have no entry.
         """
-        attempt = partial(self._get_batch, keys[: self.batch])
-        return await self._read("look up keys", attempt, ([], False))
+        attempt = partial(self._get_some, missing, take)
+        gone = await self._read("look up keys", attempt, None)
+        if gone is None:  # the bucket itself
+            gone = list(missing)
+            missing.clear()
+        return gone
 
     async def put(self, key: str, data: bytes, revision: int) -> None:
         def headers(stream: BucketStream) -> dict[str, str]:
@@ -194,40 +208,53 @@ class NATSBucket(Bucket):
         data = base64.b64decode(message.get("data", ""))
         return self._entry(message["subject"], message["seq"], message["time"], headers, data)
 
-    async def _get_batch(self, keys: list[str], stream: BucketStream) -> tuple[list[Entry], bool]:
+    async def _get_some(
+        self, missing: dict[str, None], take: Callable[[Entry], None], stream: BucketStream
+    ) -> Sequence[str]:
+        if not missing:
+            return ()  # all has come, but for the end of the answer
         if stream.direct:
-            subjects = [self.prefix + key for key in keys]
-            return await self._collect(stream, multi_last=subjects, max_bytes=_PAGE_BYTES)
-        entries = [await self._get(stream, key) for key in keys]
-        return [entry for entry in entries if entry is not None], False
+            return await self._portions.find(
+                stream.name, self.prefix, missing, lambda _, message: take(self.read(message))
+            )
+        key = next(iter(missing))
+        entry = await self._get(stream, key)
+        del missing[key]
+        if entry is None:
+            return (key,)
+        take(entry)
+        return ()
 
     async def _page(self, stream: BucketStream, after: int) -> Page:
+        entries: list[Entry] = []
+        try:
+            more = await self._fetch_page(stream, after, entries.append)
+        except (NoAnswer, NotConnected):
+            if not entries:
+                raise
+            more = True  # what has come is a page as well
+        return Page(entries, entries[-1].revision if entries else after, more)
+
+    async def _fetch_page(
+        self, stream: BucketStream, after: int, take: Callable[[Entry], None]
+    ) -> bool:
         # By `*`, for a key with a dot in it is not a task's.
         subject = f"{self.prefix}*"
-        entries: list[Entry] = []
         if stream.direct:
-            entries, more = await self._collect(
-                stream, seq=after + 1, next_by_subj=subject, batch=_PAGE, max_bytes=_PAGE_BYTES
+            return await self._portions.fetch(
+                stream.name,
+                lambda message: take(self.read(message)),
+                seq=after + 1,
+                next_by_subj=subject,
+                batch=_PAGE,
             )
-            return Page(entries, entries[-1].revision if entries else after, more and bool(entries))
-        while len(entries) < _SINGLY:
+        for _ in range(_SINGLY):
             entry = await self._get_at_leader(stream, seq=after + 1, next_by_subj=subject)
             if entry is None:
-                return Page(entries, after, more=False)
-            entries.append(entry)
+                return False
+            take(entry)
             after = entry.revision
-        return Page(entries, after, more=True)
-
-    async def _collect(self, stream: BucketStream, **which: object) -> tuple[list[Entry], bool]:
-        """A batch of direct gets, and whether there are more."""
-        replies = await self._requests.collect(
-            f"$JS.API.DIRECT.GET.{stream.name}", msgspec.json.encode(which)
-        )
-        end = replies.pop()
-        if status_of(end) not in ("204", "404"):
-            raise NoResponders(f"a direct get of {stream.name}")
-        more = end.header(b"Nats-Num-Pending") not in ("", "0")
-        return [self.read(reply) for reply in replies], more
+        return True
 
     def read(self, message: Incoming) -> Entry:
         """The entry in a message that the server hands out by another subject than its own."""

@@ -8,6 +8,9 @@
 # connection went, or REQUEST_SECONDS have passed), a refusal (the server does not permit the
 # publish), or the role was closed. What was sent may have arrived in all of them; the caller
 # repeats it so that twice is the same as once.
+#
+# On a slow link a reply may be late behind much else, or have come in part. So one that is overdue
+# is given up only once all is here that the server had sent by then: a PONG comes behind it.
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from ._connection import Connection
+    from ._error_lines import Refusal
     from ._incoming import Incoming
 
 # A reply takes a millisecond. This is for one that never comes, or a server that is overloaded.
@@ -42,7 +46,7 @@ class NoAnswer(Exception):
 
 
 class _Waiting:
-    __slots__ = ("callback", "collected", "sent_in", "subject", "task")
+    __slots__ = ("callback", "sent_in", "subject", "take", "task")
 
     def __init__(
         self,
@@ -50,13 +54,13 @@ class _Waiting:
         sent_in: float,
         task: trio.lowlevel.Task | None,
         callback: Callable[[Incoming | None], None] | None,
-        collected: list[Incoming] | None,
+        take: Callable[[Incoming], None] | None,
     ) -> None:
         self.subject = subject
         self.sent_in = sent_in  # the round of `expire`; inf: never given up
         self.task = task
         self.callback = callback
-        self.collected = collected
+        self.take = take  # of replies before the last
 
 
 class Requests:
@@ -97,11 +101,15 @@ class Requests:
         self._waiting[inbox].sent_in = math.inf
         return await self._wait(inbox)
 
-    async def collect(self, subject: str, data: bytes) -> list[Incoming]:
-        """Send and wait for replies, up to one that has a status; that is the last of the list."""
-        collected: list[Incoming] = []
-        await self._wait(self._send(subject, data, None, current_task(), collected=collected))
-        return collected
+    async def collect(
+        self, subject: str, data: bytes, take: Callable[[Incoming], None]
+    ) -> Incoming:
+        """Send, and have ``take`` called with each reply as it comes; return one with a status.
+
+        Raises:
+          As `request`. What has come was taken, and the rest is lost.
+        """
+        return await self._wait(self._send(subject, data, None, current_task(), take=take))
 
     def tell(
         self,
@@ -126,10 +134,7 @@ class Requests:
         del self._inboxes[inbox]
 
     async def echo(self) -> None:
-        """Wait until the server has served what was sent before.
-
-        A PING does not tell: nats-py sends it before what is still buffered.
-        """
+        """Wait until the server has served what was sent before."""
         await self._wait(self._send(None, b"", None, current_task()))
 
     async def _wait(self, inbox: str) -> Incoming:
@@ -147,7 +152,7 @@ class Requests:
         headers: dict[str, str] | None,
         task: trio.lowlevel.Task | None,
         callback: Callable[[Incoming | None], None] | None = None,
-        collected: list[Incoming] | None = None,
+        take: Callable[[Incoming], None] | None = None,
     ) -> str:
         if self._closed is not None:
             raise self._closed_error()
@@ -157,7 +162,7 @@ class Requests:
             self.connection.publish(subject)  # to ourselves
         else:
             self.connection.publish(subject, data, inbox, headers)
-        self._waiting[inbox] = _Waiting(subject, self._round, task, callback, collected)
+        self._waiting[inbox] = _Waiting(subject, self._round, task, callback, take)
         return inbox
 
     def _on_reply(self, message: Incoming) -> None:
@@ -167,12 +172,11 @@ class Requests:
             if callback is not None:
                 callback(message)
             return  # else too late, or somebody else's idea
-        if waiting.collected is not None:
-            waiting.collected.append(message)
-            if status_of(message) is None:
-                waiting.sent_in = self._round
-                self._waiting[message.subject] = waiting
-                return
+        if waiting.take is not None and status_of(message) is None:
+            waiting.sent_in = self._round
+            self._waiting[message.subject] = waiting
+            waiting.take(message)
+            return
         if waiting.task is not None:
             trio.lowlevel.reschedule(waiting.task, outcome.Value(message))
         else:
@@ -187,15 +191,14 @@ class Requests:
             if waiting.sent_in < math.inf:
                 self._fail(inbox, NoAnswer("the connection was lost"))
 
-    def _on_refused(self, action: str, subject: str) -> None:
-        # nats-py has made the text lower case.
-        if action == "subscription":
-            if subject == self._subject.lower():
-                self.close(refused_error(self.connection, f"subscribe to {self._subject}"))
+    def _on_refused(self, refusal: Refusal) -> None:
+        if refusal.action == "subscription":
+            if refusal.is_of(self._subscription):
+                self.close(refused_error(self.connection, refusal))
             return
         for inbox, waiting in list(self._waiting.items()):
-            if waiting.subject.lower() == subject:
-                self._fail(inbox, refused_error(self.connection, f"publish to {waiting.subject}"))
+            if waiting.subject == refusal.subject:
+                self._fail(inbox, refused_error(self.connection, refusal))
 
     def _fail(self, inbox: str, error: Exception) -> None:
         waiting = self._waiting.pop(inbox)
@@ -228,9 +231,14 @@ class Requests:
         while True:
             await trio.sleep(REQUEST_SECONDS / 2)
             self._round += 1
-            for inbox, waiting in list(self._waiting.items()):
-                if waiting.sent_in < self._round - 2:
+            if self._overdue():
+                await self.connection.catch_up()
+                for inbox in self._overdue():
                     self._fail(inbox, NoAnswer(f"no reply within {REQUEST_SECONDS:g} seconds"))
+
+    def _overdue(self) -> list[str]:
+        last = self._round - 2
+        return [inbox for inbox, waiting in self._waiting.items() if waiting.sent_in < last]
 
     def release(self) -> None:
         self.connection.on_down.remove(self._on_down)
@@ -238,9 +246,14 @@ class Requests:
         self.connection.unsubscribe(self._subscription)
 
 
-def refused_error(connection: Connection, action: str) -> BrokerError:
-    """The server's permissions forbid ``action``."""
-    return BrokerError(f"{connection.config.safe_url} does not permit this user to {action}")
+def refused_error(connection: Connection, refusal: Refusal, subject: str = "") -> BrokerError:
+    """What the server refuses, as an error; ``subject``: in place of the one that it names."""
+    url = connection.config.safe_url
+    act = "subscribe" if refusal.action == "subscription" else refusal.action
+    what = f"{act} to {subject or refusal.subject}"
+    if refusal.why:
+        return BrokerError(f"{url} refuses to {what}: {refusal.why}")
+    return BrokerError(f"{url} does not permit this user to {what}")
 
 
 def status_of(message: Incoming) -> str | None:

@@ -7,7 +7,11 @@
 #
 # A stream that keeps one a task and refuses others is asked for the last; any other is asked for
 # the first from sequence 1. Replicas may lag behind a PubAck, so a stream that has some asks its
-# leader for a single one; in bulk a result that is missed is found by the next sweep.
+# leader for a single one; in bulk a result that is missed is found by the next sweep: none found is
+# never a verdict there.
+#
+# Many results are handed on as they come, and asked for until there is an answer for each: what has
+# come is not asked for again, whatever becomes of the connection in between (see `_portions.py`).
 
 from __future__ import annotations
 
@@ -15,24 +19,20 @@ import base64
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from .._errors import InvalidMessageError
 from ._jetstream import APIError, NoResponders, RefusedError, call, publish
+from ._portions import Portions
 from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
 from ._requests import NoAnswer, Requests, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from ._incoming import Incoming
     from ._streams import ResultStream, Streams
 
 FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
 FIRST_BYTES: Final = len("NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n")
-
-# The server takes about a thousand subjects a request; 413 past that.
-BATCH: Final = 500
 
 
 class ResultStore:
@@ -41,6 +41,7 @@ class ResultStore:
     def __init__(self, requests: Requests, streams: Streams) -> None:
         self._requests = requests
         self._streams = streams
+        self._portions = Portions(requests)
 
     async def put(self, task_id: str, result: bytes) -> bytes:
         """Store the result of a task, unless one is there; return the one that counts.
@@ -85,17 +86,40 @@ class ResultStore:
 
         return await self._streams.persist(f"look up task {task_id}", fetch)
 
-    async def get_many(self, task_ids: Sequence[str]) -> dict[str, bytes]:
+    async def get_many(self, task_ids: Iterable[str]) -> dict[str, bytes]:
         """The results stored for these tasks."""
-
-        async def fetch(batch: Sequence[str]) -> dict[str, bytes]:
-            return await fetch_results(self._requests, await self._streams.results(), batch)
-
         found: dict[str, bytes] = {}
-        for start in range(0, len(task_ids), BATCH):
-            batch = task_ids[start : start + BATCH]
-            found |= await self._streams.persist("look up results", partial(fetch, batch))
+        missing = dict.fromkeys(task_ids)
+        while missing:
+            await self.get_some(missing, found.__setitem__)
         return found
+
+    async def get_some(self, missing: dict[str, None], take: Callable[[str, bytes], None]) -> None:
+        """Look up some of these tasks: the first, as many results as the link carries well.
+
+        ``take`` is called with each task and its result, as they come. What needs no further look,
+        for it was found or is not there, is taken out of ``missing``; that is at least one.
+        """
+
+        async def fetch() -> None:
+            stream = await self._streams.results()
+            if not missing:
+                return  # all has come, but for the end of the answer
+            if stream.direct and stream.one_each:
+                await self._portions.find(
+                    stream.name,
+                    "done.",
+                    missing,
+                    lambda task_id, message: take(task_id, message.data),
+                )
+                return
+            task_id = next(iter(missing))
+            data = await fetch_result(self._requests, stream, task_id)
+            del missing[task_id]
+            if data is not None:
+                take(task_id, data)
+
+        await self._streams.persist("look up results", fetch)
 
 
 async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -> bytes | None:
@@ -119,27 +143,6 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
             raise NoResponders(f"the stream {stream.name}") from exc
         raise
     return base64.b64decode(answer["message"].get("data", ""))
-
-
-async def fetch_results(
-    requests: Requests, stream: ResultStream, task_ids: Iterable[str]
-) -> dict[str, bytes]:
-    """The results stored for these tasks, at most `BATCH` of them."""
-    found: dict[str, bytes] = {}
-    if stream.direct and stream.one_each:
-        body = msgspec.json.encode({"multi_last": [f"done.{task_id}" for task_id in task_ids]})
-        replies = await requests.collect(f"$JS.API.DIRECT.GET.{stream.name}", body)
-        status = status_of(replies[-1])
-        if status not in ("204", "404"):
-            raise NoResponders(f"a direct get of {stream.name}")
-        for reply in replies[:-1]:
-            found[result_id(reply)] = reply.data
-        return found
-    for task_id in task_ids:
-        data = await fetch_result(requests, stream, task_id)
-        if data is not None:
-            found[task_id] = data
-    return found
 
 
 def result_id(message: Incoming) -> str:
