@@ -83,6 +83,8 @@ class Deaf(ResultListener):
 
     def broker_lost(self, error: BrokerError) -> None: ...
 
+    def key_unheard(self) -> None: ...
+
 
 class Swarm(ABC):
     """One broker, and a way to look at it and to meddle with it."""

@@ -66,6 +66,11 @@ class Admission:
             if not await self._has_ended(job):
                 await self._leave(job, exc)
             return None
+        if delivery.number > 1 and (seconds := await delivery.doubt()) > 0:
+            if await delivery.give_back(seconds):
+                self._tally.given_back += 1
+                job.settled = True
+            return None
         if await self._has_ended(job):
             return None
         if delivery.number > self._max_deliveries and await self._is_poison(delivery):

@@ -63,6 +63,10 @@ class ResultListener(ABC):
     def broker_lost(self, error: BrokerError) -> None:
         """The broker is lost for good; nothing more will come."""
 
+    @abstractmethod
+    def key_unheard(self) -> None:
+        """`Outbox.hears_key` is not so any more: `Outbox.expect` each task that is waited for."""
+
 
 class Outbox(CanFollow):
     """A dispatcher's side of the broker: store tasks, hear of their results, fetch results."""
@@ -187,6 +191,13 @@ class Delivery(CanReport):
         """Ask for another ``ack_wait``; `lease_until` moves when the broker has confirmed it."""
 
     @abstractmethod
+    async def doubt(self) -> float:
+        """For how many seconds the task, which was delivered before, is to be left to others.
+
+        Above 0 where its lease seems to have lapsed and may not have: a worker may be running it.
+        """
+
+    @abstractmethod
     async def is_leased(self) -> bool:
         """Whether its `lease` has not lapsed."""
 
@@ -289,10 +300,23 @@ class Intake(ABC):
         """Allow ``places`` more deliveries. Each arrival uses one up."""
 
     @abstractmethod
-    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
+    def hear(
+        self,
+        on_notice: Callable[[Notice], None],
+        on_gap: Callable[[], None],
+        on_lease: Callable[[], None],
+    ) -> None:
         """Have ``on_notice`` called for each task of the capability that is cancelled.
 
         ``on_gap`` is called when some may have been missed: `find_done` then tells which.
+        ``on_lease`` is called when `ack_wait` has changed: all that is in hand is to be renewed.
+        """
+
+    @abstractmethod
+    async def look(self) -> None:
+        """Look whether `ack_wait` was changed: to be called now and then, while tasks are in hand.
+
+        Raises nothing of the broker's.
         """
 
     @abstractmethod

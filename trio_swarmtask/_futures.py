@@ -64,6 +64,11 @@ class Futures(ResultListener, Holder):
     def broker_lost(self, error: BrokerError) -> None:
         self._on_lost(error)
 
+    def key_unheard(self) -> None:
+        for future in self.waiting.values():
+            future._expected = True
+            self.outbox.expect(future.id)
+
     # Holding
 
     def hold(self, task_id: str, capability: str | None) -> Future:

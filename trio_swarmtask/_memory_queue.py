@@ -106,6 +106,11 @@ class Queue:
     def is_later(self, task_id: str) -> bool:
         return any(task in self._later for task in self._tasks.get(task_id, ()))
 
+    def was_never_delivered(self, task_id: str) -> bool:
+        """Whether it is here, and nobody ever had it."""
+        tasks = self._tasks.get(task_id, ())
+        return bool(tasks) and not any(task.deliveries for task in tasks)
+
     def hand_out(self) -> None:
         self._catch_up()
         while first := self._again or self._waiting:
@@ -220,8 +225,16 @@ class MemoryIntake(Intake):
         self.places += places
         self._queue.hand_out()
 
-    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
-        self.on_notice = on_notice  # and nothing is missed
+    def hear(
+        self,
+        on_notice: Callable[[Notice], None],
+        on_gap: Callable[[], None],
+        on_lease: Callable[[], None],
+    ) -> None:
+        self.on_notice = on_notice  # and nothing is missed, or changed
+
+    async def look(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         await trio.lowlevel.checkpoint()
@@ -267,6 +280,10 @@ class _MemoryDelivery(Delivery):
     def renew(self) -> None:
         if self._task.holder is self:
             self.lease_until = trio.current_time() + self._queue.store.ack_wait
+
+    async def doubt(self) -> float:
+        await trio.lowlevel.checkpoint()
+        return 0.0
 
     async def is_leased(self) -> bool:
         await trio.lowlevel.checkpoint()

@@ -7,7 +7,9 @@
 # be: it is not given back, put back for another attempt, buried, nor noted, also where the lease
 # lapses while one of these waits for the broker. Except where the handler itself held up the
 # renewal by keeping the Trio thread: it would do the same at the next worker, so it is left to
-# finish; but its task, too, is only ended by a result.
+# finish; but its task, too, is only ended by a result. Where the broker changes ack_wait, all that
+# is in hand is renewed at once; that is looked at in each round, when a task comes after a pause,
+# and when one that is in hand comes again.
 #
 # A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
 # or the durable was made anew. It is not run a second time here; the job has the newer lease. Nor
@@ -79,6 +81,8 @@ class Service:
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
         self._fresh_until = math.inf
+        self._look_from = math.inf  # of such a lease: so long no round has looked
+        self._all_due = trio.Event()  # to be renewed
 
     @property
     def ack_wait(self) -> float:
@@ -91,12 +95,15 @@ class Service:
             if delivery.repeats(held.delivery) and not held.lost:
                 held.delivery = delivery
                 held.lapsed = False
+                self._look_due.set()  # the lease has lapsed, for the broker
                 self.intake.ask(1)
             else:
                 # Another one of that ID, or one whose handler has yet to clean up, is to come
                 # again. Not by its lease, which would count as a failure each time.
                 self.lanes.put_off(delivery, self.ack_wait, partial(self.intake.ask, 1))
             return
+        if delivery.lease_until > self._look_from:
+            self._look_due.set()
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
             delivery.again = True
         if self._early and delivery.task_id in self._early:
@@ -155,6 +162,8 @@ class Service:
             self._look_due = trio.Event()
             since = math.inf if self._look_at_all else trio.current_time() - self.ack_wait / 3
             self._look_at_all = False
+            await self.intake.look()
+            self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
             running = [name for name, job in self.jobs.items() if job.runs_since(since)]
             leased = [job for job in self.jobs.values() if job.delivery.lease]
             try:
@@ -177,8 +186,13 @@ class Service:
 
     # Leases
 
+    def renew_all(self) -> None:
+        """The broker has another `ack_wait`."""
+        self._all_due.set()
+
     async def stand(self, on_round: Callable[[], None]) -> None:
         """Renew leases and look for cancellations, for ever."""
+        self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
         async with open_flat_nursery() as nursery:
             nursery.start_soon(self._find_cancelled)
             await self.keep_leases(on_round)
@@ -188,8 +202,11 @@ class Service:
         next_round = self._plan_round()
         while True:
             held = [job.delivery.lease_until for job in self.jobs.values() if not job.lost]
-            await trio.sleep_until(min([next_round, *held]))
+            with trio.move_on_at(min([next_round, *held])):
+                await self._all_due.wait()
             now = trio.current_time()
+            if self._all_due.is_set():
+                self._all_due, next_round = trio.Event(), now
             for job in self.jobs.values():
                 if job.lost:
                     continue
@@ -201,6 +218,7 @@ class Service:
                 elif job.delivery.lease_until <= now:
                     job.lose_lease()
                 elif now >= next_round:
+                    job.delivery.lease_until = min(job.delivery.lease_until, now + self.ack_wait)
                     job.delivery.renew()
             if now >= next_round:
                 if now + self.ack_wait > self._fresh_until:

@@ -218,7 +218,7 @@ class Worker(metaclass=NoPublicConstructor):
                         service.let_go,
                     )
                     self._entering.discard(entering)
-                    intake.hear(service.cancel, service.look)
+                    intake.hear(service.cancel, service.look, service.renew_all)
                     task_status.started(None)
                     intake.ask(max_in_flight)
                     self._watchdog.watch(service)

@@ -308,8 +308,8 @@ async def test_claim_of_a_stall_is_ours(tmp_path: Path, row: Row, times: int) ->
                 with trio.move_on_at(until + 30):
                     await dispatcher.run("work", Message(idempotency="one"))
             row.tasks += 1
-        demand(bool(calls.began), "the handler is not called 30 s after the stall")
-        row.recoveries += [began[0] - until for began in calls.began.values()]
+            demand(bool(calls.began), "30 s after the stall the handler is not called yet")
+            row.recoveries += [began[0] - until for began in calls.began.values()]
 
 
 @pytest.mark.fault("stall of the keys, two of one wait in it", full=3, short=1)

@@ -15,6 +15,7 @@ from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _delivery, _durables, _result_store, _streams
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
+from trio_swarmtask._nats._error_lines import Refusal
 from trio_swarmtask._nats._jetstream import APIError, RefusedError, call
 from trio_swarmtask._nats._refusals import NO_STREAM
 
@@ -205,8 +206,27 @@ async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
         outbox.expect("mine")
         async with broker.open_intake("coder", deliveries.append) as intake:
             for refused in broker.connection.on_refused:  # type: ignore[attr-defined]  # it is the NATS one's
-                refused("subscription", "notify.theirs")
-                refused("publish", "their.subject")
+                refused(Refusal("subscription", "notify.theirs"))
+                refused(Refusal("publish", "their.subject"))
             assert await outbox.store(NewTask("coder", "mine", b"data"))
             intake.ask(1)
             await until(lambda: deliveries)
+
+
+@within(10)
+async def test_stream_without_a_leader_is_what_it_was(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say what it is until there is one."""
+
+    async def silent(requests: Requests, name: str, /, **body: Any) -> dict[str, Any]:
+        if name.startswith("STREAM.INFO"):
+            await trio.sleep_forever()
+        return await call(requests, name, **body)
+
+    broker: NATSBroker
+    async with open_broker(server.url) as broker:  # type: ignore[assignment]  # it is the NATS one
+        known = await broker._streams.results()
+        monkeypatch.setattr(_streams, "call", silent)
+        broker._streams.forget()
+        assert await broker._streams.results() == known

@@ -14,6 +14,7 @@ from trio_swarmtask import ClosedError, Message, Status
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _durables, _intake, _requests
 from trio_swarmtask._nats._connection import NotConnected
+from trio_swarmtask._nats._error_lines import Refusal
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._outbox import NATSOutbox
 
@@ -106,7 +107,7 @@ async def test_refusal_of_something_else_while_subscribing(
 
     async def echo_after_a_refusal(self: _requests.Requests) -> None:
         for refused in list(self.connection.on_refused):
-            refused("publish", "elsewhere")
+            refused(Refusal("publish", "elsewhere"))
         await real_echo(self)
 
     monkeypatch.setattr(_requests.Requests, "echo", echo_after_a_refusal)

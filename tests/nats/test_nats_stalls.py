@@ -193,6 +193,8 @@ async def test_two_that_cancel_at_once(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one is refused while the first one's result is on its way."""
+    async with nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
     async with nats_swarm.dispatcher() as first, nats_swarm.dispatcher() as second:
         future = await first.start("coder", Message())
         other = await second.attach(future.id)

@@ -13,7 +13,7 @@ from swarm import NATSSwarm, until, within
 from test_results_kv_refused import bucket_of
 
 from trio_swarmtask import open_broker
-from trio_swarmtask._nats import _bucket, _watch
+from trio_swarmtask._nats import _portions, _watch
 from trio_swarmtask._nats._jetstream import APIError
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
@@ -182,7 +182,8 @@ async def test_look_up_that_takes_several_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server sends as much as it is allowed to; the rest is asked for again."""
-    monkeypatch.setattr(_bucket, "_PAGE_BYTES", 1000)
+    monkeypatch.setattr(_portions, "_FIRST", 1000)
+    monkeypatch.setattr(_portions, "_MOST", 1000)
     async with (
         open_proxy(server.port) as proxy,
         open_kv_publisher(proxy.url) as publisher,

@@ -112,8 +112,9 @@ async def _open_intake(
         intake = NATSIntake(durable, settlement, capability, on_delivery)
         connection.on_down.append(intake.on_down)
         connection.on_refused.append(intake.on_refused)
-        nursery.start_soon(intake.stand)
         try:
+            await in_time(connection, f"let {capability} be pulled", intake.begin)
+            nursery.start_soon(intake.stand)
             yield intake
         finally:
             connection.on_down.remove(intake.on_down)

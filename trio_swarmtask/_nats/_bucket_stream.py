@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from ._streams import tell_changes
+
 if TYPE_CHECKING:
     from ._streams import Streams
 
@@ -28,8 +30,6 @@ class BucketStream:
     name: str
     updates: str | None
     """Where each stored change of a key is republished, with the key behind it; or None."""
-    tells_all: bool
-    """Whoever hears what is republished has missed nothing but outages: expiry leaves a marker."""
     one_each: bool
     """It holds the newest change of a key alone."""
     direct: bool
@@ -47,7 +47,19 @@ class BucketStream:
 async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream | None:
     """The stream that holds ``$KV.<bucket>.*``, or None."""
     config = await streams.find(f"$KV.{bucket}.*")
-    return None if config is None else _read(config, bucket, ttl, _max_age(ttl))
+    return None if config is None else _use(config, bucket, ttl)
+
+
+async def look_at_bucket(
+    streams: Streams, before: BucketStream, bucket: str, ttl: float
+) -> BucketStream | None:
+    """The stream as it is now, if it is there, and holds the bucket: a change is told."""
+    config = await streams.look_at(before.name, f"$KV.{bucket}.*")
+    if config is None:
+        return None
+    now = _read(config, bucket, ttl)
+    tell_changes(f"the bucket {bucket}", before, now)
+    return now
 
 
 async def make_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream:
@@ -70,14 +82,28 @@ async def make_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream
             "republish": {"src": f"$KV.{bucket}.>", "dest": f"kv.{bucket}.>"},
         },
     )
-    return _read(config, bucket, ttl, max_age)
+    return _use(config, bucket, ttl)
 
 
 def _max_age(ttl: float) -> int:
     return 0 if ttl == math.inf else round(ttl * _NANOSECONDS)
 
 
-def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> BucketStream:
+def _use(config: dict[str, Any], bucket: str, ttl: float) -> BucketStream:
+    max_age = _max_age(ttl)
+    stream = _read(config, bucket, ttl)
+    kept = config.get("max_age", 0)
+    if kept != max_age and stream.ttl_header is None:
+        logger.warning(
+            "the bucket %s is there already and keeps results %s, not %s",
+            bucket,
+            f"{kept / _NANOSECONDS:g} seconds" if kept else "for ever",
+            f"{ttl:g} seconds" if max_age else "for ever",
+        )
+    return stream
+
+
+def _read(config: dict[str, Any], bucket: str, ttl: float) -> BucketStream:
     republish = config.get("republish") or {}
     updates = republish.get("dest", "")
     understood = (
@@ -86,21 +112,13 @@ def _read(config: dict[str, Any], bucket: str, ttl: float, max_age: int) -> Buck
         and not republish.get("headers_only")
     )
     has_ttl = bool(config.get("allow_msg_ttl"))
-    kept = config.get("max_age", 0)
+    kept, max_age = config.get("max_age", 0), _max_age(ttl)
     # A TTL that is longer than the stream's limit does not outlive a restart of the server.
     shorter = has_ttl and max_age > 0 and (kept == 0 or max_age < kept)
-    if kept != max_age and not shorter:
-        logger.warning(
-            "the bucket %s is there already and keeps results %s, not %s",
-            bucket,
-            f"{kept / _NANOSECONDS:g} seconds" if kept else "for ever",
-            f"{ttl:g} seconds" if max_age else "for ever",
-        )
     max_size = config.get("max_msg_size", -1)
     return BucketStream(
         name=config["name"],
         updates=updates.removesuffix(">") if understood else None,
-        tells_all=understood and (not kept or bool(config.get("subject_delete_marker_ttl"))),
         one_each=config.get("max_msgs_per_subject") == 1,
         direct=bool(config.get("allow_direct")),
         replicated=config.get("num_replicas", 1) > 1,

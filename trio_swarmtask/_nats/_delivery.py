@@ -33,7 +33,7 @@ from ._requests import status_of
 from ._result_store import FIRST, FIRST_BYTES, ResultStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ._incoming import Incoming
     from ._jetstream import PubAck
@@ -48,9 +48,13 @@ _REASON_LIMIT: Final = 1000
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
-@dataclass(frozen=True, slots=True)
+async def _no_doubt() -> float:
+    return 0.0
+
+
+@dataclass(slots=True)
 class Settlement:
-    """What deliveries of one capability need to be settled."""
+    """What deliveries of one capability need to be settled. Kept up to date by their intake."""
 
     connection: Connection
     requests: Requests
@@ -60,6 +64,7 @@ class Settlement:
     clock: float
     """What to add to Trio's clock to have the server's, in seconds of 1970."""
     reports: Reports
+    doubt: Callable[[], Awaitable[float]] = _no_doubt
 
 
 class NATSDelivery(Delivery):
@@ -113,6 +118,9 @@ class NATSDelivery(Delivery):
             settlement.requests.tell(self._reply, b"+WPI", renewed)
         except NotConnected:
             logger.debug("can't renew the lease of task %s now", self.task_id)
+
+    async def doubt(self) -> float:
+        return await self._settlement.doubt()
 
     async def is_leased(self) -> bool:
         leases = Leases(self._settlement.requests, self._settlement.streams)

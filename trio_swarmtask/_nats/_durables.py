@@ -110,22 +110,34 @@ async def find_durable(
         raise NoResponders(f"stream {stream}, which was there before")
 
     info, last_sequence, clock = await persist(connection, f"give the durable {name}", find)
-    config = info["config"]
-    for setting in ("filter_subject", "ack_policy"):
-        if config.get(setting) != wanted[setting] or config.get("deliver_subject"):
+    return read_durable(info, capability, last_sequence, clock)
+
+
+def read_durable(
+    info: dict[str, Any], capability: str, last_sequence: int = 0, clock: float = 0.0
+) -> Durable:
+    """What the server's answer says of the durable of ``capability``.
+
+    Raises:
+      BrokerError: if it can't be used.
+    """
+    config, stream, name = info["config"], info["stream_name"], info["name"]
+    wanted = {"filter_subject": f"work.{capability}.*", "ack_policy": "explicit"}
+    for setting, value in wanted.items():
+        if config.get(setting) != value or config.get("deliver_subject"):
             raise BrokerError(
-                f"the durable {name} of stream {info['stream_name']} is not one that workers can "
-                f"share: it must be a pull consumer with {setting} {wanted[setting]!r}, and has "
-                f"{config.get(setting)!r}; delete it to have it made anew"
+                f"the durable {name} of stream {stream} is not one that workers can share: it must "
+                f"be a pull consumer with {setting} {value!r}, and has {config.get(setting)!r}; "
+                "delete it to have it made anew"
             )
     if config.get("max_deliver", -1) > 0:
         raise BrokerError(
-            f"the durable {name} of stream {info['stream_name']} delivers a task "
-            f"{config['max_deliver']} times at most: one that needs more would stay in the queue, "
-            "unseen, for ever; delete it to have it made anew, without that limit"
+            f"the durable {name} of stream {stream} delivers a task {config['max_deliver']} times "
+            "at most: one that needs more would stay in the queue, unseen, for ever; delete it to "
+            "have it made anew, without that limit"
         )
     return Durable(
-        stream=info["stream_name"],
+        stream=stream,
         name=name,
         ack_wait=config["ack_wait"] / _NANOSECONDS,
         max_batch=config.get("max_batch") or _NO_LIMIT,

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,6 +32,8 @@ from ._deadline import NO_HEADERS, OWN_HEADERS, RESENT, read_due, read_headers
 from ._delivery import NATSDelivery, Settlement
 from ._durables import find_durable
 from ._firing import find_firing
+from ._jetstream import NO_ANSWER_YET
+from ._lease_terms import LeaseTerms
 from ._leases import Leases
 from ._requests import NoAnswer, refused_error, status_of
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from ._durables import Durable
+    from ._error_lines import Refusal
     from ._incoming import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -66,6 +69,10 @@ class NATSIntake(Intake):
         on_delivery: Callable[[Delivery], None],
     ) -> None:
         self.ack_wait = durable.ack_wait
+        self._terms = LeaseTerms(
+            settlement.requests, capability, durable, self._change_ack_wait, self._on_unusable
+        )
+        settlement.doubt = self._terms.doubt
         self._connection = settlement.connection
         self._requests = settlement.requests
         self._streams = settlement.streams
@@ -82,18 +89,30 @@ class NATSIntake(Intake):
         self._trouble = trio.Event()
         self._known_until = 0  # sequence of the stream: may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
-        self._refused: str | None = None
+        self._refused: BrokerError | None = None
         self.pushes = Pushes(settlement.connection, capability)
         self._on_gap: Callable[[], None] = lambda: None
+        self._on_lease: Callable[[], None] = lambda: None
         self._stopped = False
 
     def ask(self, places: int) -> None:
         self._free += places
         self._top_up()
 
-    def hear(self, on_notice: Callable[[Notice], None], on_gap: Callable[[], None]) -> None:
+    def hear(
+        self,
+        on_notice: Callable[[Notice], None],
+        on_gap: Callable[[], None],
+        on_lease: Callable[[], None],
+    ) -> None:
         self.pushes.hear(on_notice)
         self._on_gap = on_gap
+        self._on_lease = on_lease
+
+    async def look(self) -> None:
+        await self._terms.look()
+        with suppress(*NO_ANSWER_YET, BrokerError):  # in the next round again
+            await self._streams.look_at_results()
 
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         return await self._settlement.results.get_many(task_ids)
@@ -209,19 +228,34 @@ class NATSIntake(Intake):
 
     # Standing
 
+    async def begin(self) -> None:
+        """Let the server listen to an inbox for tasks.
+
+        Raises:
+          BrokerError: if it refuses that.
+        """
+        self._begin()
+        await self._terms.look()  # its answer comes behind a refusal
+        await self._connection.wait_certain()
+        if self._refused is not None:
+            raise self._refused
+
     async def stand(self) -> None:
-        """Pull until stopped, over and over, whatever becomes of the connection or the consumer."""
+        """Pull until stopped, over and over, whatever becomes of the connection or the consumer.
+
+        To be called after `begin`.
+        """
         pause = 0.0
         told = ""
         while not self._stopped:
             began = trio.current_time()
-            self._trouble = trio.Event()
-            self._begin()
+            if self._subscription is None:
+                self._begin()
             await self._watch()
             if self._stopped:
                 return
             if self._refused is not None:
-                raise refused_error(self._connection, self._refused)
+                raise self._refused
             self.end_pull()
             # Trouble at once and again must not spin; trouble after a while is met at once.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
@@ -236,13 +270,12 @@ class NATSIntake(Intake):
                 self._connection, self._requests, self._streams, self._capability
             )
             self._known_until = self._durable.last_sequence
-            self.ack_wait = self._durable.ack_wait
-            self._settlement = replace(
-                self._settlement, ack_wait=self.ack_wait, clock=self._durable.clock
-            )
+            self._settlement.clock = self._durable.clock
+            self._terms.learn(self._durable)
             self._on_gap()
 
     def _begin(self) -> None:
+        self._trouble = trio.Event()
         self._asked = 0
         self._inbox = self._connection.client.new_inbox()
         self._subscription = self._connection.subscribe(self._inbox, self._on_message)
@@ -262,28 +295,38 @@ class NATSIntake(Intake):
                 await self._trouble.wait()
             silent = 0 if self._heard else silent + 1
             if silent == _SILENT_LOOKS and not self._trouble.is_set():
-                self._reason = "no heartbeat"
-                logger.warning("no heartbeat of the pull of %s: pulling anew", self._capability)
-                return
+                silent = 0
+                await self._connection.catch_up()  # on a slow link it may be late
+                if not self._heard and not self._trouble.is_set():
+                    self._reason = "no heartbeat"
+                    logger.warning("no heartbeat of the pull of %s: pulling anew", self._capability)
+                    return
+
+    def _change_ack_wait(self, seconds: float) -> None:
+        self.ack_wait = self._settlement.ack_wait = seconds
+        self._on_lease()
+
+    def _on_unusable(self, exc: BrokerError) -> None:
+        self._end_for(str(exc))  # then the look-up raises it
 
     def on_down(self) -> None:
         self._settlement.reports.on_down()
         self._end_for("the connection was lost")
 
-    def on_refused(self, action: str, subject: str) -> None:
-        # Neither pulls nor acks have an answer of their own. nats-py has made the text lower case.
-        if action == "subscription":
-            if subject == self._inbox.lower():
-                self._refuse(f"subscribe to {self._inbox}")
-            self.pushes.on_refused(subject)
+    def on_refused(self, refusal: Refusal) -> None:
+        # Neither pulls nor acks have an answer of their own.
+        if refusal.action == "subscription":
+            if refusal.is_of(self._subscription):
+                self._refuse(refusal)
+            self.pushes.on_refused(refusal)
             return
-        self._settlement.reports.on_refused(action, subject)
+        self._settlement.reports.on_refused(refusal)
         durable = f"{self._durable.stream}.{self._durable.name}"
         pull = f"$JS.API.CONSUMER.MSG.NEXT.{durable}"
         for pattern in (pull, f"$JS.ACK.{durable}.>", f"$JS.ACK.*.*.{durable}.>"):
-            if matches(pattern.lower(), subject):
-                self._refuse(f"publish to {pattern}")
+            if matches(pattern, refusal.subject):
+                self._refuse(refusal, pattern)
 
-    def _refuse(self, action: str) -> None:
-        self._refused = action
+    def _refuse(self, refusal: Refusal, pattern: str = "") -> None:
+        self._refused = refused_error(self._connection, refusal, pattern)
         self._trouble.set()

@@ -30,22 +30,26 @@ class Leases:
         """As `Outbox.renew_lease`."""
 
         async def attempt() -> float:
-            stream, seconds = await self._streams.leases()
-            if not seconds:
+            stream = await self._streams.look_at_leases()
+            if not stream.seconds:
                 raise BrokerError(
-                    f"stream {stream} keeps leases for ever: give it a max_age, of 30 seconds say"
+                    f"stream {stream.name} keeps leases for ever: give it a max_age, of 30 seconds "
+                    "say"
                 )
             await publish(self._requests, f"lease.{name}", b"", None)
-            return seconds
+            return stream.seconds
 
         return await self._streams.persist(f"renew the lease {name}", attempt)
 
     async def find(self, names: Collection[str]) -> set[str]:
-        """Those of them that have not lapsed."""
+        """Those of them that have not lapsed, as far as is known."""
 
         async def look(name: str) -> bool:
-            stream, _ = await self._streams.leases()
-            return await last_message(self._requests, stream, f"lease.{name}") is not None
+            stream = await self._streams.leases()
+            if await last_message(self._requests, stream.name, f"lease.{name}") is not None:
+                return True
+            await self._streams.look_at_leases()
+            return self._streams.doubts_leases
 
         found = set()
         for name in names:

@@ -7,7 +7,9 @@
 # also shows results that the stream refused; so that is only a hint to look.
 #
 # What is published while we are away is never heard. So after each reconnect, and now and then, the
-# outstanding tasks are looked up.
+# outstanding tasks are looked up. In each such sweep the stream itself is looked at, too: an
+# operator may have taken the republishing away, or given it. Then results are heard in the other
+# way from there on; where that is not permitted, they are looked up every second.
 
 from __future__ import annotations
 
@@ -23,11 +25,13 @@ from .._errors import BrokerError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
 from ._delivered import Delivered
+from ._jetstream import NO_ANSWER_YET
 from ._later import LaterStore
 from ._leases import Leases
+from ._portions import BATCH
 from ._reports import Following
 from ._requests import Requests, refused_error
-from ._result_store import BATCH, ResultStore, result_id
+from ._result_store import ResultStore, result_id
 from ._schedules import NATSTimetable
 from ._subscribe import subscribe
 from ._task_store import TaskStore
@@ -40,12 +44,14 @@ if TYPE_CHECKING:
     from .._broker import NewTask
     from .._source import Source
     from ._connection import Connection
+    from ._error_lines import Refusal
     from ._incoming import Incoming
     from ._streams import ResultStream, Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-SWEEP_SECONDS: Final = 30.0
+# What is republished in a partition is never heard, though the connection stands.
+SWEEP_SECONDS: Final = 10.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
 
@@ -71,7 +77,7 @@ class NATSOutbox(Outbox):
         self._results = ResultStore(requests, streams)
         self._leases = Leases(requests, streams)
         self._delivered = Delivered(requests)
-        self._stream = stream
+        self._notifies = stream.notifies  # it republishes results
         self.hears_key = stream.notifies
         self._key = key
         self._listener = listener
@@ -79,13 +85,14 @@ class NATSOutbox(Outbox):
         self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
         self._watched: dict[str, Subscription] = {}
-        self._unheard: dict[str, str] = {}  # by task: the subject that may not be subscribed to
+        self._unheard: dict[str, Refusal] = {}  # by task: of the subscription for its result
         self._own: Subscription | None = None
+        self._no_hints = False  # results can be looked up alone: nothing is republished,
+        self._no_notices = False  # or this connection may not hear it
         self._missed = trio.Event()
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
-        if task.task_id in self._unheard:
-            raise refused_error(self._connection, f"subscribe to {self._unheard[task.task_id]}")
+        self._check_heard(task.task_id)
         if task.not_before is not None:
             return await self._later.put(task, task.not_before, tried=tried)
         return await self._tasks.put(task, tried=tried)
@@ -94,18 +101,36 @@ class NATSOutbox(Outbox):
         return task.task_id not in self._unheard and self._tasks.put_soon(task, on_end)
 
     def expect(self, task_id: str) -> None:
+        if self._no_hints:
+            return
         parts = [part for part in task_id.split("-") if part]
-        if self._stream.notifies and parts:
+        if self.hears_key and parts:
             subject, callback = ".".join(["notify", *parts]), self._on_notify
         else:
             subject, callback = f"done.{task_id}", partial(self._on_hint, task_id)
+        before = self._watched.get(task_id)
         self._watched[task_id] = self._connection.subscribe(subject, callback)
+        if before is not None:
+            self._connection.unsubscribe(before)
 
-    def on_refused(self, action: str, subject: str) -> None:
-        # The refusal comes before the answer to whatever is asked next: `store` finds it in time.
+    def on_refused(self, refusal: Refusal) -> None:
+        # The refusal comes before the answer to whatever is asked next: `fetch` or `store` finds it
+        # in time.
         for task_id, subscription in self._watched.items():
-            if action == "subscription" and subscription.subject.lower() == subject:
-                self._unheard[task_id] = subscription.subject
+            if refusal.is_of(subscription):
+                self._unheard[task_id] = refusal
+        if refusal.is_of(self._own):
+            # It stood before: the permissions were changed, or the limit of subscriptions.
+            self._no_notices = True
+            self._tell_unheard(refused_error(self._connection, refusal))
+            self._missed.set()
+
+    def _tell_unheard(self, exc: BrokerError) -> None:
+        logger.warning("results are not heard, and looked up every second: %s", exc)
+
+    def _check_heard(self, task_id: str) -> None:
+        if task_id in self._unheard:
+            raise refused_error(self._connection, self._unheard[task_id])
 
     def forget(self, task_id: str) -> None:
         self._unheard.pop(task_id, None)
@@ -117,7 +142,15 @@ class NATSOutbox(Outbox):
         return Following(self._requests, task_id, on_report)
 
     async def fetch(self, task_id: str) -> bytes | None:
-        return await self._requests.lifetime.run(partial(self._results.get, task_id))
+        data = await self._requests.lifetime.run(partial(self._fetch, task_id))
+        if data is None:
+            self._check_heard(task_id)
+        return data
+
+    async def _fetch(self, task_id: str) -> bytes | None:
+        data = await self._results.get(task_id)
+        await self._connection.wait_certain()
+        return data
 
     async def store_result(self, task_id: str, result: bytes) -> bytes:
         return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
@@ -159,7 +192,7 @@ class NATSOutbox(Outbox):
         try:
             while task_id in self._listener.outstanding():
                 self._looking[task_id] = False
-                data = await self.fetch(task_id)
+                data = await self._requests.lifetime.run(partial(self._results.get, task_id))
                 if data is not None:
                     self._listener.result_stored(task_id, data)
                 elif pause > _LAST_LOOK and not self._looking[task_id]:
@@ -173,20 +206,22 @@ class NATSOutbox(Outbox):
 
     async def begin(self) -> None:
         """Subscribe; returns when the server listens for us."""
-        if self._stream.notifies:
-            subject = f"notify.{self._key}.>"
-            self._own = await subscribe(self._requests, subject, self._on_notify)
-        else:
-            # `expect` subscribes to one task's result after the other, and this one stands for all
-            # of them: may we? No task has that ID, so what comes there is nobody's result.
-            self._own = await subscribe(self._requests, f"done.{self._key}-0", _ignore)
+        self._own = await self._subscribe(notifies=self._notifies)
+
+    async def _subscribe(self, *, notifies: bool) -> Subscription:
+        if notifies:
+            return await subscribe(self._requests, f"notify.{self._key}.>", self._on_notify)
+        # `expect` subscribes to one task's result after the other, and this one stands for all of
+        # them: may we? No task has that ID, so what comes there is nobody's result.
+        return await subscribe(self._requests, f"done.{self._key}-0", _ignore)
 
     async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look up what is outstanding, after each reconnect and now and then, until closed."""
         async with open_flat_nursery() as self._looks:
             task_status.started()
             while True:
-                with trio.move_on_after(SWEEP_SECONDS):
+                unheard = self._no_hints or self._no_notices
+                with trio.move_on_after(_LAST_LOOK if unheard else SWEEP_SECONDS):
                     await self._missed.wait()
                 self._missed = trio.Event()
                 await self._connection.wait_up()
@@ -199,21 +234,59 @@ class NATSOutbox(Outbox):
                     logger.warning("results that were missed can't be looked up: %s", exc)
 
     async def _sweep(self) -> None:
+        await self._look_up_all()
+        if await self._hear_otherwise():
+            await self._look_up_all()  # what came before we heard it so
+
+    async def _look_up_all(self) -> None:
         task_ids = iter(list(self._listener.outstanding()))
-        while batch := list(itertools.islice(task_ids, BATCH)):
-            for task_id, data in (await self._results.get_many(batch)).items():
-                self._listener.result_stored(task_id, data)
+        while batch := dict.fromkeys(itertools.islice(task_ids, BATCH)):
+            while batch:
+                await self._results.get_some(batch, self._listener.result_stored)
+                outstanding = self._listener.outstanding()
+                for heard in [task_id for task_id in batch if task_id not in outstanding]:
+                    del batch[heard]  # by its notice, while this took long
+
+    async def _hear_otherwise(self) -> bool:
+        """Whether results are heard in another way now, as the stream was changed."""
+        try:
+            stream = await self._streams.look_at_results()
+        except NO_ANSWER_YET:
+            return False  # the next sweep looks again
+        if self._own is None or stream.notifies == self._notifies:
+            return False
+        self._notifies = stream.notifies
+        try:
+            own = await self._subscribe(notifies=stream.notifies)
+        except BrokerError as exc:
+            if self._connection.lost is not None:
+                raise
+            self._no_hints = not stream.notifies  # else they are heard as before
+            if self._no_hints:
+                self._tell_unheard(exc)
+            return self._no_hints
+        before, self._own = self._own, own
+        if before is None:  # the end has come meanwhile
+            self.end()
+            return False
+        self._connection.unsubscribe(before)
+        self._no_hints, self.hears_key = False, stream.notifies
+        if not stream.notifies:
+            self._listener.key_unheard()
+        return True
 
     def on_down(self) -> None:
         if self._connection.lost is not None:
             self._listener.broker_lost(self._connection.lost_error())
+        self._no_notices = False  # the next connection may be permitted it
         self._missed.set()
 
     def end(self) -> None:
         for task_id in list(self._watched):
             self.forget(task_id)
-        if self._own is not None:
-            self._connection.unsubscribe(self._own)
+        own, self._own = self._own, None
+        if own is not None:
+            self._connection.unsubscribe(own)
 
 
 def _ignore(_: Incoming) -> None: ...

@@ -2,13 +2,18 @@
 #
 # Looking up by subject, not by name, lets an operator give a busy capability a stream of its own,
 # or use one that is there already. Whoever made it, it is used as it is; what it can't do is done
-# without (see ResultStream).
+# without (see ResultStream). An operator may change it at any time, of which a user with the least
+# permissions is not told; so those that matter are looked at now and then, where something else is
+# looked up anyway, and a change is told.
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
 
 from .._errors import BrokerError
 from ._jetstream import APIError, NoResponders, call, persist
@@ -31,6 +36,12 @@ _LEASE_SECONDS: Final = 30
 _DUPLICATE_SECONDS: Final = 120
 _NOTIFY: Final = "notify.{{split(1,-)}}"
 
+# An answer that is not older is as good as a new one: several roles may ask, on one connection.
+_SEEN_SECONDS: Final = 10.0
+
+# An answer takes a millisecond, or some seconds: until there is a leader.
+_INFO_SECONDS: Final = 1.0
+
 # Versions of the server: of schedules for one time, and for many.
 SCHEDULES_SINCE: Final = (2, 12)
 RECURRENT_SINCE: Final = (2, 14)
@@ -51,6 +62,29 @@ class ResultStream:
     """A direct get may be stale."""
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseStream:
+    """The stream that holds ``lease.*``."""
+
+    name: str
+    seconds: float
+    """For which a lease lasts; 0: for ever."""
+
+
+# What a stream can do, as an operator knows it.
+_SETTINGS: Final = {
+    "notifies": "republish of results",
+    "one_each": "max_msgs_per_subject 1 with discard_new_per_subject",
+    "direct": "allow_direct",
+    "replicated": "having replicas",
+    "seconds": "max_age in seconds",
+    "updates": "republish of changes to",
+    "ttl_header": "TTL of entries",
+    "marker_ttl": "TTL of markers",
+    "max_size": "max_msg_size",
+}
+
+
 class Streams:
     """What is on the server, as far as it was needed."""
 
@@ -58,10 +92,15 @@ class Streams:
         self._connection = connection
         self._config: NATSConfig = connection.config
         self._requests = requests
+        self._configs: dict[str, dict[str, Any]] = {}  # by stream, as they were seen last
         self._tasks: dict[str, str] = {}
         self._results: ResultStream | None = None
+        self._results_before: ResultStream | None = None
+        self._results_seen = 0.0  # when they were looked at
         self._dead: str | None = None
-        self._leases: tuple[str, float] | None = None
+        self._leases: LeaseStream | None = None
+        self._leases_before: LeaseStream | None = None
+        self._leases_doubted = -math.inf  # until then
         self._warned_dead = False
 
     async def check_jetstream(self) -> None:
@@ -139,23 +178,30 @@ class Streams:
                     ),
                 },
             )
-            republish = config.get("republish") or {}
-            self._results = ResultStream(
-                name=config["name"],
-                notifies=(
-                    republish.get("src") == "done.*"
-                    and republish.get("dest") == _NOTIFY
-                    and not republish.get("headers_only")
-                ),
-                one_each=(
-                    config.get("max_msgs_per_subject") == 1
-                    and config.get("discard") == "new"
-                    and bool(config.get("discard_new_per_subject"))
-                ),
-                direct=bool(config.get("allow_direct")),
-                replicated=config.get("num_replicas", 1) > 1,
-            )
+            self._learn_results(config)
+        assert self._results is not None
         return self._results
+
+    async def look_at_results(self) -> ResultStream:
+        """As `results`, as it is now: an operator may have changed it. Unless that was just asked.
+
+        Raises:
+          What a request raises.
+        """
+        if self._results is not None and trio.current_time() >= self._results_seen + _SEEN_SECONDS:
+            config = await self.look_at(self._results.name, "done.*")
+            if config is None:
+                self._results = None
+            else:
+                self._learn_results(config)
+        return await self.results()
+
+    def _learn_results(self, config: dict[str, Any]) -> None:
+        before, self._results = self._results_before, read_results(config)
+        self._results_before = self._results
+        self._results_seen = trio.current_time()
+        if before is not None:
+            tell_changes("results", before, self._results)
 
     async def dead(self) -> str | None:
         """The stream of dead letters and notes; None, with one warning, if there can't be one."""
@@ -177,8 +223,8 @@ class Streams:
                 logger.warning("dead letters are not kept, only logged and answered: %s", exc)
         return self._dead
 
-    async def leases(self) -> tuple[str, float]:
-        """The stream of the groups' leases, and how many seconds one lasts; 0: for ever."""
+    async def leases(self) -> LeaseStream:
+        """The stream of the groups' leases."""
         if self._leases is None:
             config = await self.find_or_make(
                 "lease.*",
@@ -190,8 +236,40 @@ class Streams:
                     "max_msgs_per_subject": 1,
                 },
             )
-            self._leases = (config["name"], config.get("max_age", 0) / _NANOSECONDS)
+            self._learn_leases(config)
+        assert self._leases is not None
         return self._leases
+
+    async def look_at_leases(self) -> LeaseStream:
+        """As `leases`, as it is now: an operator may have changed it.
+
+        Raises:
+          What a request raises.
+        """
+        if self._leases is not None:
+            config = await self.look_at(self._leases.name, "lease.*")
+            if config is None:
+                self._leases = None
+            else:
+                self._learn_leases(config)
+        return await self.leases()
+
+    @property
+    def doubts_leases(self) -> bool:
+        """Whether a lease that is not there may be one of a group that lives.
+
+        Where leases last for a shorter time than they did, who renews them by the longer one finds
+        out in its next round, a third of that later at most.
+        """
+        return trio.current_time() < self._leases_doubted
+
+    def _learn_leases(self, config: dict[str, Any]) -> None:
+        before, now = self._leases_before, read_leases(config)
+        self._leases = self._leases_before = now
+        if before is not None:
+            tell_changes("leases", before, now)
+            if 0 < now.seconds < before.seconds:
+                self._leases_doubted = trio.current_time() + before.seconds / 2
 
     async def find_or_make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
         """The config of the stream that holds ``subject``, made with ``config`` if there is none.
@@ -212,16 +290,27 @@ class Streams:
         """The config of a stream that holds ``subject``, or None."""
         answer = await call(self._requests, "STREAM.NAMES", subject=subject)
         for name in answer.get("streams") or ():
+            config = await self.look_at(name, subject)
+            if config is not None:  # else it was deleted meanwhile, or holds a part of it
+                return config
+        return None
+
+    async def look_at(self, name: str, subject: str) -> dict[str, Any] | None:
+        """The config of a stream that was there; None if it does not hold ``subject`` any more."""
+        # Between two leaders a stream does not say what it is. What it was is taken for that, or a
+        # publish would wait for the end of this request, and not for the next leader.
+        with trio.move_on_after(_INFO_SECONDS if name in self._configs else math.inf):
             try:
                 info = await call(self._requests, f"STREAM.INFO.{name}")
             except APIError as exc:
                 if exc.err_code == NO_STREAM:
-                    continue  # deleted meanwhile
+                    self._configs.pop(name, None)
+                    return None
                 raise
-            config: dict[str, Any] = info["config"]
-            if any(covers(held, subject) for held in config.get("subjects") or ()):
-                return config
-        return None
+            self._configs[name] = info["config"]
+        config = self._configs[name]
+        held = config.get("subjects") or ()
+        return config if any(covers(pattern, subject) for pattern in held) else None
 
     async def _make(self, subject: str, config: dict[str, Any]) -> dict[str, Any]:
         name = config["name"]
@@ -240,6 +329,7 @@ class Streams:
         else:
             logger.info("made the stream %s", name)
             made_config: dict[str, Any] = made["config"]
+            self._configs[name] = made_config
             return made_config
         found = await self.find(subject)
         if found is not None:
@@ -254,6 +344,43 @@ class Streams:
         """Whether the server that is connected is of this version, or newer."""
         version = self._connection.client.connected_server_version
         return (version.major, version.minor) >= since
+
+
+def read_results(config: dict[str, Any]) -> ResultStream:
+    """What a stream that holds ``done.*`` can do."""
+    republish = config.get("republish") or {}
+    return ResultStream(
+        name=config["name"],
+        notifies=(
+            republish.get("src") == "done.*"
+            and republish.get("dest") == _NOTIFY
+            and not republish.get("headers_only")
+        ),
+        one_each=(
+            config.get("max_msgs_per_subject") == 1
+            and config.get("discard") == "new"
+            and bool(config.get("discard_new_per_subject"))
+        ),
+        direct=bool(config.get("allow_direct")),
+        replicated=config.get("num_replicas", 1) > 1,
+    )
+
+
+def read_leases(config: dict[str, Any]) -> LeaseStream:
+    """What a stream that holds ``lease.*`` does."""
+    return LeaseStream(config["name"], config.get("max_age", 0) / _NANOSECONDS)
+
+
+def tell_changes(what: str, before: Any, now: Any) -> None:  # noqa: ANN401 - of one dataclass
+    """Log how the stream of ``what`` differs from what it was, if it does."""
+    changes = [
+        f"{_SETTINGS.get(field.name, field.name)} was {getattr(before, field.name)}, and is "
+        f"{getattr(now, field.name)}"
+        for field in fields(now)
+        if getattr(before, field.name) != getattr(now, field.name)
+    ]
+    if changes:
+        logger.warning("the stream of %s was changed: its %s", what, "; its ".join(changes))
 
 
 def covers(pattern: str, subject: str) -> bool:

@@ -2,12 +2,13 @@
 #
 # The stream republishes each change after it was stored. Nothing is missed at the beginning:
 # subscribe, then get, then drop what was heard meanwhile and is not newer than what was got. What
-# is stored while we are away is never heard; so after each reconnect all keys are looked up.
+# is stored while we are away is never heard, nor what a partition keeps from us while our own
+# connection stands. So after each reconnect, and now and then, all keys are looked up.
 #
 # A bucket that does not republish is followed by its own subjects. They also show what the stream
 # then refuses, so what comes there is a hint to look, no more; of changes in quick succession the
-# look-up may find the last one only. Such a bucket, and one where expiry leaves no marker, is
-# looked up now and then, too; any other more rarely, as only a purge of the stream is silent there.
+# look-up may find the last one only. As often as keys, the stream is looked at: where an operator
+# has taken the republishing away, or given it, keys are followed in the other way from there on.
 #
 # An answer that is not newer than what was told counts only if nothing was told since it was asked
 # for. A change that is heard and not newer is a hint: it was got before it was heard, or the
@@ -23,6 +24,7 @@ import trio
 from .._bucket import Entry, Watch
 from .._errors import BrokerError, ClosedError
 from .._util import open_flat_nursery
+from ._jetstream import NO_ANSWER_YET
 from ._subscribe import subscribe
 
 if TYPE_CHECKING:
@@ -31,13 +33,13 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from ._bucket import NATSBucket
+    from ._bucket_stream import BucketStream
     from ._incoming import Incoming
     from ._requests import Requests
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-SWEEP_SECONDS: Final = 30.0
-_PATIENCE: Final = 10
+SWEEP_SECONDS: Final = 10.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
 
@@ -75,12 +77,11 @@ class Watches:
             task_status.started()
             try:
                 while True:
-                    patience = _PATIENCE if self.bucket.tells_all else 1
-                    with trio.move_on_after(SWEEP_SECONDS * patience):
+                    with trio.move_on_after(SWEEP_SECONDS):
                         await self._missed.wait()
                     self._missed = trio.Event()
                     await self.requests.connection.wait_up()
-                    await self._unless_refused(self._sweep)
+                    await self._unless_refused(self._round)
             finally:
                 self.end()
 
@@ -95,21 +96,37 @@ class Watches:
         except ClosedError:
             assert self._ended  # nothing else closes the requests
 
+    async def _round(self) -> None:
+        await self._sweep()
+        if self.open_ones and await self._hear_otherwise():
+            await self._sweep()  # what came before we heard it so
+
+    async def _hear_otherwise(self) -> bool:
+        """Whether some key is followed in another way now, as the stream was changed."""
+        try:
+            stream = await self.bucket.look()
+        except NO_ANSWER_YET:
+            return False  # the next round looks again
+        if stream is None:
+            return False
+        old = [watch for watch in self.open_ones if watch.updates != stream.updates]
+        for watch in old:
+            await watch.hear_otherwise(stream)
+        return bool(old)
+
     async def _sweep(self) -> None:
-        waiting = {watch.key: watch for watch in self.open_ones}
-        while waiting:
-            seen = {watch: watch.told for watch in waiting.values()}
-            asked = list(waiting)
-            entries, more = await self.bucket.get_some(asked)
-            for entry in entries:
-                watch = waiting.pop(entry.key)
+        watches = {watch.key: watch for watch in self.open_ones}
+        missing = dict.fromkeys(watches)
+        while missing:
+            seen = {watch: watch.told for watch in watches.values()}
+
+            def take(entry: Entry, seen: dict[NATSWatch, Told] = seen) -> None:
+                watch = watches[entry.key]
                 watch.take(entry, seen[watch])
-            if not (more and entries):
-                for key in asked[: self.bucket.batch]:
-                    if key in waiting:
-                        watch = waiting.pop(key)
-                        if watch.told != NOTHING:
-                            await watch.look()  # gone, unless a replica lags behind
+
+            for key in await self.bucket.get_some(missing, take):
+                if watches[key].told != NOTHING:
+                    await watches[key].look()  # gone, unless a replica lags behind
 
 
 Told = tuple[int, str]
@@ -130,15 +147,14 @@ class NATSWatch(Watch):
         self._hinted = False
         self._following = False
         self._subscription: Subscription
+        self.updates: str | None
+        """Where it hears of changes, see `BucketStream.updates`."""
 
     async def __aenter__(self) -> None:
         bucket, requests = self._watches.bucket, self._watches.requests
         stream = await bucket.stream()
-        if stream.updates is None:
-            subject, callback = bucket.prefix + self.key, self._on_hint
-        else:
-            subject, callback = stream.updates + self.key, self._on_update
-        self._subscription = await subscribe(requests, subject, callback)
+        self._subscription = await self._subscribe(stream)
+        self.updates = stream.updates
         try:
             entry = await bucket.get(self.key)
         except BaseException:
@@ -151,6 +167,27 @@ class NATSWatch(Watch):
             if heard.revision > self.told[0]:
                 self.take(heard, self.told)
         self._follow_hints()
+
+    async def _subscribe(self, stream: BucketStream) -> Subscription:
+        bucket, requests = self._watches.bucket, self._watches.requests
+        if stream.updates is None:
+            return await subscribe(requests, bucket.prefix + self.key, self._on_hint)
+        return await subscribe(requests, stream.updates + self.key, self._on_update)
+
+    async def hear_otherwise(self, stream: BucketStream) -> None:
+        """Hear of changes as the stream tells them now. What was missed is to be looked up."""
+        self.updates = stream.updates
+        connection = self._watches.requests.connection
+        try:
+            new = await self._subscribe(stream)
+        except BrokerError as exc:
+            if connection.lost is not None:
+                raise
+            logger.warning("changes of %s are not heard, and looked up alone: %s", self.key, exc)
+            return
+        if self in self._watches.open_ones:
+            new, self._subscription = self._subscription, new
+        connection.unsubscribe(new)  # by now the old one, unless this watch has ended meanwhile
 
     def end(self) -> None:
         del self._watches.open_ones[self]
