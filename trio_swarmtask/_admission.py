@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._broker import Delivery
     from ._job import Job
     from ._observer import Observers
-    from ._statistics import Tally
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
@@ -43,13 +42,11 @@ class Admission:
         name: str,
         max_deliveries: int,
         stopping: trio.Event,
-        tally: Tally,
         observers: Observers,
     ) -> None:
         self._name = name
         self._max_deliveries = max_deliveries
         self._stopping = stopping
-        self._tally = tally
         self._observers = observers
 
     async def admit(self, job: Job) -> Message | None:
@@ -67,9 +64,7 @@ class Admission:
                 await self._leave(job, exc)
             return None
         if delivery.number > 1 and (seconds := await delivery.doubt()) > 0:
-            if await delivery.give_back(seconds):
-                self._tally.given_back += 1
-                job.settled = True
+            job.settled = await delivery.give_back(seconds)
             return None
         if await self._has_ended(job):
             return None
@@ -93,6 +88,7 @@ class Admission:
     async def _has_ended(self, job: Job) -> bool:
         # Before a burial: what has a result is no dead letter, however often it was delivered.
         if job.delivery.again and await job.delivery.is_done():
+            job.end = "superseded"
             job.settled = True
         return job.settled
 
@@ -100,17 +96,13 @@ class Admission:
         delivery = job.delivery
         told = (delivery.task_id, delivery.capability, exc)
         logger.warning("left task %s of %s for newer workers: %s", *told)
-        if await delivery.give_back(NEWER_WORKER_DELAY):
-            self._tally.given_back += 1
-            job.settled = True
+        job.settled = await delivery.give_back(NEWER_WORKER_DELAY)
 
     async def _is_rested(self, job: Job) -> bool:
         """Whether the pause before this attempt is over; else the task is put off."""
         seconds = await job.delivery.rests_for()
         if seconds > _SHORT_REST:
-            if await job.delivery.give_back(seconds):
-                self._tally.given_back += 1
-                job.settled = True
+            job.settled = await job.delivery.give_back(seconds)
             return False
         await trio.sleep(max(0.0, seconds))
         return True
@@ -140,7 +132,7 @@ class Admission:
                 seconds=0,
             ).encode()
         first = await delivery.bury(reason, result)
-        self._tally.dead_letters += 1
+        job.end = "dead_letters"
         job.settled = True
         if first and result is not None:
             self._observers.bury(delivery.task_id, result)

@@ -159,7 +159,7 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
         """
         self._check_open()
         check_task_id(task_id)
-        future = self._futures.hold(task_id, None)
+        future = self._futures.hold(task_id, None, attached=True)
         found = False
         try:
             self._futures.expect(future)

@@ -94,10 +94,14 @@ class DispatcherBase:
 
     def statistics(self) -> DispatcherStatistics:
         """Counts at this moment."""
+        futures = self._futures
         return DispatcherStatistics(
-            outstanding=len(self._futures.waiting),
-            started=self._futures.started,
-            resolved=self._futures.resolved,
+            outstanding=len(futures.waiting),
+            started=futures.started,
+            starting=futures.starting,
+            attached=futures.attached,
+            resolved=futures.resolved,
+            given_up=futures.given_up,
         )
 
     async def _close(self) -> None:

@@ -73,6 +73,7 @@ class Future(metaclass=NoPublicConstructor):
         "_holders",
         "_id",
         "_result",
+        "_starting",
         "_stopped",
         "_waiting",
         "_watchers",
@@ -90,6 +91,7 @@ class Future(metaclass=NoPublicConstructor):
         self._stopped: bool | None = None
         self._watchers: tuple[Callable[[Future], None], ...] = ()
         self._holders = 0
+        self._starting = False  # it was made for a start, which has not ended yet
         self._expected = False
         self._due = False  # it was not kept for later, for sure
 

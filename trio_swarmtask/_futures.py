@@ -42,8 +42,8 @@ class Futures(ResultListener, Holder):
 
     def __init__(self, name: str, on_lost: Callable[[BrokerError], None]) -> None:
         self.waiting: dict[str, Future] = {}
-        self.started = 0
-        self.resolved = 0
+        # See `DispatcherStatistics`.
+        self.started = self.starting = self.attached = self.resolved = self.given_up = 0
         self.outbox: Outbox  # both set by host_dispatcher before there is a future
         self.asking: trio.Nursery | None = None  # until the dispatcher is closed
         self._name = name
@@ -53,10 +53,12 @@ class Futures(ResultListener, Holder):
     # What the broker tells
 
     def result_stored(self, task_id: str, data: bytes) -> None:
-        future = self._drop(task_id)
+        future = self.waiting.pop(task_id, None)
         if future is not None:
+            self.confirm(future)  # it is stored, whatever the broker has said of that
             self.resolved += 1
             future._resolve(data)
+            self._let_go(future)
 
     def outstanding(self) -> Collection[str]:
         return self.waiting
@@ -71,16 +73,26 @@ class Futures(ResultListener, Holder):
 
     # Holding
 
-    def hold(self, task_id: str, capability: str | None) -> Future:
+    def hold(self, task_id: str, capability: str | None, *, attached: bool = False) -> Future:
         """The future of a task, for one more holder."""
         future = self.waiting.get(task_id)
         if future is None:
             future = Future._create(task_id, capability, self)
             self.waiting[task_id] = future
-        elif future._capability != capability:
+            future._starting = not attached
+            self.starting += future._starting
+            self.attached += attached
+        elif not attached and future._capability != capability:
             future._capability = None  # which of them the task has is to be looked up
         future._holders += 1
         return future
+
+    def confirm(self, future: Future) -> None:
+        """It is started, for sure."""
+        if future._starting:  # else it was known before, or nobody holds it any more
+            future._starting = False
+            self.starting -= 1
+            self.started += 1
 
     def expect(self, future: Future) -> None:
         """See that its result is heard, whatever its ID."""
@@ -100,7 +112,7 @@ class Futures(ResultListener, Holder):
         """One holder less."""
         future._holders -= 1
         if future._holders == 0 and self.waiting.get(future.id) is future:
-            self._drop(future.id)
+            self._give_up(future)
 
     async def cancel(self, future: Future, grace: float) -> bool:
         """See `Future.cancel`; then wait for the handler's clean-up, for ``grace`` seconds."""
@@ -149,9 +161,8 @@ class Futures(ResultListener, Holder):
     def fail_all(self, error: SwarmTaskError) -> int:
         """End every wait; how many futures there were."""
         count = len(self.waiting)
-        for task_id in list(self.waiting):
-            future = self._drop(task_id)
-            assert future is not None
+        for future in list(self.waiting.values()):
+            self._give_up(future)
             future._fail(error)
         return count
 
@@ -166,10 +177,17 @@ class Futures(ResultListener, Holder):
         self.result_stored(future.id, data)
         future._resolve(data)  # also if it was released meanwhile
 
-    def _drop(self, task_id: str) -> Future | None:
-        future = self.waiting.pop(task_id, None)
-        if future is not None and future._expected:
-            self.outbox.forget(task_id)
+    def _give_up(self, future: Future) -> None:
+        del self.waiting[future.id]
+        if future._starting:
+            future._starting = False
+            self.starting -= 1
+        else:
+            self.given_up += 1
+        self._let_go(future)
+
+    def _let_go(self, future: Future) -> None:
         if not self.waiting:
             self._none_waiting.set()
-        return future
+        if future._expected:
+            self.outbox.forget(future.id)

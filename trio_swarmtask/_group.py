@@ -409,6 +409,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         try:
             if child.unconfirmed:
                 await dispatcher._outbox.store(child.unconfirmed[0], tried=True)
+                dispatcher._futures.confirm(child.future)
                 child.confirm()
             await dispatcher._futures.cancel(child.future, self._grace)
         except SwarmTaskError as exc:

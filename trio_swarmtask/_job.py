@@ -34,6 +34,7 @@ class Job:
         "current",
         "delivery",
         "encoded",
+        "end",
         "ending",
         "failure",
         "handling",
@@ -81,6 +82,8 @@ class Job:
         self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
         self.superseded = False  # another result was stored before its own
         self.settled = False  # nothing is left to do for it
+        # How it is counted once it is let go: a field of `WorkerStatistics`.
+        self.end = "given_back"
 
     def was_cancelled(self, scope: trio.CancelScope) -> bool:
         """Whether the scope that its handler ran in was cancelled: by those below, or in time."""

@@ -60,6 +60,7 @@ class Lanes:
 
     def start(self, job: Job) -> None:
         """Run a job, in a lane that is idle or in a new one."""
+        self._runner.tally.deliveries += 1
         if self._idle:
             lane = self._idle.pop()
             lane.context = self._context.copy()
@@ -163,7 +164,11 @@ class Lanes:
             # All at once: one whose note is slow holds up no other.
             async with trio.open_nursery() as nursery:  # noqa: ASYNC102 - as above
                 for job in given_up:
-                    nursery.start_soon(self._runner.give_back, job)
+                    nursery.start_soon(self._give_up, job)
+
+    async def _give_up(self, job: Job) -> None:
+        await self._runner.give_back(job)
+        self._on_settled(job)
 
     async def _next_job(self) -> Job | None:
         if self._closed or len(self._idle) >= self.limit:

@@ -26,7 +26,7 @@ from ._handler import (
 )
 from ._names import is_task_id
 from ._observer import Observers
-from ._statistics import Tally
+from ._statistics import ENDS_BY_STATUS, Tally
 from ._util import find_interrupt, leaves
 from ._wire import Message, Result
 
@@ -61,7 +61,7 @@ class JobRunner:
         self.children: Children  # set by host_children before the first task
         self._name = name
         self._default_timeout = default_timeout
-        self._admission = Admission(name, max_deliveries, stopping, self.tally, self.observers)
+        self._admission = Admission(name, max_deliveries, stopping, self.observers)
         self._pulls_ended = pulls_ended
         self._stop_because = stop_because
 
@@ -97,7 +97,7 @@ class JobRunner:
             return False  # `settle` says why
 
         def on_end(stored: bool) -> None:
-            if stored:
+            if stored and not job.settled:  # or it was given up meanwhile
                 self._settled(job, result, first=True)
             on_settled(job)
 
@@ -119,6 +119,7 @@ class JobRunner:
         if message is None or job.settled:
             if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
                 job.settled = await job.delivery.is_done()
+                job.end = "cancelled" if job.settled else job.end
             return
         if result is None and job.lost:
             self._let_be(job)
@@ -215,7 +216,7 @@ class JobRunner:
             describe(exc),
         )
         if await job.delivery.retry(delay):  # a newer one may have come meanwhile
-            self.tally.retried += 1
+            job.end = "retried"
             job.rests_until = again_at
             job.settled = True
         else:
@@ -250,11 +251,12 @@ class JobRunner:
         job.settled = True
         job.superseded = not first
         if job.cancelled:
-            self.tally.cancelled += 1
+            job.end = "cancelled"
         elif not first:
-            self.tally.superseded += 1
+            job.end = "superseded"
         else:
-            self.tally.count(Status.SUCCESS if isinstance(result, Value) else result.status)
+            status = Status.SUCCESS if isinstance(result, Value) else result.status
+            job.end = ENDS_BY_STATUS[status]
         if job.ending is not None:
             job.ending.tell(job.encoded if first else self._stored_by_others(job))
 
@@ -284,17 +286,16 @@ class JobRunner:
                 await self._pulls_ended.wait()
         try:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                if await job.delivery.give_back():
-                    self.tally.given_back += 1
-                else:
+                if not await job.delivery.give_back():
                     self._let_be(job)
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
+            job.end = "leases_lost"
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
 
     def _let_be(self, job: Job) -> None:
         """The lease was lost, so the task is another worker's: nothing is done with it here."""
         job.settled = True
-        self.tally.leases_lost += 1
+        job.end = "leases_lost"
         logger.warning(
             "lost the lease of task %s of %s, and left it to another worker",
             job.delivery.task_id,

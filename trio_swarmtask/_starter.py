@@ -118,7 +118,7 @@ class Starter:
 
         def on_end(new: bool | None) -> None:
             if new or future._is_resolved():
-                self._futures.started += 1
+                self._futures.confirm(future)
                 if on_stored is not None:
                     on_stored()
             else:
@@ -141,7 +141,8 @@ class Starter:
 
         def on_answer(new: bool | None) -> None:
             stored = bool(new) or future._is_resolved()
-            self._futures.started += stored
+            if stored:
+                self._futures.confirm(future)
             on_end(stored)
 
         return start.own and self.outbox.hears_key and self.outbox.store_soon(start.task, on_answer)
@@ -157,7 +158,7 @@ class Starter:
         if not known and not await self.outbox.store(start.task, tried=tried):
             future._capability = None if not start.own else start.task.capability
             await self._futures.look_up(future)  # perhaps it is another capability's
-        self._futures.started += 1
+        self._futures.confirm(future)
 
     def fill(self, task_id: str, envelope: MessageEnvelope) -> None:
         """Fill the blanks of an envelope."""

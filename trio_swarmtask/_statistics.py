@@ -1,41 +1,61 @@
-# What `statistics()` of a dispatcher and of a worker return: counts, at one moment.
+# What `statistics()` of a dispatcher, a group, and a worker return: counts, at one moment.
+#
+# They add up at any moment, between any two steps of Trio tasks: what has begun is still there, or
+# has ended in one of the ways that are counted. So each thing has the count that it is in as a part
+# of its own, and goes from one to the next in one step.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Final
 
 from ._envelope import Status
 
 
 @dataclass(frozen=True, slots=True)
 class DispatcherStatistics:
-    """Counts of one dispatcher, at one moment."""
+    """Counts of one dispatcher, at one moment.
+
+    Of tasks: one ID that is started again, or attached, while its result is waited for is one.
+    ``started + starting + attached == outstanding + resolved + given_up``.
+    """
 
     outstanding: int
-    """Tasks whose result has not come yet."""
+    """Tasks whose result has not come yet, those that are starting among them."""
 
     started: int
-    """Tasks that the broker confirmed."""
+    """Tasks that were started here: the broker confirmed them, or their result came before that."""
+
+    starting: int
+    """Tasks that are being started. One whose start fails, or is cut off, is in no count then."""
+
+    attached: int
+    """Tasks whose future `Dispatcher.attach` was asked for."""
 
     resolved: int
-    """Results that came, for a future that somebody held."""
+    """Tasks whose result came, for a future that somebody held."""
+
+    given_up: int
+    """Tasks whose result did not come while somebody held the future: it was forgotten, a `run` was
+    cut off, or the dispatcher was closed, or lost its server for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Counts of one task group, at one moment."""
+    """Counts of one task group, at one moment. ``started`` is the sum of the others."""
 
     started: int
-    """Tasks of the group so far."""
+    """Tasks of the group so far: one that was refused too, one ID that was started twice once."""
 
     outstanding: int
-    """Tasks that have no result yet."""
+    """Tasks that have no result yet, or had none when the block was left."""
 
     succeeded: int
     """Tasks whose result is a success."""
 
     failed: int
-    """Tasks whose result is a failure or a timeout, or can't come any more."""
+    """Tasks whose result is a failure or a timeout, or can't come any more; that others have
+    cancelled; or that were refused."""
 
     cancelled: int
     """Tasks that were cancelled by the group, or by `Future.cancel` here."""
@@ -43,10 +63,16 @@ class GroupStatistics:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """Counts of one worker, at one moment."""
+    """Counts of one worker, at one moment.
+
+    ``deliveries`` is the sum of all that follow.
+    """
 
     capabilities: int
     """How many it handles."""
+
+    deliveries: int
+    """Deliveries that it took in hand so far. One of a task that was in hand is no other one."""
 
     in_flight: int
     """Tasks that it holds: running, or ended and waiting for their result's confirmation."""
@@ -67,7 +93,8 @@ class WorkerStatistics:
     """Tasks that failed, and were put back to be tried again."""
 
     superseded: int
-    """Results that were not stored because another one was first."""
+    """Deliveries of tasks that had another result: one that was there before a handler was called,
+    or that was stored before its own."""
 
     given_back: int
     """Deliveries given back to the queue."""
@@ -77,32 +104,35 @@ class WorkerStatistics:
 
     leases_lost: int
     """Deliveries let be because the lease was not renewed in time: the task is another worker's.
-    A handler that ran was cancelled."""
+    A handler that ran was cancelled. And those that could not be given back: the lease lapses."""
 
 
-@dataclass(eq=False, slots=True)
 class Tally:
     """The counts behind `WorkerStatistics`."""
 
-    succeeded: int = 0
-    failed: int = 0
-    timed_out: int = 0
-    cancelled: int = 0
-    retried: int = 0
-    superseded: int = 0
-    given_back: int = 0
-    dead_letters: int = 0
-    leases_lost: int = 0
+    def __init__(self) -> None:
+        self.deliveries = 0
+        self._ended = dict.fromkeys(_ENDS, 0)
+
+    def end(self, end: str) -> None:
+        """A delivery is let go, and has ended so: a field of `WorkerStatistics`."""
+        self._ended[end] += 1
 
     def at_worker(self, capabilities: int, in_flight: int) -> WorkerStatistics:
         """The counts at this moment."""
-        return WorkerStatistics(capabilities=capabilities, in_flight=in_flight, **asdict(self))
+        return WorkerStatistics(
+            capabilities=capabilities,
+            deliveries=self.deliveries,
+            in_flight=in_flight,
+            **self._ended,
+        )
 
-    def count(self, status: Status) -> None:
-        """One more result that was stored."""
-        if status == Status.SUCCESS:
-            self.succeeded += 1
-        elif status == Status.FAILED:
-            self.failed += 1
-        else:
-            self.timed_out += 1
+
+_ENDS: Final = [field.name for field in fields(WorkerStatistics)][3:]
+
+ENDS_BY_STATUS: Final = {
+    Status.SUCCESS: "succeeded",
+    Status.FAILED: "failed",
+    Status.TIMEOUT: "timed_out",
+}
+"""How a delivery has ended whose result was stored."""

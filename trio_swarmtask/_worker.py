@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ._broker import Broker
+    from ._job import Job
     from ._statistics import WorkerStatistics
 
 
@@ -200,6 +201,10 @@ class Worker(metaclass=NoPublicConstructor):
             else:
                 self._check_handlers_ended()
 
+        def on_settled(job: Job) -> None:
+            service.let_go(job)
+            self._runner.tally.end(job.end)
+
         entering = trio.CancelScope()
         self._entering.add(entering)
         try:
@@ -215,7 +220,7 @@ class Worker(metaclass=NoPublicConstructor):
                         context,
                         max_in_flight,
                         on_handler_end,
-                        service.let_go,
+                        on_settled,
                     )
                     self._entering.discard(entering)
                     intake.hear(service.cancel, service.look, service.renew_all)
