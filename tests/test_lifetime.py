@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
@@ -61,3 +63,22 @@ async def test_own_error_comes_out() -> None:
 
     with pytest.raises(ValueError, match="own"):
         await Lifetime().run(fail)
+
+
+async def test_what_lies_below_is_closed_after_it() -> None:
+    """And then meets a call that runs on: whoever called is told what they know of."""
+
+    class BelowClosedError(trio.ClosedResourceError): ...
+
+    lifetime = Lifetime()
+
+    async def meet(*, ending: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if ending:
+            lifetime.end(closed)
+        raise BelowClosedError
+
+    with pytest.raises(BelowClosedError):
+        await lifetime.run(partial(meet, ending=False))
+    with pytest.raises(ClosedError, match="closed"):
+        await lifetime.run(partial(meet, ending=True))

@@ -1,4 +1,8 @@
 # Calls that end when what they belong to is closed, wherever they wait.
+#
+# Each role has an error of its own for that. What a role stands on (a bus, a bucket, the inbox of
+# its requests) is closed after it, and has another one. A call that has just got its answer meets
+# that one before it notices that it is cancelled: it is told the role's all the same.
 
 from __future__ import annotations
 
@@ -35,6 +39,10 @@ class Lifetime:
             self._scopes.add(scope)
             try:
                 return await act()
+            except trio.ClosedResourceError as exc:
+                if self._make_error is None:
+                    raise
+                raise self._make_error() from exc
             finally:
                 self._scopes.discard(scope)
         assert self._make_error is not None

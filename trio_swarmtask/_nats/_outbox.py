@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._broker import Outbox, ResultListener
-from .._errors import BrokerError
+from .._errors import BrokerError, ClosedError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
 from ._delivered import Delivered
@@ -171,7 +171,7 @@ class NATSOutbox(Outbox):
         if not self._closed:
             self._closed = True
             self._looks.cancel_scope.cancel()
-            self._requests.close()
+            self._requests.close(ClosedError("the dispatcher was closed meanwhile"))
 
     # Hearing of results
 

@@ -216,12 +216,12 @@ class Requests:
         """End every wait, and every later request, with ``error``."""
         if self._closed is None:
             self._closed = error or ClosedError("closed meanwhile")
+            if self.connection.lost is not None:
+                self._closed = self.connection.lost_error()  # that came first
             self._fail_all(self._closed_error)
             self.lifetime.end(self._closed_error)
 
     def _closed_error(self) -> Exception:
-        if self.connection.lost is not None:
-            return self.connection.lost_error()
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
 

@@ -3,8 +3,9 @@
 # A publisher hears its own announcements too. It has told its subscriptions already, so these are
 # recognised by their bytes and passed over: they come back in the order in which they were sent,
 # so one that is recognised also accounts for all before it. (A tag would be simpler, but the bytes
-# on the bus are Go's, too.) If another process was heard in between, ours came after that on the
-# bus, and is told once more: so that all who listen end with the same.
+# on the bus are Go's, too.) If another process was heard after ours was told, and before it came
+# back, then ours came after that on the bus, and is told once more: so that all who listen end with
+# the same. On a bus in memory ours is back before it is told, and nothing is to be done about it.
 
 from __future__ import annotations
 
@@ -108,6 +109,8 @@ class BusPublisher(LocalPublisher):
             # While it was sent, somebody else may have announced how the task ended.
             if supersedes(record, self._find(task_id)):
                 self._keep(task_id, record)
+                if task_id in self._sent:
+                    self._sent[task_id].was_overtaken = False
 
     async def _send(self, task_id: str, data: bytes) -> None:
         limit = self._bus.max_payload
@@ -119,12 +122,14 @@ class BusPublisher(LocalPublisher):
         # Noted before it goes out: on a bus in memory it is back before `publish` returns.
         sent = self._sent.setdefault(task_id, _Sent())
         sent.announcements.append(data)
+        sent.untold = data
         try:
             await self._bus.publish(f"{self._prefix}.{task_id}", data)
         except BaseException:
             sent.announcements.remove(data)
             raise
         finally:
+            sent.untold = b""
             if task_id not in self._topics:
                 self._sent.pop(task_id, None)  # nobody listens, so it won't come back
 
@@ -170,7 +175,8 @@ class _Sent:
 
     def __init__(self) -> None:
         self.announcements: deque[bytes] = deque(maxlen=_MOST_UNDER_WAY)
-        self.was_overtaken = False  # another process was heard since
+        self.untold = b""  # the one that is being sent: nobody here was told of it yet
+        self.was_overtaken = False  # another process was heard since the last one was told
 
     def is_own(self, data: bytes) -> bool:
         """Whether ``data`` is one of them, and there is nothing to do about it."""
@@ -178,6 +184,8 @@ class _Sent:
             return False
         while self.announcements.popleft() != data:
             pass  # one that was lost on its way
+        if data == self.untold:
+            return True
         again = self.was_overtaken and not self.announcements
         self.was_overtaken = self.was_overtaken and not again
         return not again
