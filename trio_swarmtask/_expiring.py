@@ -37,6 +37,12 @@ class Expiring(Generic[T]):
         self._expire()
         return len(self._values) >= self._limit
 
+    def shift(self, seconds: float) -> None:
+        """Let all times be so much later: Trio's clock has begun anew."""
+        self._values = {
+            name: (expires + seconds, value) for name, (expires, value) in self._values.items()
+        }
+
     async def wait_for_expiry(self) -> None:
         """Wait until the oldest value expires."""
         oldest = next(iter(self._values.values()))

@@ -7,6 +7,8 @@
 #
 # There is no fencing, as there is none on the server: whoever ends a task ends it for everyone.
 #
+# It may outlive a run of Trio, and be used in another one: see `_memory_runs.py`.
+#
 # It owns no nursery. What must happen at a time (a lease lapses, a delayed task is due) is done by
 # the intakes that are open, for without one nobody could take the task anyway; and where the order
 # depends on it, before anything else is.
@@ -14,7 +16,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +31,7 @@ from ._lifetime import Lifetime
 from ._memory_bucket import Shelf, open_memory_bucket
 from ._memory_follow import Followers, Following
 from ._memory_queue import MemoryIntake, Queue, Room, Store, Task
+from ._memory_runs import Runs
 from ._memory_schedules import MemorySchedules, MemoryTimetable
 from ._util import open_flat_nursery
 
@@ -54,6 +57,9 @@ class DeadLetter:
 @final
 class MemoryBroker(Broker):
     """Tasks and results of one process, kept in memory, on Trio's clock.
+
+    It may be used in several runs of Trio, one after the other: times go on where the run before
+    stopped.
 
     Args:
       ack_wait: Seconds that a delivery is a worker's, unless renewed.
@@ -86,6 +92,7 @@ class MemoryBroker(Broker):
         self._shelves: dict[str, Shelf] = {}
         self._schedules = MemorySchedules(self._fire)
         self._followers = Followers()
+        self._runs = Runs(self._shift)
         self._store = Store(
             ack_wait,
             self._room,
@@ -101,6 +108,7 @@ class MemoryBroker(Broker):
 
     @asynccontextmanager
     async def open_outbox(self, key: str, listener: ResultListener) -> AsyncIterator[Outbox]:
+        self._runs.enter()
         outbox = self._outboxes[key] = _MemoryOutbox(self, listener)
         await trio.lowlevel.checkpoint()
         try:
@@ -113,6 +121,7 @@ class MemoryBroker(Broker):
     async def open_intake(
         self, capability: str, on_delivery: Callable[[Delivery], None]
     ) -> AsyncIterator[Intake]:
+        self._runs.enter()
         queue = self._queue(capability)
         await trio.lowlevel.checkpoint()
         self._schedules.catch_up()
@@ -126,9 +135,22 @@ class MemoryBroker(Broker):
                 intake.close()
                 nursery.cancel_scope.cancel()
 
-    def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
+    @asynccontextmanager
+    async def open_bucket(self, name: str, ttl: float) -> AsyncIterator[Bucket]:
+        self._runs.enter()
         shelf = self._shelves.setdefault(name, Shelf())
-        return open_memory_bucket(shelf, ttl, self._max_payload)
+        async with open_memory_bucket(shelf, ttl, self._max_payload) as bucket:
+            yield bucket
+
+    def _shift(self, seconds: float) -> None:
+        self._recent.shift(seconds)
+        self._results.shift(seconds)
+        self._leases.shift(seconds)
+        self._schedules.shift(seconds)
+        for queue in self._queues.values():
+            queue.shift(seconds)
+        for shelf in self._shelves.values():
+            shelf.shift(seconds)
 
     def _queue(self, capability: str) -> Queue:
         queue = self._queues.get(capability)

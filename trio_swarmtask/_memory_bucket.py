@@ -60,6 +60,12 @@ class Shelf:
             if key in self.entries and self.entries[key].revision == revision:
                 self.remove(key)
 
+    def shift(self, seconds: float) -> None:
+        """Let all times be so much later: Trio's clock has begun anew."""
+        self._deadlines = [
+            (deadline + seconds, revision, key) for deadline, revision, key in self._deadlines
+        ]
+
     async def keep_time(self) -> None:
         """Let entries expire, for ever."""
         while True:
