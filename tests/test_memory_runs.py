@@ -54,9 +54,6 @@ def run(request: pytest.FixtureRequest) -> Run:
     return run
 
 
-
-
-
 async def has(publisher: ResultPublisher, task_id: str) -> bool:
     try:
         await publisher.get(task_id)

@@ -153,10 +153,11 @@ class Queue:
         for same in self._tasks.values():
             for task in same:
                 task.deadline += seconds
-        self._delayed = {task: due + seconds for task, due in self._delayed.items()}
+        self._later = {task: due + seconds for task, due in self._later.items()}
+        self._resting = {task: due + seconds for task, due in self._resting.items()}
         for delivery in self._leased.values():
             delivery.lease_until += seconds
-        self._next_check = math.inf
+        self._next_check = -math.inf  # to be looked at anew
 
     def cancel(self, notice: Notice) -> None:
         for task in list(self._tasks.get(notice.task_id, ())):

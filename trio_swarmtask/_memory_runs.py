@@ -35,8 +35,8 @@ class Runs:
         if self._token is not None:
             if not _has_ended(self._token):
                 raise RuntimeError(
-                    "this MemoryBroker is used by another trio.run that has not ended: only one run "
-                    "at a time can use it"
+                    "this MemoryBroker is used by another trio.run that has not ended: only one "
+                    "run at a time can use it"
                 )
             self._shift(trio.current_time() - self.ended_at)
         self._token = token
@@ -67,9 +67,10 @@ _end: Final[trio.lowlevel.RunVar[_End]] = trio.lowlevel.RunVar("trio_swarmtask.e
 
 
 def _end_of_this_run() -> _End:
-    end = _end.get(None)
-    if end is None:
+    try:
+        return _end.get()
+    except LookupError:
         end = _End()
         _end.set(end)
         trio.lowlevel.add_instrument(end)
-    return end
+        return end
