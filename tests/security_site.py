@@ -109,7 +109,7 @@ async def dispatch(site: Site) -> None:
         async with site.swarm.outbox() as outbox:
             await outbox.store(NewTask("coder", "queued", Message(id="queued").encode()))
         futures = [await dispatcher.start("coder", Message(id=name)) for name in ("", "queued")]
-        async with futures[0].updates():
+        async with futures[0].updates(), dispatcher.open_group(orphans="cancel"):
             pass
         site.proxy.cut(for_good=True)
         for future in futures:
@@ -201,6 +201,11 @@ async def work(site: Site) -> None:
             assert (again.status, again.attempt) == (Status.SUCCESS, 2)
             assert (await dispatcher.run("coder", Message(id="fails"))).error == "no luck"
             async with site.swarm.outbox() as outbox:
+                await outbox.renew_lease("group-1")
+                data = Message(id="leased").encode()
+                await outbox.store(NewTask("coder", "leased", data, lease="group-1"))
+                leased = await dispatcher.run("coder", Message(id="leased"))
+                assert leased.status == Status.SUCCESS
                 await outbox.store(NewTask("coder", "bad", b"no JSON"))
             assert (await dispatcher.run("coder", Message(id="bad"))).status == Status.FAILED
     await site.swarm.wait_until_empty()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from ._errors import InvalidMessageError, UnsupportedVersionError
+from ._errors import BrokerError, InvalidMessageError, UnsupportedVersionError
 from ._handler import failed_result, fill_result
 from ._names import check_task_id, is_task_id, shorten
 from ._wire import Message, Result
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
-# Seconds before a task of a newer version is offered again: long enough not to spin, short enough
-# for a newer worker that has just come up.
+# Seconds before a task that can't be run now is offered again: long enough not to spin, short
+# enough for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
 
 # Seconds that are waited for in place: clocks differ by as much.
@@ -78,12 +78,36 @@ class Admission:
             made -= await delivery.count_given_back()
             if made >= message.max_attempts:
                 job.result = _lost_at_work(made, message.max_attempts)
-        if delivery.lease and not await delivery.is_leased():
-            job.cancelled = True
+        if delivery.lease and not await self._look_at_lease(job):
+            return None
         if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
             # A clock that was set must not keep the tasks of a whole queue from being run.
-            await delivery.measure_deadline()
+            try:
+                await delivery.measure_deadline()
+            except BrokerError as exc:  # then it has passed, as far as anybody knows
+                told = (delivery.task_id, delivery.capability, exc)
+                logger.warning("can't measure the deadline of task %s of %s: %s", *told)
         return message
+
+    async def _look_at_lease(self, job: Job) -> bool:
+        """See that the task is not run without its lease; False if it was put off.
+
+        Anybody may write one into a task. So whatever comes of the look concerns that task alone.
+        """
+        told = (job.delivery.task_id, job.delivery.capability)
+        job.started = trio.current_time()
+        try:
+            leased = await job.delivery.is_leased()
+        except BrokerError as exc:
+            logger.error("task %s of %s has failed: its lease can't be looked up: %s", *told, exc)
+            job.result = failed_result("its worker can't look up the lease of its group")
+            return True
+        if leased is None:
+            logger.warning("put off task %s of %s: its lease can't be looked up now", *told)
+            await self._put_off(job)
+            return False
+        job.cancelled |= not leased
+        return True
 
     async def _has_ended(self, job: Job) -> bool:
         # Before a burial: what has a result is no dead letter, however often it was delivered.
@@ -96,7 +120,10 @@ class Admission:
         delivery = job.delivery
         told = (delivery.task_id, delivery.capability, exc)
         logger.warning("left task %s of %s for newer workers: %s", *told)
-        job.settled = await delivery.give_back(NEWER_WORKER_DELAY)
+        await self._put_off(job)
+
+    async def _put_off(self, job: Job) -> None:
+        job.settled = await job.delivery.give_back(NEWER_WORKER_DELAY)
 
     async def _is_rested(self, job: Job) -> bool:
         """Whether the pause before this attempt is over; else the task is put off."""

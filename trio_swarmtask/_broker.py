@@ -198,8 +198,12 @@ class Delivery(CanReport):
         """
 
     @abstractmethod
-    async def is_leased(self) -> bool:
-        """Whether its `lease` has not lapsed."""
+    async def is_leased(self) -> bool | None:
+        """Whether its `lease` has not lapsed; None if there is no telling for some time.
+
+        Raises:
+          BrokerError: if it may not be looked up.
+        """
 
     @abstractmethod
     async def measure_deadline(self) -> float:

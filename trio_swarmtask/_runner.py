@@ -9,6 +9,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from ._admission import Admission
@@ -77,7 +78,7 @@ class JobRunner:
             self._stop_because(exc)
         if job.message is not None and not job.cancelled:
             job.ending = self.observers.follow(job.message, self._name, job.delivery.number)
-            if job.result is None:
+            if job.result is None:  # else it is not to be called
                 job.result = await self._call(handler, job, job.message)
 
     def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
@@ -239,9 +240,18 @@ class JobRunner:
                 exc,
             )
             result = failed_result(str(exc))
-            job.encoded = self._encode(job, result, message)
-            first = await delivery.complete(job.encoded)
+            first = await self._store_failure(job, result, message)
         self._settled(job, result, first=first)
+
+    async def _store_failure(self, job: Job, result: Result, message: Message) -> bool:
+        try:
+            job.encoded = self._encode(job, result, message)
+            return await job.delivery.complete(job.encoded)
+        except InvalidMessageError:
+            # All that is large in it now is the message's correlation ID, which is anybody's.
+            message = msgspec.structs.replace(message, correlation_id="")
+            job.encoded = self._encode(job, result, message)
+            return await job.delivery.complete(job.encoded)
 
     def _encode(self, job: Job, result: Result | Value, message: Message) -> bytes:
         seconds = trio.current_time() - job.started

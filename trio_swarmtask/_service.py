@@ -77,6 +77,7 @@ class Service:
         self._early: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._look_due = trio.Event()
         self._look_at_all = False
+        self._leases_due = trio.Event()
         self._owed = 0  # places that are free, and not asked for yet
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
@@ -154,6 +155,7 @@ class Service:
         """Some cancellation may have been missed."""
         self._look_at_all = True
         self._look_due.set()
+        self._leases_due.set()
 
     async def _find_cancelled(self) -> None:
         told = ""
@@ -165,14 +167,8 @@ class Service:
             await self.intake.look()
             self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
             running = [name for name, job in self.jobs.items() if job.runs_since(since)]
-            leased = [job for job in self.jobs.values() if job.delivery.lease]
             try:
                 found = await self.intake.find_done(running)
-                if leased:
-                    held = await self.intake.find_leases({job.delivery.lease for job in leased})
-                    for orphan in leased:
-                        if orphan.delivery.lease not in held:
-                            orphan.cancel()
             except BrokerError as exc:
                 if str(exc) != told:
                     told = str(exc)
@@ -182,6 +178,26 @@ class Service:
                 job = self.jobs.get(task_id)
                 if job is not None and job.scope is not None:  # else it may be its own
                     job.stored = result
+                    job.cancel()
+
+    async def _find_orphans(self) -> None:
+        # Apart from what is above: leases that can't be looked up concern the tasks that have some.
+        told = ""
+        while True:
+            await self._leases_due.wait()
+            self._leases_due = trio.Event()
+            leased = [job for job in self.jobs.values() if job.delivery.lease]
+            if not leased:
+                continue
+            try:
+                held = await self.intake.find_leases({job.delivery.lease for job in leased})
+            except BrokerError as exc:
+                if str(exc) != told:
+                    told = str(exc)
+                    logger.warning("can't look whether the groups of running tasks live: %s", exc)
+                continue
+            for job in leased:
+                if job.delivery.lease not in held:
                     job.cancel()
 
     # Leases
@@ -195,6 +211,7 @@ class Service:
         self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
         async with open_flat_nursery() as nursery:
             nursery.start_soon(self._find_cancelled)
+            nursery.start_soon(self._find_orphans)
             await self.keep_leases(on_round)
 
     async def keep_leases(self, on_round: Callable[[], None]) -> None:
@@ -228,6 +245,7 @@ class Service:
                 on_round()
                 if self.jobs:
                     self._look_due.set()
+                    self._leases_due.set()
 
     def _plan_round(self) -> float:
         now, ack_wait = trio.current_time(), self.ack_wait

@@ -117,3 +117,25 @@ async def test_poison_is_set_aside_after_max_deliveries(swarm: Swarm) -> None:
         assert "delivered more than 2 times" in result.error
         await swarm.wait_until_empty()
     assert "delivered more than 2 times" in (await swarm.dead_letters())[result.id]
+
+
+@within(30)
+async def test_correlation_id_that_fits_no_result(swarm: Swarm) -> None:
+    """What is copied into each result may be as large as all that the broker takes."""
+
+    async def give(message: Message) -> str:
+        return "x" * 400
+
+    async with (
+        swarm.outbox() as outbox,
+        swarm.dispatcher() as dispatcher,
+        swarm.worker() as worker,
+    ):
+        await worker.handle("coder", give)
+        data = b'{"version":1,"id":"t1","correlation_id":"%b"}' % (b"x" * (1024 * 1024 - 200))
+        await outbox.store(NewTask("coder", "t1", data))
+        result = await (await dispatcher.attach("t1")).wait()
+        assert (result.status, result.correlation_id) == (Status.FAILED, "")
+        assert "larger than" in result.error
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        assert worker.statistics().failed == 1

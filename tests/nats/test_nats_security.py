@@ -26,11 +26,13 @@ from security_site import (
     schedule,
     work,
 )
+from staff import Waiting
 from swarm import until, within
 
 from trio_swarmtask import (
     BrokerError,
     Message,
+    TaskState,
     current_task,
     open_dispatcher,
     open_worker,
@@ -42,6 +44,8 @@ from trio_swarmtask._nats._subscribe import subscribe
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from trio_swarmtask._nats._incoming import Incoming
 
 
 class Entry(NamedTuple):
@@ -171,6 +175,34 @@ async def test_worker_whose_handlers_start_tasks(
                     assert "does not permit this user to subscribe to notify." in result.error
             assert (await dispatcher.run("coder", Message(parent="other"))).outputs == "other"
     assert ("permissions violation" in caplog.text) is not permitted
+
+
+@within(20)
+async def test_group_that_ends_with_its_program(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the canceller's lines a dispatcher may all that it needs; so may its tasks' worker."""
+    handler, looks = Waiting(), 0
+
+    def count(look: Incoming) -> None:
+        nonlocal looks
+        looks += 1
+
+    async with (
+        open_site(tmp_path, with_lines_of("dispatcher", "canceller")) as site,
+        open_connection(site.admin) as admin,
+        open_worker(site.config("worker")) as worker,
+        open_dispatcher(site.config("dispatcher")) as dispatcher,
+    ):
+        admin.subscribe("$JS.API.STREAM.MSG.GET.TASK_LEASES", count)
+        await worker.handle("coder", handler)
+        async with dispatcher.open_group(orphans="cancel") as group:
+            future = await group.start("coder", Message())
+            await handler.started.wait()
+            await until(lambda: looks == 3)  # before it was started, and while it runs
+            group.cancel_scope.cancel()
+        assert future.state == TaskState.STOPPED
+    assert "permissions violation" not in caplog.text
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _NOTE_SECONDS: Final = 0.5
+# A lease that is not found within this, though there is a server, is left for later: its task has
+# one of the worker's places meanwhile.
+_LOOK_SECONDS: Final = 5.0
 _REASON_LIMIT: Final = 1000
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -122,9 +125,15 @@ class NATSDelivery(Delivery):
     async def doubt(self) -> float:
         return await self._settlement.doubt()
 
-    async def is_leased(self) -> bool:
+    async def is_leased(self) -> bool | None:
+        connection = self._settlement.connection
         leases = Leases(self._settlement.requests, self._settlement.streams)
-        return bool(await leases.find([self.lease]))
+        while True:
+            with trio.move_on_after(_LOOK_SECONDS):
+                return bool(await leases.find([self.lease]))
+            if connection.is_up:
+                return None  # their stream has no leader, say
+            await connection.wait_up()
 
     async def measure_deadline(self) -> float:
         settlement = self._settlement
@@ -244,7 +253,14 @@ class NATSDelivery(Delivery):
             return subjects
 
         what = f"count the give-backs of task {self.task_id}"
-        return await settlement.streams.persist(what, find)
+        try:
+            return await settlement.streams.persist(what, find)
+        except BrokerError as exc:
+            if settlement.connection.lost is not None:
+                raise
+            # As without a stream of notes. To stop here would stop every worker in turn.
+            logger.error("could not %s, so each was a failure: %s", what, exc)
+            return {}
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         if self.is_lost():

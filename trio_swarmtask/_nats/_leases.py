@@ -1,7 +1,8 @@
 # Leases of groups: while one is renewed, the tasks of its group may run.
 #
 # A lease is the last message of `lease.<group>`, which the stream forgets after its max_age. So
-# nobody has to notice that whoever renewed it is gone. Source: JetStream's max_age.
+# nobody has to notice that whoever renewed it is gone. Source: JetStream's max_age. The groups make
+# the stream; a lease that is in none has lapsed, whoever wrote its name into a task.
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Leases:
         """As `Outbox.renew_lease`."""
 
         async def attempt() -> float:
-            stream = await self._streams.look_at_leases()
+            await self._streams.look_at_leases()
+            stream = await self._streams.leases()
             if not stream.seconds:
                 raise BrokerError(
                     f"stream {stream.name} keeps leases for ever: give it a max_age, of 30 seconds "
@@ -42,10 +44,16 @@ class Leases:
         return await self._streams.persist(f"renew the lease {name}", attempt)
 
     async def find(self, names: Collection[str]) -> set[str]:
-        """Those of them that have not lapsed, as far as is known."""
+        """Those of them that have not lapsed, as far as is known.
+
+        Raises:
+          BrokerError: if they may not be looked up.
+        """
 
         async def look(name: str) -> bool:
-            stream = await self._streams.leases()
+            stream = await self._streams.find_leases()
+            if stream is None:
+                return False
             if await last_message(self._requests, stream.name, f"lease.{name}") is not None:
                 return True
             await self._streams.look_at_leases()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -240,8 +241,18 @@ class Streams:
         assert self._leases is not None
         return self._leases
 
-    async def look_at_leases(self) -> LeaseStream:
-        """As `leases`, as it is now: an operator may have changed it.
+    async def find_leases(self) -> LeaseStream | None:
+        """The stream of the groups' leases; None if there is none: who only looks makes none."""
+        if self._leases is None:
+            config = await persist(
+                self._connection, "name the stream of leases", partial(self.find, "lease.*")
+            )
+            if config is not None:
+                self._learn_leases(config)
+        return self._leases
+
+    async def look_at_leases(self) -> None:
+        """See what it is now: an operator may have changed it.
 
         Raises:
           What a request raises.
@@ -252,7 +263,6 @@ class Streams:
                 self._leases = None
             else:
                 self._learn_leases(config)
-        return await self.leases()
 
     @property
     def doubts_leases(self) -> bool:
