@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
-import trio
 from ports import free_ports
 from public_api import use_public_api_if_asked
-from swarm import MemorySwarm, NATSSwarm, Swarm
-from trio.testing import MockClock
+from swarm import MemorySwarm, NATSSwarm, Swarm, run_on_virtual_time
 
 from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
 
 use_public_api_if_asked()
@@ -33,10 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker(pytest.mark.trio(run=run_on_virtual_time), append=False)
         elif item.get_closest_marker("needs_schedules") and SERVER < (2, 14):
             item.add_marker(NO_SCHEDULES)
-
-
-def run_on_virtual_time(test: Callable[[], Awaitable[None]], **settings: Any) -> None:
-    trio.run(test, **{**settings, "clock": MockClock(autojump_threshold=0)})
 
 
 @pytest.fixture(params=["memory", "nats"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 from raw import Raw
+from trio.testing import MockClock
 
 from trio_swarmtask import (
     BrokerError,
@@ -47,6 +48,10 @@ def within(seconds: float) -> Callable[[AsyncTest], AsyncTest]:
         return limited
 
     return decorate
+
+
+def run_on_virtual_time(test: Callable[[], Awaitable[None]], **settings: Any) -> None:
+    trio.run(test, **{**settings, "clock": MockClock(autojump_threshold=0)})
 
 
 async def until(condition: Callable[[], object]) -> None:

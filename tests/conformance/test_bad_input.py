@@ -132,7 +132,7 @@ async def test_correlation_id_that_fits_no_result(swarm: Swarm) -> None:
         swarm.worker() as worker,
     ):
         await worker.handle("coder", give)
-        data = b'{"version":1,"id":"t1","correlation_id":"%b"}' % (b"x" * (1024 * 1024 - 200))
+        data = b'{"version":1,"id":"t1","correlation_id":"%b"}' % (b"x" * (1024 * 1024 - 260))
         await outbox.store(NewTask("coder", "t1", data))
         result = await (await dispatcher.attach("t1")).wait()
         assert (result.status, result.correlation_id) == (Status.FAILED, "")

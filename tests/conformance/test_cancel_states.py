@@ -55,3 +55,14 @@ async def test_second_canceller_who_is_not_told_of_the_clean_up(swarm: Swarm) ->
         assert not await rival._futures.cancel(other, 0.2)
         assert (future.state, other.state) == (TaskState.UNCONFIRMED, TaskState.UNCONFIRMED)
         assert handler.running == 1
+
+
+@within(20)
+async def test_state_after_the_dispatcher_was_closed(swarm: Swarm) -> None:
+    """Nobody can be asked any more whether the handler has ended."""
+    async with swarm.dispatcher() as dispatcher, swarm.dispatcher(name="boss") as boss:
+        future = await dispatcher.start("coder", Message())
+        await (await boss.attach(future.id)).cancel()
+        await future.wait()
+        await dispatcher.aclose()
+    assert future.state == TaskState.UNCONFIRMED

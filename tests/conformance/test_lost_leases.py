@@ -197,3 +197,80 @@ async def test_lease_that_is_lost_before_a_task_is_started(
         await until(lambda: worker.statistics().leases_lost)
         assert (worker.statistics().dead_letters, worker.statistics().given_back) == (0, 0)
         await until(lambda: worker.statistics().dead_letters + worker.statistics().given_back)
+
+
+@within(30)
+async def test_lease_that_is_lost_as_a_dead_letter_is_kept(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result counts. What is ended is left to the one who has the task by then."""
+    swarm.configure(ack_wait=ACK_WAIT)
+    keep = NATSDelivery._keep_dead_letter
+
+    async def keep_late(delivery: NATSDelivery, reason: str) -> None:
+        await trio.sleep_until(delivery.lease_until)
+        await keep(delivery, reason)
+
+    monkeypatch.setattr(NATSDelivery, "_keep_dead_letter", keep_late)
+    async with swarm.outbox() as outbox, taking(swarm) as (intake, deliveries):
+        await outbox.store(NewTask("coder", "t1", b"data"))
+        intake.ask(1)
+        delivery = await deliveries.receive()
+        assert await delivery.bury("bad", b"{}")
+        assert await outbox.fetch("t1") == b"{}"
+
+
+@pytest.mark.parametrize("name", ["retry", "give_back"])
+@within(20)
+async def test_task_that_turns_out_to_be_anothers_is_let_be(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The lease lapses in the very moment in which the task is put back."""
+
+    async def too_late(*_: object) -> bool:
+        return False
+
+    for kind in (NATSDelivery, _MemoryDelivery):
+        monkeypatch.setattr(kind, name, too_late)
+    began = trio.Event()
+
+    async def handler(message: Message) -> None:
+        began.set()
+        if name == "retry":
+            raise OSError("no luck")
+        await trio.sleep_forever()
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", handler, retry=Retry(on=OSError, first_delay=0))
+        await dispatcher.start("coder", Message(max_attempts=3))
+        await began.wait()
+        if name == "give_back":
+            with pytest.raises(trio.TooSlowError):
+                await worker.shutdown(0)
+        await until(lambda: worker.statistics().leases_lost == 1)
+        assert worker.statistics().in_flight == 0
+
+
+@within(20)
+async def test_bug_that_ends_the_handlers_gives_their_tasks_back(swarm: Swarm) -> None:
+    """Whatever comes out of a task of the worker's own: others have its tasks at once."""
+
+    async def fail() -> None:
+        raise RuntimeError("a bug")
+
+    async def stay(message: Message) -> None:
+        await trio.sleep_forever()
+
+    async with swarm.dispatcher() as dispatcher:
+        future = await dispatcher.start("coder", Message())
+        bug = pytest.RaisesExc(RuntimeError, match="a bug")
+        with pytest.RaisesGroup(bug, flatten_subgroups=True):
+            async with swarm.worker() as worker:
+                await worker.handle("coder", stay)
+                await until(lambda: worker.statistics().in_flight)
+                worker._handlers.start_soon(fail)
+                await trio.sleep_forever()
+        async with swarm.worker() as other:
+            await other.handle("coder", echo)
+            with trio.fail_after(5):  # the lease is 30 seconds
+                assert (await future.wait()).status == Status.SUCCESS

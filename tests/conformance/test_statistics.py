@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import trio
-from conftest import run_on_virtual_time
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from staff import Waiting
-from swarm import MemorySwarm, NATSSwarm, Swarm, echo, until, within
+from swarm import MemorySwarm, NATSSwarm, Swarm, echo, run_on_virtual_time, until, within
 
 from trio_swarmtask import (
     BrokerError,

@@ -13,6 +13,7 @@ from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import (
     Dispatcher,
+    Idempotency,
     InvalidMessageError,
     Message,
     Retry,
@@ -20,6 +21,7 @@ from trio_swarmtask import (
     TaskState,
     open_idempotency,
 )
+from trio_swarmtask._bucket import Refused
 from trio_swarmtask._idempotency import Claim
 from trio_swarmtask._nats import (
     _bucket,
@@ -37,6 +39,7 @@ from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trio_swarmtask._bucket import Bucket
     from trio_swarmtask._nats._jetstream import PubAck
     from trio_swarmtask._nats._requests import Requests
 
@@ -50,6 +53,11 @@ def silence() -> Exception:
 def in_flight() -> Exception:
     """Another publish to the subject, or this one itself, is on its way to a majority."""
     return APIError(400, 10164, "wrong last sequence")
+
+
+def stored_before() -> Exception:
+    """By somebody; a moment later it has expired."""
+    return APIError(400, 10071, "wrong last sequence: 7")
 
 
 def same_id_in_flight() -> Exception:
@@ -409,3 +417,56 @@ async def test_size_leaves_room_for_what_is_sent_again(
         stall = Stall(monkeypatch, "work.coder.", silence)
         await dispatcher.start("coder", largest)
         assert len(stall.headers) == 2
+
+
+@within(20)
+async def test_result_that_is_said_to_be_there_and_is_not(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was asked for it may not know it yet: that is no reason to ack."""
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        stall = Stall(monkeypatch, "done.", stored_before, stored_before, stored_before)
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+        assert not stall.left
+        await nats_swarm.wait_until_empty()
+
+
+@within(20)
+async def test_publisher_that_is_refused_and_finds_nothing_newer(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that was there before proves nothing, nor does none at all."""
+    real, refusals = _bucket.NATSBucket.put, [1]
+
+    async def put(bucket: Bucket, key: str, data: bytes, revision: int) -> None:
+        if refusals:
+            refusals.pop()
+            raise Refused(unsure=True)
+        await real(bucket, key, data, revision)
+
+    monkeypatch.setattr(_bucket.NATSBucket, "put", put)
+    async with open_kv_publisher(nats_swarm.broker) as publisher:
+        for status in (ResultStatus.PENDING, ResultStatus.SUCCESS):
+            refusals[:] = [1]
+            await publisher.publish("t1", Result(status=status))
+            assert (await publisher.get("t1")).status == status
+
+
+@within(20)
+async def test_claim_of_ours_that_is_lost_again(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, and it expired before it could be renewed: it is claimed once more."""
+    real, renewals = Idempotency._renew, [False]
+
+    async def renew(idempotent: Idempotency, claim: Claim) -> bool:
+        if renewals:
+            return renewals.pop()
+        return await real(idempotent, claim)
+
+    monkeypatch.setattr(Idempotency, "_renew", renew)
+    async with open_idempotency(nats_swarm.broker, bucket="keys") as idempotent:
+        lose_answer(monkeypatch, _bucket)
+        assert isinstance(await idempotent._claim("key", "t1"), Claim)
+    assert not renewals

@@ -172,3 +172,12 @@ async def test_refusal_that_passes(
             monkeypatch.setattr(_bucket, "call", refuse)
             assert (await publisher.get("t1")).output == b"1"
             assert refusals == []
+
+
+@within(20)
+async def test_bucket_that_is_gone_when_it_is_looked_at(
+    server: Server, nats_swarm: NATSSwarm
+) -> None:
+    async with nats_swarm.raw() as raw, open_kv_publisher(server.url) as publisher:
+        await raw.api("STREAM.DELETE.KV_results")
+        assert await bucket_of(publisher).look() is None
