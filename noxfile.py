@@ -127,6 +127,19 @@ def public_api(session: nox.Session) -> None:
     session.run("pytest", *IN_PARALLEL, *folders)
 
 
+@nox.session(python=ANY_PYTHON, name="random-programs")
+def random_programs(session: nox.Session) -> None:
+    """300 random programs, others each time: do they come out alike in memory and on a server?"""
+    session.install(".[server,nkeys]", *group("test"))
+    seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
+    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s random-programs")
+    session.env.update({"SWARMTASK_PROGRAMS": "300", "SWARMTASK_SEED": seed})
+    # Whoever looks for the shortest program that fails takes a while.
+    patiently = (*IN_PARALLEL, "-o", "faulthandler_timeout=600")
+    file = "tests/conformance/test_random_programs.py"
+    session.run("pytest", file, *patiently, *session.posargs)
+
+
 @nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
