@@ -160,7 +160,7 @@ class Idempotency(metaclass=NoPublicConstructor):
                     return value
                 logger.warning("lost the claim to the key of task %s: it was cancelled", message.id)
             finally:
-                await self._give_up(found, partial(self._finish, found))
+                await self._give_up(found, partial(self._finish, found))  # noqa: ASYNC102 - it is shielded
 
     async def _run(self, claim: Claim, handler: Handler, message: Message) -> tuple[bool, object]:
         """Whether ``handler`` has ended in time, and what it gave."""
@@ -188,7 +188,8 @@ class Idempotency(metaclass=NoPublicConstructor):
             return await self._claim_as(claim)
         except trio.Cancelled:
             if claim.put_over is not None:
-                await self._give_up(claim, partial(self._withdraw, claim, claim.put_over))
+                withdraw = partial(self._withdraw, claim, claim.put_over)
+                await self._give_up(claim, withdraw)  # noqa: ASYNC102 - it is shielded
             raise
 
     async def _claim_as(self, claim: Claim) -> Claim | Record:

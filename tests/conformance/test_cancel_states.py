@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import trio
 from staff import Waiting
-from swarm import Swarm, within
+from swarm import Swarm, until, within
 
 from trio_swarmtask import Message, TaskState
 
@@ -63,6 +63,6 @@ async def test_state_after_the_dispatcher_was_closed(swarm: Swarm) -> None:
     async with swarm.dispatcher() as dispatcher, swarm.dispatcher(name="boss") as boss:
         future = await dispatcher.start("coder", Message())
         await (await boss.attach(future.id)).cancel()
-        await future.wait()
+        await until(future._is_resolved)
         await dispatcher.aclose()
     assert future.state == TaskState.UNCONFIRMED

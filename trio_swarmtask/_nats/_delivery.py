@@ -51,7 +51,7 @@ _REASON_LIMIT: Final = 1000
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
-async def _no_doubt() -> float:
+async def _no_doubt() -> float:  # noqa: ASYNC124 - as what it stands for
     return 0.0
 
 
