@@ -67,9 +67,9 @@ async def test_ack_wait_is_lowered(nats_swarm: NATSSwarm, caplog: pytest.LogCapt
 
     async def long(message: Message) -> None:
         runs[message.id] += 1
-        await trio.sleep(4)
+        await trio.sleep(5)
 
-    nats_swarm.configure(ack_wait=3)
+    nats_swarm.configure(ack_wait=4)
     async with (
         nats_swarm.raw() as raw,
         nats_swarm.dispatcher() as dispatcher,
@@ -80,8 +80,8 @@ async def test_ack_wait_is_lowered(nats_swarm: NATSSwarm, caplog: pytest.LogCapt
         futures = [await dispatcher.start("coder", Message()) for _ in range(5)]
         await until(lambda: len(runs) == 5)
         await free.handle("coder", long)
-        await trio.sleep(0.6)  # longer than the lease will be
-        await change_durable(raw, ack_wait=SECOND // 2)
+        await trio.sleep(1.1)  # longer than the lease will be
+        await change_durable(raw, ack_wait=SECOND)
         for future in futures:
             assert (await future.wait()).attempt == 1
         await nats_swarm.wait_until_empty()
@@ -90,9 +90,9 @@ async def test_ack_wait_is_lowered(nats_swarm: NATSSwarm, caplog: pytest.LogCapt
         assert free.statistics().dead_letters == 0
     assert runs == dict.fromkeys(runs, 1)
     changed = (
-        "the durable work-coder of stream TASKS was changed: its ack_wait was 3 seconds, and is "
-        "0.5; leases are renewed by that from now on, and what is delivered again in the next "
-        "1.5 seconds is put back, for another worker may run it"
+        "the durable work-coder of stream TASKS was changed: its ack_wait was 4 seconds, and is "
+        "1; leases are renewed by that from now on, and what is delivered again in the next "
+        "2 seconds is put back, for another worker may run it"
     )
     assert told(caplog, "the durable work-coder") == [changed, changed]  # one for each worker
 
@@ -106,17 +106,17 @@ async def test_ack_wait_is_lowered_while_the_worker_is_idle(
 
     async def long(message: Message) -> None:
         runs[message.id] += 1
-        await trio.sleep(1.5)
+        await trio.sleep(2.5)
 
-    nats_swarm.configure(ack_wait=1)
+    nats_swarm.configure(ack_wait=3)
     async with (
         nats_swarm.raw() as raw,
         nats_swarm.dispatcher() as dispatcher,
         nats_swarm.worker() as idle,
     ):
         await idle.handle("coder", long)
-        await change_durable(raw, ack_wait=SECOND // 5)
-        await trio.sleep(0.5)  # longer than a round
+        await change_durable(raw, ack_wait=SECOND)
+        await trio.sleep(1.1)  # longer than a round
         future = await dispatcher.start("coder", Message())
         await until(lambda: runs)
         async with nats_swarm.worker() as newer:
@@ -124,7 +124,7 @@ async def test_ack_wait_is_lowered_while_the_worker_is_idle(
             await future.wait()
             await nats_swarm.wait_until_empty()
     assert list(runs.values()) == [1]
-    assert len(told(caplog, "its ack_wait was 1 seconds, and is 0.2")) == 1
+    assert len(told(caplog, "its ack_wait was 3 seconds, and is 1")) == 1
 
 
 @within(30)
@@ -543,14 +543,14 @@ async def test_leases_of_groups_are_made_shorter(
     nats_swarm: NATSSwarm, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No task of a group that lives is cancelled: the group finds out within a third of it."""
-    await nats_swarm.shorten_leases(3)
-    nats_swarm.configure(ack_wait=0.3)
+    await nats_swarm.shorten_leases(6)
+    nats_swarm.configure(ack_wait=1)
     ended: list[str] = []
     began = trio.Event()
 
     async def long(message: Message) -> None:
         began.set()
-        await trio.sleep(3)
+        await trio.sleep(5)
         ended.append(message.id)
 
     async with (
@@ -562,11 +562,11 @@ async def test_leases_of_groups_are_made_shorter(
         async with dispatcher.open_group(orphans="cancel") as group:
             future = await group.start("coder", Message())
             await began.wait()
-            await trio.sleep(0.5)  # the worker has looked at the lease
-            settings = {"max_age": SECOND // 2, "duplicate_window": SECOND // 2}
+            await trio.sleep(1.6)  # longer than the lease will be
+            settings = {"max_age": 3 * SECOND // 2, "duplicate_window": SECOND}
             await change_stream(raw, "SHORT", **settings)
         assert ended == [future.id]
-    assert len(told(caplog, "the stream of leases was changed: its max_age in seconds was 3")) == 2
+    assert len(told(caplog, "the stream of leases was changed: its max_age in seconds was 6")) == 2
 
 
 @within(30)
