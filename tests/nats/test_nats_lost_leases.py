@@ -11,10 +11,12 @@ from swarm import NATSSwarm, echo, until, within
 from trio_swarmtask import Message, NATSConfig, Retry, Status, open_dispatcher, open_worker
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask._nats._result_store import ResultStore
 
 if TYPE_CHECKING:
     import pytest
 
+    from trio_swarmtask._broker import Delivery
     from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 
@@ -108,3 +110,30 @@ async def test_dead_letter_in_an_outage_that_outlasts_the_lease(
         await until(lambda: a.statistics().in_flight == 0)
         assert a.statistics().dead_letters == 0
         assert (await raw.api("STREAM.INFO.TASK_DEAD"))["state"]["messages"] == 1
+
+
+@within(20)
+async def test_lease_that_lapses_while_a_dead_letter_is_answered(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result counts, if it is the first; the task is another's to end."""
+    arrived: list[Delivery] = []
+    answers: list[bytes] = []
+    put = ResultStore.put
+
+    async def lapse(results: ResultStore, task_id: str, result: bytes) -> bool:
+        arrived[0].lease_until = trio.current_time()
+        return await put(results, task_id, result)
+
+    monkeypatch.setattr(ResultStore, "put", lapse)
+    async with nats_swarm.outbox() as outbox, nats_swarm.raw() as raw, nats_swarm.open() as broker:
+        raw.connection.subscribe("$JS.ACK.>", lambda ack: answers.append(ack.data))
+        await raw.requests.echo()
+        await outbox.store(NewTask("coder", "t1", b"no JSON"))
+        async with broker.open_intake("coder", arrived.append) as intake:
+            intake.ask(1)
+            await until(lambda: arrived)
+            assert await arrived[0].bury("no JSON", b"{}")
+            await intake.stop()  # what it had sent has been served
+            await raw.requests.echo()
+    assert answers == []
