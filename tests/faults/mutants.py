@@ -108,9 +108,9 @@ def give_back_while_the_pull_stands(patch: Patch) -> None:
 def no_look_up_after_a_servers_death(patch: Patch) -> None:
     make = NATSDelivery.__init__
 
-    def broken(self: NATSDelivery, *args: Any, again: bool) -> None:
+    def broken(self: NATSDelivery, *args: Any, again: bool, **settings: Any) -> None:
         number = args[5]
-        make(self, *args, again=number > 1)
+        make(self, *args, again=number > 1, **settings)
 
     patch(NATSDelivery, "__init__", broken)
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # Bytes. The server's own limit is 4096, and can be set; an INFO names all servers of a cluster.
 _LONGEST_LINE: Final = 1 << 20
 
+# Bytes. The server lets max_payload be 64 MB at most.
+_LARGEST: Final = 65 << 20
+
+# Bytes of a message that has begun: more than the PONGs of a quarter of an hour.
+_SIGN_OF_LIFE: Final = 1024
 
 # MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the headers
 # before that of it all.
@@ -43,6 +48,7 @@ class Parser:
         """Begin anew: there is another connection."""
         self._rest = bytearray()  # of what was read: begins with a line that is not complete
         self._needed = 0  # bytes: before there are so many, nothing more is complete
+        self._unfinished = 0  # bytes of it, since the last sign of life
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read, and hand on what is complete."""
@@ -53,8 +59,12 @@ class Parser:
 
         Returns what else there is, for `follow`: a line that is no message, or what went wrong.
         """
-        # Whatever comes is a sign of life: behind much data the PONG is late, on a slow link.
-        self._client._pings_outstanding = 0
+        # What comes is a sign of life: behind much data the PONG is late, on a slow link. But in a
+        # message that has no end the PONGs themselves are swallowed.
+        self._unfinished += len(data)
+        if not self._rest or self._unfinished >= _SIGN_OF_LIFE:
+            self._unfinished = 0
+            self._client._pings_outstanding = 0
         try:
             return self._take(data)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be made sense of
@@ -92,6 +102,8 @@ class Parser:
             after = body + int(size) + 2
             if split > after - 2:
                 raise ValueError(f"a message with more headers than bytes: {found[0][:200]!r}")
+            if after - body > _LARGEST:
+                raise ValueError(f"a message larger than any: {found[0][:200]!r}")
             if after > len(data):
                 self._keep(data, begin, after - begin)
                 return None
