@@ -20,6 +20,7 @@ class Heard:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.given_up: list[str] = []
+        self._pings_outstanding = 0
 
     def deliver(self, *message: object) -> None:
         self.told.append(message)
@@ -110,6 +111,7 @@ def test_pieces_of_any_size(cuts: list[int]) -> None:
         (b"HMSG a 1 x 5\r\n", "unknown: b'"),
         (b"HMSG a 1 5\r\n", "unknown: b'"),
         (b"HMSG a 1 5 4\r\n", "a message with more headers than bytes: b'HMSG a 1 5 4"),
+        (b"MSG a 1 68157440\r\n", "a message larger than any: b'MSG a 1 68157440"),
         (b"INFO []\r\n", "an INFO that is list"),
         (b"INFO {\r\n", "JSONDecodeError"),
         (b"INFO \xff\r\n", "UnicodeDecodeError"),
@@ -166,3 +168,18 @@ def test_headers(block: bytes, headers: dict[str, str]) -> None:
 def test_headers_of_any_bytes(block: bytes) -> None:
     found = parse_headers(b"NATS/1.0" + block)
     assert all(isinstance(part, str) for item in found.items() for part in item)
+
+
+@pytest.mark.parametrize(("size", "pings"), [(6, 2), (1024, 0)])
+def test_what_is_a_sign_of_life(size: int, pings: int) -> None:
+    """Of a message that has begun: more than the PONGs that it swallows."""
+
+    async def main() -> None:
+        heard = Heard()
+        parser = Parser(heard)  # type: ignore[arg-type]  # a stand-in
+        await parser.parse(b"MSG a 1 100000\r\n")
+        heard._pings_outstanding = 2
+        await parser.parse(b"x" * size)
+        assert heard._pings_outstanding == pings
+
+    trio.run(main)
