@@ -566,7 +566,8 @@ async def test_leases_of_groups_are_made_shorter(
             settings = {"max_age": 3 * SECOND // 2, "duplicate_window": SECOND}
             await change_stream(raw, "SHORT", **settings)
         assert ended == [future.id]
-    assert len(told(caplog, "the stream of leases was changed: its max_age in seconds was 6")) == 2
+    # By the group; by the worker as well, if it looked before the group had renewed the lease.
+    assert told(caplog, "the stream of leases was changed: its max_age in seconds was 6")
 
 
 @within(30)

@@ -287,12 +287,12 @@ async def test_deadline_of_a_task_that_comes_late(server: Server) -> None:
     async with open_dispatcher(server.url) as dispatcher:
         with trio.fail_after(10) as scope:
             async with dispatcher.open_group() as group:
-                await group.start("coder", Message(), not_before=in_seconds(0.5))
+                future = await group.start("coder", Message(), not_before=in_seconds(0.5))
                 kill(server)
                 await trio.sleep(2)  # the outage
                 async with restarted(server) as again, NATSSwarm(again.url).worker() as worker:
                     await worker.handle("coder", handler)
-                    await until(lambda: ends)
+                    await future.wait()
     assert ends == [pytest.approx(scope.deadline, abs=0.3)]
 
 
