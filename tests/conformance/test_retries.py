@@ -295,7 +295,7 @@ async def test_last_attempt_that_was_lost_is_the_end(swarm: Swarm, attempts: int
         async with swarm.worker() as worker:
             await worker.handle("coder", handler, retry=SOON)
             result = await future.wait()
-            assert worker.statistics().failed == 1
+            await until(lambda: worker.statistics().failed == 1)
     assert handler.calls == 0
     assert (result.status, result.attempt) == (Status.FAILED, attempts)
     assert result.error.startswith(f"attempt {attempts} of {attempts} was the last, and was lost")

@@ -296,6 +296,7 @@ async def test_deadline_of_a_task_that_comes_late(server: Server) -> None:
     assert ends == [pytest.approx(scope.deadline, abs=0.3)]
 
 
+@pytest.mark.needs_schedules
 @within(20)
 async def test_id_that_is_the_name_of_a_schedule_may_be_started_at_once(
     nats_swarm: NATSSwarm,
