@@ -140,6 +140,17 @@ def random_programs(session: nox.Session) -> None:
     session.run("pytest", file, *patiently, *session.posargs)
 
 
+@nox.session(python=ANY_PYTHON, name="random-trees")
+def random_trees(session: nox.Session) -> None:
+    """1,000 random trees of groups, others each time: does anything run that was left?"""
+    session.install(".[server,nkeys]", *group("test"))
+    seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
+    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s random-trees")
+    session.env.update({"SWARMTASK_TREES": "1000", "SWARMTASK_SEED": seed})
+    file = "tests/conformance/test_random_trees.py"
+    session.run("pytest", file, *IN_PARALLEL, *session.posargs)
+
+
 @nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
