@@ -214,6 +214,7 @@ class BrokenServer(Proxy):
     def __init__(self, server_port: int) -> None:
         super().__init__(server_port)
         self.garbled = b""  # the next of these that the server says
+        self.garbled_to = b""  # what is said instead, as long; if nothing, question marks
         self.greetings: list[bytes] = []  # of the next connections, which end with it
         self._clients: set[trio.SocketStream] = set()
 
@@ -236,8 +237,10 @@ class BrokenServer(Proxy):
 
     async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
         if self.garbled and self.garbled in data:
-            data = data.replace(self.garbled, b"?" * len(self.garbled), 1)
-            self.garbled = b""
+            instead = self.garbled_to or b"?" * len(self.garbled)
+            assert len(instead) == len(self.garbled)
+            data = data.replace(self.garbled, instead, 1)
+            self.garbled = self.garbled_to = b""
         await super()._answer(client, data)
 
 

@@ -4,7 +4,6 @@
 # envelope is read, then its values go into the public struct.
 #
 # Invariant: decoding raises InvalidMessageError or UnsupportedVersionError, whatever the bytes.
-# msgspec itself also lets RecursionError, UnicodeDecodeError and OverflowError out.
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ import msgspec
 
 from ._envelope import (
     PLAIN,
-    UNFIT,
     VERSION,
     MessageEnvelope,
     ReceivedMessage,
@@ -27,6 +25,7 @@ from ._envelope import (
 )
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._names import shorten
+from ._untrusted import UNFIT, Malformed, read_json, reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +39,9 @@ class _AnyVersion(msgspec.Struct):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode_message: Final = msgspec.json.Decoder(ReceivedMessage).decode
-_decode_result: Final = msgspec.json.Decoder(ReceivedResult).decode
-_decode_version: Final = msgspec.json.Decoder(_AnyVersion).decode
+_read_message: Final = reader(ReceivedMessage)
+_read_result: Final = reader(ReceivedResult)
+_read_version: Final = reader(_AnyVersion)
 
 
 _Envelope = TypeVar("_Envelope", MessageEnvelope, ResultEnvelope)
@@ -70,7 +69,7 @@ def encode(
         envelope.prepare()
         data = _encode(envelope)
         if envelope.has_free_json():
-            _decode_version(data)  # a Raw somewhere in it is written as it is, JSON or not
+            _read_version(data)  # a Raw somewhere in it is written as it is, JSON or not
         return data
     except Exception as exc:
         field = _find_field(exc, envelope)
@@ -105,7 +104,7 @@ def encode_success(
         data = _encode(envelope)
         if type(outputs) not in PLAIN:
             check_raw(outputs, "outputs")
-            _decode_version(data)
+            _read_version(data)
     except Exception as exc:
         raise InvalidMessageError(
             f"the handler returned {shorten(outputs)}, which can't be sent: {exc}"
@@ -120,7 +119,7 @@ def _find_field(exc: Exception, envelope: msgspec.Struct | None) -> str:
     assert envelope is not None  # only the conversion to one fails before, and names the field
     for name in envelope.__struct_fields__:
         try:
-            msgspec.json.decode(_encode(getattr(envelope, name)))
+            read_json(_encode(getattr(envelope, name)))
         except Exception:  # noqa: BLE001 - whatever it is, this is the field
             return name
     return "outputs"  # pragma: no cover - encoding as a whole fails where a part does
@@ -128,21 +127,21 @@ def _find_field(exc: Exception, envelope: msgspec.Struct | None) -> str:
 
 def decode_message(data: bytes) -> ReceivedMessage:
     """Read a message; see `Message.decode`."""
-    return _decode(data, _decode_message, "message")
+    return _decode(data, _read_message, "message")
 
 
 def decode_result(data: bytes) -> ReceivedResult:
     """Read a result; see `Result.decode`."""
-    return _decode(data, _decode_result, "result")
+    return _decode(data, _read_result, "result")
 
 
 _Received = TypeVar("_Received", ReceivedMessage, ReceivedResult)
 
 
-def _decode(data: bytes, decode: Callable[[bytes], _Received], kind: str) -> _Received:
+def _decode(data: bytes, read: Callable[[bytes], _Received], kind: str) -> _Received:
     try:
-        envelope = decode(data)
-    except UNFIT as exc:
+        envelope = read(data)
+    except Malformed as exc:
         _check_version(data, kind)  # a newer version may have any shape
         raise InvalidMessageError(f"not a {kind} envelope: {exc}; got {shorten(data)}") from exc
     if envelope.version != VERSION:
@@ -153,8 +152,8 @@ def _decode(data: bytes, decode: Callable[[bytes], _Received], kind: str) -> _Re
 
 def _check_version(data: bytes, kind: str) -> None:
     try:
-        version = _decode_version(data).version
-    except UNFIT:
+        version = _read_version(data).version
+    except Malformed:
         return  # it says no version at all: the caller's own error is the better one
     if version > VERSION:
         raise UnsupportedVersionError(
@@ -167,9 +166,8 @@ def _check_version(data: bytes, kind: str) -> None:
 def read_as(value: object, type_: type[T], where: str) -> T:
     """JSON data as a type of the user's, read by msgspec, as if straight from the wire."""
     try:
-        data = value if isinstance(value, msgspec.Raw) else _encode(value)
-        return msgspec.json.decode(data, type=type_)
-    except UNFIT as exc:
+        return reader(type_)(value if isinstance(value, msgspec.Raw) else _encode(value))
+    except UNFIT as exc:  # and Malformed, which is a ValueError
         raise InvalidMessageError(
             f"{where} does not fit {getattr(type_, '__name__', type_)}: {exc}"
         ) from exc

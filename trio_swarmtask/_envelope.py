@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from ._untrusted import Malformed, read_json
+
 VERSION: int = 1
 """The version of the envelopes that this library writes, and the newest that it reads."""
 
@@ -28,10 +30,6 @@ PAST_DEADLINE: Final = "swarm-deadline"
 
 GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
-
-# What encoding or decoding raises for a value or bytes that JSON or an envelope can't hold.
-# (UnicodeError and msgspec's ValidationError are ValueErrors.)
-UNFIT: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
@@ -154,8 +152,8 @@ def _refuse_negative(**counts: int) -> None:
 def check_raw(value: object, field: str) -> None:
     if type(value) is msgspec.Raw:
         try:
-            msgspec.json.decode(value)
-        except UNFIT as exc:
+            read_json(value)
+        except Malformed as exc:
             raise ValueError(f"its Raw is not JSON: {exc} - at `$.{field}`") from exc
 
 

@@ -36,6 +36,7 @@ from ._errors import ClosedError, InvalidMessageError, SwarmTaskError
 from ._handler import Handler, Value, check_handler, encode_result
 from ._lifetime import Lifetime
 from ._names import shorten
+from ._untrusted import Malformed, read_json, reader
 from ._util import NoPublicConstructor, open_flat_nursery
 from ._wire import Message, Result
 
@@ -70,6 +71,10 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 class _Outputs(msgspec.Struct):
     outputs: msgspec.Raw = msgspec.Raw(_NOTHING)
+
+
+_read_record: Final = reader(Record)
+_read_outputs: Final = reader(_Outputs)
 
 
 class Claim:
@@ -318,7 +323,7 @@ class Idempotency(metaclass=NoPublicConstructor):
             data = encode_result(result, message, 1, "", 0.0)
         except InvalidMessageError:
             return None  # the worker says why, in the task's failed result
-        outputs = msgspec.json.decode(data, type=_Outputs).outputs
+        outputs = _read_outputs(data).outputs
         outcome = msgspec.json.encode(Record(message.id, outputs=outputs))
         limit = self._outcomes.max_size
         if limit is not None and len(outcome) > limit:
@@ -378,7 +383,14 @@ def _read(entry: Entry | None) -> Record | None:
     if entry is None or entry.data is None:
         return None
     try:
-        return msgspec.json.decode(entry.data, type=Record)
-    except msgspec.MsgspecError:
-        logger.error("skipped entry %r of the bucket, which is no claim and no outcome", entry.key)
+        record = _read_record(entry.data)
+        if not record.holder:
+            read_json(record.outputs)  # or they could never be anybody's result
+    except Malformed as exc:
+        logger.error(
+            "skipped entry %r of the bucket, which is no claim and no outcome: %s",
+            entry.key,
+            shorten(exc),
+        )
         return None
+    return record

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,8 @@ from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+logger: Final = logging.getLogger("trio_swarmtask.memory")
 
 # Deadlines of replaced entries that may lie about before they are swept out.
 _SPARE: Final = 100
@@ -77,7 +80,10 @@ class Shelf:
 
     def _tell(self, entry: Entry) -> None:
         for watcher in list(self.watchers.get(entry.key, ())):
-            watcher(entry)
+            try:
+                watcher(entry)
+            except Exception:  # it would come out of somebody else's put
+                logger.exception("an entry of %r could not be handled", entry.key)
 
 
 class MemoryBucket(Bucket):

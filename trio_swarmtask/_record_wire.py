@@ -9,10 +9,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from ._envelope import GO_ZERO_TIME, UNFIT
+from ._envelope import GO_ZERO_TIME
 from ._errors import InvalidResultError
 from ._names import shorten
 from ._record import Result, ResultStatus
+from ._untrusted import Malformed, reader
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -40,7 +41,7 @@ class _Written(msgspec.Struct, rename="pascal"):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(_Envelope).decode
+_read: Final = reader(_Envelope)
 
 
 def encode(result: Result) -> bytes:
@@ -65,8 +66,8 @@ def decode(data: bytes, task_id: str) -> Result:
       InvalidResultError: if it is none, or of another task.
     """
     try:
-        read = _decode(data)
-    except UNFIT as exc:
+        read = _read(data)
+    except Malformed as exc:
         raise InvalidResultError(f"not a result: {exc}; got {shorten(data)}") from exc
     if read.task_id not in ("", task_id):
         raise InvalidResultError(

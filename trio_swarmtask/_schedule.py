@@ -17,9 +17,10 @@ import msgspec
 
 from ._codec import encode
 from ._cron import parse_cron
-from ._envelope import UNFIT, MessageEnvelope
+from ._envelope import MessageEnvelope
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._names import check_capability, is_capability, shorten
+from ._untrusted import UNFIT, read_json, reader
 from ._wire import Message
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Of an envelope: what says when and by whom it was registered.
 _OF_REGISTRATION: Final = ("id", "created_at", "submitted_at", "submitted_by")
+
+_read_fields: Final = reader(dict[str, msgspec.Raw])
+_read_values: Final = reader(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +204,8 @@ def make_firing(plan_name: str, data: bytes, milliseconds: int) -> tuple[str, by
     task_id = f"{plan_name}-{milliseconds}"
     try:
         # All but two fields stay as they are, byte for byte.
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        if msgspec.json.decode(fields.get("id", b"null")) != plan_name:
+        fields = _read_fields(data)
+        if read_json(fields.get("id", b"null")) != plan_name:
             return task_id, data  # not an envelope of ours: the worker finds that the IDs differ
         fields["id"] = msgspec.Raw(msgspec.json.encode(task_id))
         time = _EPOCH + timedelta(milliseconds=milliseconds)
@@ -218,7 +222,7 @@ def milliseconds_of(time: datetime) -> int:
 
 def _content(data: bytes) -> bytes:
     try:
-        fields = msgspec.json.decode(data, type=dict[str, Any])
+        fields = _read_values(data)
         for name in _OF_REGISTRATION:
             fields.pop(name, None)
         return msgspec.json.encode(fields, order="sorted")

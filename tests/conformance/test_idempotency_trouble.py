@@ -10,6 +10,7 @@ import pytest
 import trio
 from swarm import Swarm, until, within
 from test_idempotency import HASH, KEY, Payer, outcome_of, paying, waiting
+from zoo import ZOO
 
 from trio_swarmtask import (
     BrokerError,
@@ -19,7 +20,7 @@ from trio_swarmtask import (
     Status,
     open_idempotency,
 )
-from trio_swarmtask._bucket import Bucket, Refused
+from trio_swarmtask._bucket import Bucket, Entry, Refused, Watch
 from trio_swarmtask._idempotency import Claim, _hash
 
 if TYPE_CHECKING:
@@ -59,15 +60,44 @@ async def test_outputs_that_are_too_large_are_not_remembered(
             assert f"the outputs of task {result.id} are not remembered" in caplog.text
 
 
+ODD = {name: data for name, data in ZOO.items() if data}  # nothing is what a deletion leaves
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
 @within(20)
 async def test_entry_that_can_not_be_read_is_replaced(
-    swarm: Swarm, caplog: pytest.LogCaptureFixture
+    swarm: Swarm,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Whether it is there before, or put over the claim that another task waits for."""
     payer = Payer()
+    claim, told = Claim(HASH, "elsewhere"), trio.Event()
     async with paying(swarm, payer) as (dispatcher, idempotent, _):
-        await idempotent._outcomes.put(HASH, b"[]", 0)
+        await idempotent._outcomes.put(HASH, data, 0)
         assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
         assert (await dispatcher.run("payer", KEY)).outputs == {"run": 1}
+
+        watch = idempotent._outcomes.watch
+
+        def watch_and_tell(key: str, on_entry: Callable[[Entry], None]) -> Watch:
+            def hear(entry: Entry) -> None:
+                on_entry(entry)
+                told.set()
+
+            return watch(key, hear)
+
+        monkeypatch.setattr(idempotent._outcomes, "watch", watch_and_tell)
+        entry = await idempotent._outcomes.get(HASH)
+        assert entry is not None
+        await idempotent._claims.put(HASH, claim.data, entry.revision)
+        future = await dispatcher.start("payer", KEY)
+        await told.wait()
+        entry = await idempotent._outcomes.get(HASH)
+        assert entry is not None
+        await idempotent._outcomes.put(HASH, data, entry.revision)
+        assert (await future.wait()).outputs == {"run": 2}
     assert "is no claim and no outcome" in caplog.text
 
 

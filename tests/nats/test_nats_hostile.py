@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from hostile import Case
 from hostile_bytes import GREETINGS
+from nats_servers import listening
 from plain_nats import open_plain_client
-from siege import MIB, open_broken, open_siege
+from siege import MIB, BrokenServer, open_broken, open_siege
 from swarm import NATSSwarm, echo, within
 
-from trio_swarmtask import Message, Result, Status
+from trio_swarmtask import BrokerError, Message, Result, Status, open_dispatcher
 from trio_swarmtask._nats._delivery import NATSDelivery
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_swarmtask.server import Server
 
 
@@ -97,6 +101,89 @@ async def test_answer_to_a_dispatcher_is_garbage(server: Server) -> None:
         proxy.garbled = b'{"stream":"TASKS"'
         assert not await siege.find_harm("an answer", 5)
         assert not proxy.garbled
+
+
+# What a server says, and what a broken one says in its place, of the same length. What is no JSON
+# is above; this is JSON, or would be if it were UTF-8.
+ODD_ACKS = {
+    "not UTF-8": (b'{"stream":"%b"', lambda name: b'{"stream":"%b"' % (b"\xff" * len(name))),
+    "no stream": (b'{"stream":"%b"', lambda name: b'{"strawm":"%b"' % name),
+    "a list for an error": (b'{"stream":"%b"', lambda name: b'{"error":[%b]' % (b"1" * len(name))),
+    "a text for an error": (b'{"stream":"%b"', lambda name: b'{"error":"%b" ' % name),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ACKS.values(), ids=ODD_ACKS)
+@pytest.mark.parametrize("stream", [b"TASKS", b"TASK_RESULTS", b"TASK_DEAD"])
+@within(60)
+async def test_acknowledgement_is_odd(
+    server: Server, odd: tuple[bytes, Callable[[bytes], bytes]], stream: bytes
+) -> None:
+    """It confirms nothing: whoever waits for it asks again, and nothing is raised or left open."""
+    said, make_odd = odd
+    async with open_broken(server) as (proxy, siege):
+        proxy.garbled = said % stream
+        proxy.garbled_to = make_odd(stream).ljust(len(proxy.garbled))
+        if stream == b"TASK_DEAD":
+            attack = await siege.attack([Case(b"work.work.1", b"bad")])
+            assert not await siege.wait_buried(attack, 15)
+        assert not await siege.find_harm("an acknowledgement", 5)
+        assert not proxy.garbled
+        assert await siege.wait_left(0) == 0
+        assert not siege.log.tracebacks, siege.log.tracebacks[0]
+
+
+ODD_ANSWERS = {
+    "a consumer without settings": (b'"config":{"durable', b'"confug":{"durable'),
+    "a consumer that is not UTF-8": (b'"stream_name":"TASKS"', b'"stream_name":"TA\xffKS"'),
+    "a stream without settings": (b'"config":{"name":"TASKS"', b'"confug":{"name":"TASKS"'),
+    "a stream without a state": (b'"state":{"messages"', b'"stite":{"messages"'),
+    "a stream with odd subjects": (b'"subjects":["work', b'"subjects":[5,"or'),
+    "a stream with an odd time": (b'"ts":"20', b'"ts":"x0'),
+    "names that are none": (b'"streams":["TASKS"]', b'"streams":"[TASKS]"'),
+    "a list for an error": (b'"type":"io.nats.jetstream.', b'"error":[1],"y":"jetstrea.'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+@within(60)
+async def test_answer_of_the_api_is_odd(server: Server, odd: tuple[bytes, bytes]) -> None:
+    """It is asked for again: no block ends, and nothing is raised."""
+    async with open_broken(server) as (proxy, siege):
+        proxy.garbled, proxy.garbled_to = odd
+        proxy.cut()  # the worker looks for its stream and its durable
+        assert not await siege.find_harm("an answer", 5)
+        assert not proxy.garbled
+        assert not siege.log.tracebacks, siege.log.tracebacks[0]
+
+
+@within(60)
+async def test_look_up_of_a_task_is_odd(server: Server) -> None:
+    """Of whoever cancels a task that was started elsewhere, and of a task with an ID of its own."""
+    async with open_broken(server) as (proxy, siege):
+        await siege.dispatcher.start("nobody", Message(id="mine"))
+        future = await siege.dispatcher.attach("mine")
+        proxy.garbled, proxy.garbled_to = b'"subject":"work.nobody', b'"subject":"work.somebo'
+        await future.cancel()
+        assert not proxy.garbled
+        assert await siege.wait_left(0) == 0
+        proxy.garbled, proxy.garbled_to = b"Nats-Subject: done.mine", b"Nats-Subject: done.mina"
+        await siege.dispatcher.attach("mine")
+        assert not proxy.garbled
+
+
+@within(60)
+async def test_server_of_an_odd_version(server: Server) -> None:
+    """It is taken for one that can do nothing which is new."""
+    proxy = BrokenServer(server.port)
+    async with listening(proxy.serve) as port:
+        proxy.garbled, proxy.garbled_to = b'"version":"2.', b'"version":"x.'
+        async with open_dispatcher(f"nats://127.0.0.1:{port}") as dispatcher:
+            assert not proxy.garbled
+            later = datetime.now(UTC) + timedelta(hours=1)
+            with pytest.raises(BrokerError, match=r"runs nats-server 0\.0, and not_before needs"):
+                await dispatcher.start("nobody", Message(), not_before=later)
+            await dispatcher.start("nobody", Message())
 
 
 @within(60)

@@ -16,6 +16,7 @@
 #   _cancel                cancelling a task from afar, both ends
 #   _streams  _durables    found by what is needed, made where missing
 #   _result_store          the results of tasks: stored, fetched
+#   _answers               the shapes of what the API answers
 #   _jetstream             publish with an acknowledgement, the JSON API, trying again
 #   _subscribe             a subscription that the server has confirmed
 #   _requests              requests and replies over one inbox

@@ -21,10 +21,10 @@ from ._ack_subject import parse_count
 from ._bucket_stream import BucketStream, find_bucket, look_at_bucket, make_bucket
 from ._connection import NotConnected
 from ._incoming import Incoming, parse_headers
-from ._jetstream import APIError, NoResponders, call, in_time, persist, publish
+from ._jetstream import APIError, NoResponders, call, direct_get, in_time, persist, publish
 from ._portions import Portions
 from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
-from ._requests import NoAnswer, Requests, open_requests, status_of
+from ._requests import NoAnswer, Requests, open_requests
 from ._streams import Streams
 from ._watch import Watches
 
@@ -186,13 +186,8 @@ class NATSBucket(Bucket):
         subject = self.prefix + key
         if not stream.direct or stream.replicated:
             return await self._get_at_leader(stream, last_by_subj=subject)
-        reply = await self._requests.request(f"$JS.API.DIRECT.GET.{stream.name}.{subject}")
-        status = status_of(reply)
-        if status is None:
-            return self.read(reply)
-        if status == "404":
-            return None
-        raise NoResponders(f"a direct get of {stream.name}")
+        reply = await direct_get(self._requests, stream.name, subject)
+        return None if reply is None else self.read(reply)
 
     async def _get_at_leader(self, stream: BucketStream, **which: object) -> Entry | None:
         try:
@@ -204,8 +199,8 @@ class NATSBucket(Bucket):
                 raise NoResponders(f"the stream {stream.name}") from exc
             raise
         message: dict[str, Any] = answer["message"]
-        headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
-        data = base64.b64decode(message.get("data", ""))
+        headers = parse_headers(base64.b64decode(message.get("hdrs") or ""))
+        data = base64.b64decode(message.get("data") or "")
         return self._entry(message["subject"], message["seq"], message["time"], headers, data)
 
     async def _get_some(
@@ -227,8 +222,13 @@ class NATSBucket(Bucket):
 
     async def _page(self, stream: BucketStream, after: int) -> Page:
         entries: list[Entry] = []
+
+        def take(entry: Entry) -> None:
+            if entry.revision > after:  # nothing else was asked for
+                entries.append(entry)
+
         try:
-            more = await self._fetch_page(stream, after, entries.append)
+            more = await self._fetch_page(stream, after, take) and bool(entries)
         except (NoAnswer, NotConnected):
             if not entries:
                 raise

@@ -108,6 +108,15 @@ class Client(NATS):
         self.doubt: trio.Event | None = None
         """While subscriptions were refused, and it is not known which."""
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """The server's, as far as it counts here; (0, 0) if it does not tell."""
+        try:
+            told = self.connected_server_version
+            return told.major, told.minor
+        except (TypeError, ValueError):  # of its own making
+            return 0, 0
+
     def is_encrypted(self) -> bool:
         """Whether the server asked for TLS: then nats-py has upgraded the connection."""
         return bool(self._server_info.get("tls_required"))

@@ -13,6 +13,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from .._names import is_task_id
@@ -47,9 +48,11 @@ def measure_clock(stamp: object, asked_at: float) -> float:
       asked_at: When it was asked, by Trio's clock.
     """
     now = trio.current_time()
-    if not isinstance(stamp, str):
+    try:
+        served_at = msgspec.convert(stamp, datetime)
+    except msgspec.ValidationError:
         return time.time() - now
-    return datetime.fromisoformat(stamp).timestamp() - (asked_at + now) / 2
+    return served_at.timestamp() - (asked_at + now) / 2
 
 
 def read_headers(message: Incoming) -> tuple[float, str]:

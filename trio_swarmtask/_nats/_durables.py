@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NANOSECONDS: Final = 1_000_000_000
 _NO_LIMIT: Final = 1_000_000
+_ACK_WAIT: Final = 30 * _NANOSECONDS  # the server's default
 _EXPIRES: Final = 30.0
 
 
@@ -139,7 +140,7 @@ def read_durable(
     return Durable(
         stream=stream,
         name=name,
-        ack_wait=config["ack_wait"] / _NANOSECONDS,
+        ack_wait=config.get("ack_wait", _ACK_WAIT) / _NANOSECONDS,
         max_batch=config.get("max_batch") or _NO_LIMIT,
         expires=min(_EXPIRES, (config.get("max_expires") or math.inf) / _NANOSECONDS),
         last_sequence=last_sequence,

@@ -15,6 +15,9 @@ import msgspec
 import trio
 
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
+from .._untrusted import Malformed
+from ._ack_subject import parse_count
+from ._answers import PubAck as PubAck, read_ack, read_answer
 from ._connection import Connection, NotConnected
 from ._refusals import IN_FLIGHT, passes
 from ._requests import NoAnswer, Requests, status_of
@@ -64,24 +67,6 @@ NO_ANSWER_YET: Final = (NotConnected, NoAnswer, NoResponders, APIError)
 """What an attempt raises that `persist` may try again."""
 
 
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class PubAck(msgspec.Struct):
-    """The server's acknowledgement of a publish."""
-
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: _Error | None = None
-
-
-_decode_ack: Final = msgspec.json.Decoder(PubAck).decode
-
-
 async def publish(
     requests: Requests, subject: str, data: bytes, headers: dict[str, str] | None
 ) -> PubAck:
@@ -128,8 +113,8 @@ def _read_ack(subject: str, reply: Incoming) -> PubAck:
     if not reply.data:
         raise NoResponders(subject)  # an acknowledgement has a body; only a status has none
     try:
-        ack = _decode_ack(reply.data)
-    except msgspec.DecodeError as exc:
+        ack = read_ack(reply.data)
+    except Malformed as exc:
         raise NoAnswer(f"what came back on {subject} is no acknowledgement: {exc}") from exc
     if ack.error is not None:
         raise APIError(ack.error.code, ack.error.err_code, ack.error.description)
@@ -137,18 +122,31 @@ def _read_ack(subject: str, reply: Incoming) -> PubAck:
 
 
 async def call(requests: Requests, request: str, /, **body: object) -> dict[str, Any]:
-    """One request of the JSON API, ``$JS.API.<request>``."""
+    """One request of the JSON API, ``$JS.API.<request>``; the answer is as `_answers.py` says."""
     reply = await requests.request(f"$JS.API.{request}", msgspec.json.encode(body) if body else b"")
     if status_of(reply) is not None:
         raise NoResponders(f"$JS.API.{request}")
     try:
-        answer: dict[str, Any] = msgspec.json.decode(reply.data, type=dict[str, Any])
-    except msgspec.DecodeError as exc:
+        answer = read_answer(request, body, reply.data)
+    except Malformed as exc:
         raise NoAnswer(f"what came back from {request} is no answer: {exc}") from exc
     error = answer.get("error")
     if error is not None:
-        raise APIError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+        raise APIError(error["code"], error.get("err_code", 0), error.get("description", ""))
     return answer
+
+
+async def direct_get(requests: Requests, stream: str, subject: str) -> Incoming | None:
+    """The last message of a subject, from any replica; None if there is none."""
+    reply = await requests.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+    status = status_of(reply)
+    if status == "404":
+        return None
+    if status is not None:
+        raise NoResponders(f"a direct get of {stream}")
+    if reply.header(b"Nats-Subject") != subject or not parse_count(reply.header(b"Nats-Sequence")):
+        raise NoAnswer(f"what came back from a direct get of {stream} is no message of {subject}")
+    return reply
 
 
 async def persist(

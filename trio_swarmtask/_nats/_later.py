@@ -156,10 +156,10 @@ async def find_schedule_stream(
     """
     url = requests.connection.config.safe_url
     if not streams.server_has(since):
-        version = requests.connection.client.connected_server_version
+        major, minor = requests.connection.client.version
         raise BrokerError(
-            f"{url} runs nats-server {version.major}.{version.minor}, and {what} needs "
-            f"{since[0]}.{since[1]} or newer: upgrade it"
+            f"{url} runs nats-server {major}.{minor}, and {what} needs {since[0]}.{since[1]} or "
+            "newer: upgrade it"
         )
     subject = f"work.{capability}.*.later"
     config = await streams.find(subject)
@@ -173,7 +173,7 @@ async def find_schedule_stream(
                 f"subject to stream {name}"
             )
     name = str(config["name"])
-    if not any(covers(held, f"work.{capability}.*") for held in config["subjects"]):
+    if not any(covers(held, f"work.{capability}.*") for held in config.get("subjects") or ()):
         raise BrokerError(
             f"{what} needs one stream that holds both work.{capability}.* and {subject}, and "
             f"{name} holds only {subject}: add that subject to the stream of {capability}"

@@ -20,10 +20,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .._errors import InvalidMessageError
-from ._jetstream import APIError, NoResponders, RefusedError, call, publish
+from ._jetstream import APIError, NoResponders, RefusedError, call, direct_get, publish
 from ._portions import Portions
 from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
-from ._requests import NoAnswer, Requests, status_of
+from ._requests import NoAnswer, Requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -126,13 +126,8 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
     """The first result stored for a task, or None."""
     subject = f"done.{task_id}"
     if stream.direct and stream.one_each and not stream.replicated:
-        reply = await requests.request(f"$JS.API.DIRECT.GET.{stream.name}.{subject}")
-        status = status_of(reply)
-        if status is None:
-            return reply.data
-        if status == "404":
-            return None
-        raise NoResponders(f"a direct get of {stream.name}")
+        reply = await direct_get(requests, stream.name, subject)
+        return None if reply is None else reply.data
     body = {"last_by_subj": subject} if stream.one_each else {"seq": 1, "next_by_subj": subject}
     try:
         answer = await call(requests, f"STREAM.MSG.GET.{stream.name}", **body)
@@ -142,7 +137,7 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
         if exc.err_code == NO_STREAM:
             raise NoResponders(f"the stream {stream.name}") from exc
         raise
-    return base64.b64decode(answer["message"].get("data", ""))
+    return base64.b64decode(answer["message"].get("data") or "")
 
 
 def result_id(message: Incoming) -> str:

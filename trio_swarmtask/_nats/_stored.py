@@ -81,6 +81,6 @@ async def _get(requests: Requests, stream: str, **which: object) -> StoredMessag
         seq=message["seq"],
         subject=message["subject"],
         time=message["time"].removesuffix("Z"),
-        headers=parse_headers(base64.b64decode(message.get("hdrs", ""))),
-        data=base64.b64decode(message.get("data", "")),
+        headers=parse_headers(base64.b64decode(message.get("hdrs") or "")),
+        data=base64.b64decode(message.get("data") or ""),
     )

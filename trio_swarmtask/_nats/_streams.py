@@ -352,8 +352,7 @@ class Streams:
 
     def server_has(self, since: tuple[int, int]) -> bool:
         """Whether the server that is connected is of this version, or newer."""
-        version = self._connection.client.connected_server_version
-        return (version.major, version.minor) >= since
+        return self._connection.client.version >= since
 
 
 def read_results(config: dict[str, Any]) -> ResultStream:

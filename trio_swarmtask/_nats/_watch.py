@@ -204,7 +204,10 @@ class NATSWatch(Watch):
         if found[0] <= self.told[0] and self.told != seen:
             return
         self.told = found
-        self._on_entry(entry or Entry(self.key, 0, None))
+        try:
+            self._on_entry(entry or Entry(self.key, 0, None))
+        except Exception:  # it would end all that follows the bucket
+            logger.exception("an entry of %r could not be handled", self.key)
 
     async def look(self) -> None:
         seen = self.told
@@ -212,7 +215,9 @@ class NATSWatch(Watch):
 
     def _on_update(self, message: Incoming) -> None:
         entry = self._watches.bucket.read(message)
-        if self._early is not None:
+        if entry.key != self.key or not entry.revision:  # not the stream's: anybody may publish it
+            self._on_hint(message)
+        elif self._early is not None:
             self._early.append(entry)
         elif entry.revision > self.told[0]:
             self.take(entry, self.told)
