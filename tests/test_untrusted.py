@@ -94,7 +94,7 @@ def as_text(data: bytes) -> str:
 
 
 def incoming(data: bytes) -> Incoming:
-    return Incoming(as_text(data), as_text(data), data, b"")
+    return Incoming(data, data, data, b"")
 
 
 def parse(data: bytes) -> object:

@@ -221,7 +221,7 @@ async def test_forged_task_with_a_reply_that_is_no_ack(
         assert isinstance(intake, NATSIntake)
         intake.ask(2)
         for reply in ("", "victim", "$JS.ACK.TASKS", "$JS.ACK.TASKS.work-coder.x.1.1.1.0"):
-            intake._on_message(Incoming("work.coder.t", reply, b"", b"{}"))
+            intake._on_message(Incoming(b"work.coder.t", reply.encode(), b"", b"{}"))
         assert got == []
         assert sum("JetStream did not send" in record.message for record in caplog.records) == 4
         async with nats_swarm.outbox() as outbox:

@@ -39,7 +39,6 @@ from ._error_lines import (
     TooManySubscriptions,
     read_refusal,
 )
-from ._incoming import Incoming
 from ._parser import Parser
 from ._reader import read_socket
 from ._subscriptions import Ledger
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from .._config import NATSConfig
+    from ._incoming import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -151,21 +151,6 @@ class Client(NATS):
     async def _attempt_reconnect(self) -> None:
         self.abort()
         await super()._attempt_reconnect()
-
-    def deliver(self, number: int, subject: bytes, reply: bytes, head: bytes, data: bytes) -> None:
-        """Hand a message to the subscription of that number."""
-        subscription = self._subs.get(number)
-        if subscription is not None:
-            message = Incoming(
-                subject.decode("utf-8", "backslashreplace"),
-                reply.decode("utf-8", "backslashreplace") if reply else "",
-                head,
-                data,
-            )
-            try:
-                subscription._future.callback(message)  # type: ignore[union-attr]  # a Sink
-            except Exception:  # it would end the reading, and with it everything
-                logger.exception("a message on %r could not be handled", message.subject)
 
     async def _read_loop(self) -> None:
         # Called once the connection stands.
