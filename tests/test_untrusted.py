@@ -242,6 +242,7 @@ def test_readers_of_the_package_are_in_the_table() -> None:
         "_idempotency.py": 2,  # the second reads what was just written here
         "_record_wire.py": 1,
         "_schedule.py": 2,
+        "_wire.py": 2,
     }
 
 
