@@ -102,7 +102,8 @@ class NATSIntake(Intake):
 
     def ask(self, places: int) -> None:
         self._free += places
-        self._top_up()
+        if self._asked * 2 <= self._free:  # most often it is not
+            self._top_up()
 
     def hear(
         self,
@@ -219,7 +220,8 @@ class NATSIntake(Intake):
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
         )
-        self._top_up()
+        if self._asked * 2 <= self._free:  # as above
+            self._top_up()
 
     def _on_status(self, message: Incoming, status: str) -> None:
         if status == "100":
