@@ -67,8 +67,11 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
             _refuse_negative(
                 timeout=self.timeout, max_attempts=self.max_attempts, attempt=self.attempt
             )
-        self.created_at = _time_for_go(self.created_at, "created_at")
-        self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
+        # Most are as they are to be: filled in by the library.
+        if self.created_at is None or self.created_at.tzinfo is not UTC:
+            self.created_at = _time_for_go(self.created_at, "created_at")
+        if self.submitted_at is None or self.submitted_at.tzinfo is not UTC:
+            self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
         for value in self.prior.values():
             check_raw(value, "prior")
 

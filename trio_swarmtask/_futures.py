@@ -20,7 +20,7 @@ import trio
 from ._broker import ResultListener
 from ._cancelled import encode_cancelled, find_capability
 from ._errors import ClosedError, SwarmTaskError
-from ._future import Future, Holder
+from ._future import Future, Holder, make_future
 from ._wire import Result
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Futures(ResultListener, Holder):
     def result_stored(self, task_id: str, data: bytes) -> None:
         future = self.waiting.pop(task_id, None)
         if future is not None:
-            self.confirm(future)  # it is stored, whatever the broker has said of that
+            if future._starting:
+                self.confirm(future)  # it is stored, whatever the broker has said of that
             self.resolved += 1
             future._resolve(data)
             self._let_go(future)
@@ -77,7 +78,7 @@ class Futures(ResultListener, Holder):
         """The future of a task, for one more holder."""
         future = self.waiting.get(task_id)
         if future is None:
-            future = Future._create(task_id, capability, self)
+            future = make_future(task_id, capability, self)
             self.waiting[task_id] = future
             future._starting = not attached
             self.starting += future._starting

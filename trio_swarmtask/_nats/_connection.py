@@ -139,7 +139,10 @@ class Connection:
     @property
     def is_congested(self) -> bool:
         """Whether so much is to be sent that publishers should wait for room."""
-        return self.client.unsent_size > _HIGH_WATER
+        client = self.client
+        if client._has_backlog:
+            return client.unsent_size > _HIGH_WATER
+        return client._pending_data_size > _HIGH_WATER
 
     async def wait_room(self) -> None:
         """Wait until less is to be sent."""

@@ -120,7 +120,7 @@ def publish_soon(
     Returns False if nothing was sent: there is no connection, or no room.
     """
     connection = requests.connection
-    if connection.is_congested or len(data) + len(block) > connection.client.max_payload:
+    if connection.is_congested or len(data) + len(block) > connection.client._max_payload:
         return False
     try:
         requests.send(publish, subject, data, block)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
 FIRST_BLOCK: Final = encode_headers(FIRST)
 FIRST_BYTES: Final = len(FIRST_BLOCK)
+_SUBJECT: Final = b"\r\nNats-Subject: done."
 
 
 class ResultStore:
@@ -144,4 +145,9 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
 
 def result_id(message: Incoming) -> str:
     """The task of a result that the server hands out by another subject than its own."""
-    return message.header(b"Nats-Subject").removeprefix("done.")
+    head = message.head
+    begin = head.rfind(_SUBJECT)  # the server's own is the last
+    if begin < 0:
+        return ""
+    begin += len(_SUBJECT)
+    return head[begin : head.find(b"\r", begin)].decode(errors="replace")
