@@ -183,7 +183,10 @@ class NATSDelivery(Delivery):
     def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
         subject = b"done.%b" % self.task_id.encode()
         completion = _Completion(self, on_end)
-        return publish_soon(self._settlement.requests, completion, subject, result, FIRST_BLOCK)
+        stream = self._settlement.streams.known_results
+        # A stream that keeps one result a task refuses a second one by itself.
+        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
+        return publish_soon(self._settlement.requests, completion, subject, result, block)
 
     async def is_done(self) -> bool:
         settlement = self._settlement
