@@ -56,6 +56,11 @@ class Parser:
         self._needed = 0  # bytes: before there are so many, nothing more is complete
         self._unfinished = 0  # bytes of it, since the last sign of life
 
+    @property
+    def missing(self) -> int:
+        """Bytes that the message which has begun still needs, if that is known; else below 1."""
+        return self._needed - len(self._rest)
+
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read, and hand on what is complete."""
         await self.follow(self.take(data))
