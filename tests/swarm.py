@@ -30,7 +30,7 @@ from trio_swarmtask import (
 from trio_swarmtask._broker import Broker, Outbox, ResultListener
 from trio_swarmtask._memory_queue import Task
 from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._reports import Following
+from trio_swarmtask._nats._following import Following
 from trio_swarmtask._nats._requests import open_requests
 
 AsyncTest = Callable[..., Awaitable[None]]
@@ -259,7 +259,7 @@ class NATSSwarm(Swarm):
 
     def count_followers(self) -> int:
         subscribed = [one for one in gc.get_objects() if isinstance(one, Following)]
-        return sum(one._subscription is not None for one in subscribed)
+        return sum(one._begun for one in subscribed)
 
     async def dead_letters(self) -> dict[str, str]:
         letters = {}

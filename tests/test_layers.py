@@ -44,6 +44,7 @@ LAYERS: Final = (
         "_idempotency",
         "_job",
         "_observer",
+        "_pace",
         "_admission",
         "_retry",
         "_runner",

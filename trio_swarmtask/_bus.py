@@ -66,6 +66,8 @@ class MessageBus(trio.abc.AsyncResource):
         self._closed = False
         self._lost: Exception | None = None  # what has closed it, if it was not the user
         self._interrupts: list[KeyboardInterrupt] = []  # of callbacks
+        # Where it sends to others, over a network: what is to be sent later waits there.
+        self._nursery: trio.Nursery | None = None
 
     @property
     def max_payload(self) -> int | None:

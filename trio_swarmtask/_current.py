@@ -15,6 +15,7 @@ import trio
 from ._errors import InvalidMessageError
 from ._handler import count_attempt
 from ._names import shorten
+from ._pace import Paced
 from ._record import Result as Record, ResultStatus
 from ._record_wire import encode
 from ._util import NoPublicConstructor
@@ -66,6 +67,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
         self._runner: JobRunner  # both set by current_task
         self._job: Job
         self._first_report: datetime | None = None
+        self._reports: Paced[Record] | None = None
 
     def __repr__(self) -> str:
         return f"<CurrentTask {self.message.id!r} of {self.capability}>"
@@ -121,6 +123,10 @@ class CurrentTask(metaclass=NoPublicConstructor):
         `trio_swarmtask.results`. It is sent once and not waited for: in an outage it is lost, and
         so it is where nobody follows. Once the task was cancelled it does nothing.
 
+        In the long run ten a second go out at most (fewer of those above 10 kB), up to 16 at once.
+        Of what is reported faster the newest goes out, as soon as it may, and the last in any case
+        before the task's result.
+
         Args:
           progress: From 0 to 1; None if there is no telling.
           note: Anything to go with it.
@@ -153,9 +159,22 @@ class CurrentTask(metaclass=NoPublicConstructor):
         await trio.lowlevel.checkpoint()
         if job.scope is None or job.cancelled or job.lost:
             return  # its end is somebody else's to tell
-        job.delivery.report(data)
-        if job.ending is not None:
-            job.ending.report(record)
+        job.delivery.check_report(data)
+        if self._reports is None:
+            self._reports = Paced(self._send, self._runner.background)
+        self._reports.tell(data, record)
+
+    def _send(self, data: bytes, record: Record) -> None:
+        job = self._job
+        if not job.cancelled and not job.lost:
+            job.delivery.report(data)
+            if job.ending is not None:
+                job.ending.report(record)
+
+    def _end(self) -> None:
+        """The handler has ended, and what came of it is about to be told."""
+        if self._reports is not None:
+            self._reports.end(send=True)
 
     def _describe(self, progress: object, note: object, metadata: object) -> dict[str, str]:
         described = {_AGENT: self._runner._name, _ATTEMPT: str(self.attempt)}

@@ -100,7 +100,8 @@ class MemoryBroker(Broker):
             self._results.get,
             self._set_aside,
             self._leases,
-            self._report,
+            self._check_size,
+            self._followers.tell,
         )
 
     def __repr__(self) -> str:
@@ -198,7 +199,6 @@ class MemoryBroker(Broker):
         return True
 
     def _report(self, task_id: str, data: bytes) -> None:
-        self._check_size(data)
         self._followers.tell(task_id, data)
 
     def _set_aside(self, task: Task, reason: str) -> None:

@@ -71,6 +71,7 @@ class Store:
     result_of: Callable[[str], bytes | None]
     set_aside: Callable[[Task, str], None]
     leases: Container[str]
+    check_size: Callable[[bytes], None]
     report: Callable[[str, bytes], None]
 
 
@@ -303,6 +304,9 @@ class _MemoryDelivery(Delivery):
     async def measure_deadline(self) -> float:
         await trio.lowlevel.checkpoint()
         return self.deadline
+
+    def check_report(self, data: bytes) -> None:
+        self._queue.store.check_size(data)
 
     def report(self, data: bytes) -> None:
         self._queue.store.report(self.task_id, data)

@@ -20,12 +20,12 @@ class CanReport(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def report(self, data: bytes) -> None:
-        """Tell those who follow the task how far it is. In an outage this is lost.
+    def check_report(self, data: bytes) -> None:
+        """Raise InvalidMessageError if ``data`` is larger than the broker takes."""
 
-        Raises:
-          InvalidMessageError: if ``data`` is larger than the broker takes.
-        """
+    @abstractmethod
+    def report(self, data: bytes) -> None:
+        """Tell those who follow the task how far it is. In an outage this is lost."""
 
 
 class CanFollow(ABC):

@@ -60,7 +60,8 @@ class JobRunner:
     ) -> None:
         self.tally = Tally()
         self.observers = Observers()
-        self.children: Children  # set by host_children before the first task
+        self.children: Children  # both set by host_children before the first task
+        self.background: trio.Nursery
         self._name = name
         self._default_timeout = default_timeout
         self._admission = Admission(name, max_deliveries, stopping, self.observers)
@@ -71,6 +72,7 @@ class JobRunner:
     def host_children(self, broker: Broker, nursery: trio.Nursery) -> None:
         """See to it that handlers can start tasks, for as long as ``nursery`` lasts."""
         self.children = Children(broker, self._name, nursery, self._stop_because)
+        self.background = nursery
 
     async def handle(self, handler: Handler, job: Job) -> None:
         """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
@@ -108,6 +110,8 @@ class JobRunner:
         message, result = job.message, job.result
         if message is None or result is None or job.failure is not None:
             return False
+        if job.current is not None:
+            job.current._end()
         try:
             job.encoded = self._encode(job, result, message)
         except InvalidMessageError:
@@ -122,6 +126,8 @@ class JobRunner:
 
     async def settle(self, job: Job) -> None:
         """Store the job's result, or do what there is to do where it has none."""
+        if job.current is not None:
+            job.current._end()
         try:
             await self._settle(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over

@@ -139,30 +139,45 @@ class Limited:
             self.held.add(number)
 
 
-@given(st.integers(0, 6), st.integers(0, 10**9))
-def test_refused_are_found_by_their_number(limit: int, seed: int) -> None:
+@pytest.mark.parametrize("more", [(), ("begin a limited one", "the server ends one")])
+@given(limit=st.integers(0, 6), seed=st.integers(0, 10**9))
+def test_refused_are_found_by_their_number(more: tuple[str, ...], limit: int, seed: int) -> None:
     """Whatever is subscribed to and ended in between, whenever a PING goes out."""
     choice = random.Random(seed)
     server, ledger, found = Limited(limit), Ledger(), []
     subscribed: list[int] = []
+    limited: list[int] = []
+
+    def ping() -> None:
+        nonlocal found
+        ledger.errors = len(server.refused) - len(found)
+        ledger.asked()
+        found += ledger.answered()
+
     for number in range(1, 60):
-        action = choice.choice(["begin", "begin", "end", "ping", "end twice"])
-        if action == "begin":
+        action = choice.choice(["begin", "begin", "end", "ping", "end twice", *more])
+        if action.startswith("begin"):
             ledger.begun(number)
             server.take(number)
             subscribed.append(number)
+            if ledger.must_ask:
+                ping()
+            if action == "begin a limited one":
+                ledger.limited(number)
+                limited.append(number)
+                if ledger.must_ask:
+                    ping()
         elif action == "ping":
-            ledger.errors = len(server.refused) - len(found)
-            ledger.asked()
-            found += ledger.answered()
+            ping()
+        elif action == "the server ends one":
+            server.take(-choice.choice(limited or [number]))  # which may have ended long ago
         elif subscribed:
             ended = subscribed.pop(choice.randrange(len(subscribed)))
             for _ in range(1 + (action == "end twice")):
                 ledger.ended(ended)
             server.take(-ended)
-    ledger.errors = len(server.refused) - len(found)
-    ledger.asked()
-    assert found + ledger.answered() == server.refused
+    ping()
+    assert found == server.refused
 
 
 def test_errors_count_up_to_the_pong() -> None:

@@ -83,6 +83,7 @@ class NATSBus(MessageBus):
 
     def _interrupt(self, exc: KeyboardInterrupt) -> None:
         # Not there where it came: that is the connection's reading. It leaves the bus's block.
+        assert self._nursery is not None
         self._nursery.start_soon(_raise, exc)
 
     def _close(self, error: Exception | None = None) -> None:

@@ -145,6 +145,10 @@ class Client(NATS):
             line for line in self._pending if not line.startswith((b"SUB ", b"UNSUB "))
         ]
         self._pending_data_size = sum(map(len, self._pending))
+        # But those that were to end after so many messages have ended with their connection.
+        for number, subscription in list(self._subs.items()):
+            if subscription._max_msgs:
+                del self._subs[number]
         self._ledger.restart(self._subs)
         self._end_doubt()
 
@@ -217,10 +221,19 @@ class Client(NATS):
     async def _send_subscribe(self, sub: Subscription) -> None:
         self._ledger.begun(sub._id)
         await super()._send_subscribe(sub)
+        await self._ask_if_due()
 
     async def _send_unsubscribe(self, sid: int, limit: int = 0) -> None:
-        self._ledger.ended(sid)
+        if limit:
+            self._ledger.limited(sid)
+        else:
+            self._ledger.ended(sid)
         await super()._send_unsubscribe(sid, limit)
+        await self._ask_if_due()
+
+    async def _ask_if_due(self) -> None:
+        if self._ledger.must_ask and self.is_connected:
+            await self._send_ping()
 
     async def _process_err(self, err_msg: str) -> None:
         line = ErrorLine(err_msg)

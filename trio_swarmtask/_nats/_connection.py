@@ -62,8 +62,11 @@ class Connection:
         self.client.wants_tls = config.wants_tls
         self.lost: BrokerError | None = None
         self.on_down: list[Callable[[], None]] = []
+        self.on_up: list[Callable[[], None]] = []  # after the first time
         self.on_refused: list[Callable[[Refusal], None]] = []
         self.troubles = Troubles()
+        self.followed = 0  # tasks whose reports are followed
+        self.report_size = 1000  # of their reports, lately
         self._loop: Loop
         self._outgoing = Outgoing(self.client) if is_known() else None
         self._up = trio.Event()
@@ -115,15 +118,23 @@ class Connection:
             self._loop.step(self.client.publish(subject.decode(), data, reply.decode(), headers))
 
     def subscribe(
-        self, subject: str, callback: Callable[[Incoming], None], queue: str = ""
+        self,
+        subject: str,
+        callback: Callable[[Incoming], None],
+        queue: str = "",
+        *,
+        most: int = 0,
     ) -> Subscription:
         """Call ``callback`` for every message, or those of ``queue`` that come here; also after a
-        reconnect.
+        reconnect, unless the server is to end it after so many: ``most``.
         """
         if self.lost is not None:
             raise self.lost_error()
         sink = Sink(callback).as_future()
-        return self._loop.step(self.client.subscribe(subject, queue, future=sink))
+        subscription = self._loop.step(self.client.subscribe(subject, queue, future=sink))
+        if most:
+            self._loop.step(subscription.unsubscribe(most))
+        return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Drop both ends; what is under way is lost."""
@@ -240,6 +251,8 @@ class Connection:
         self._down = trio.Event()
         self.client.usable = self.lost is None
         self._up.set()
+        for up in list(self.on_up):
+            up()
 
     async def _on_closed(self) -> None:
         if not self._closing.is_set():

@@ -165,6 +165,9 @@ class NATSDelivery(Delivery):
         self.deadline = find_deadline(self._reply, self._seconds_left, clock, self._due)
         return self.deadline
 
+    def check_report(self, data: bytes) -> None:
+        check_size(self._settlement.connection, data, 0)
+
     def report(self, data: bytes) -> None:
         self._settlement.reports.send(self.task_id, data)
 

@@ -25,11 +25,11 @@ from .._errors import BrokerError, ClosedError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation
 from ._delivered import Delivered
+from ._following import Following
 from ._jetstream import NO_ANSWER_YET
 from ._later import LaterStore
 from ._leases import Leases
 from ._portions import BATCH
-from ._reports import Following
 from ._requests import Requests, refused_error
 from ._result_store import ResultStore, result_id
 from ._schedules import NATSTimetable

@@ -115,6 +115,7 @@ class Requests:
         self._waiting: dict[bytes, Waiter] = {}  # by the subject of the reply
         self._inboxes: dict[bytes, Callable[[Incoming], None]] = {}
         self._round = 0
+        self.on_round: list[Callable[[], None]] = []  # for what is looked at now and then
         self.lifetime = Lifetime()
         self._closed: Exception | None = None
         self._subject = self._prefix + "*"
@@ -273,6 +274,8 @@ class Requests:
         while True:
             await trio.sleep(REQUEST_SECONDS / 2)
             self._round += 1
+            for look in list(self.on_round):
+                look()
             if self._overdue():
                 await self.connection.catch_up()
                 for inbox in self._overdue():

@@ -6,6 +6,10 @@
 # on the bus are Go's, too.) If another process was heard after ours was told, and before it came
 # back, then ours came after that on the bus, and is told once more: so that all who listen end with
 # the same. On a bus in memory ours is back before it is told, and nothing is to be done about it.
+#
+# Over a network what is pending keeps to a pace, for each task: whoever follows it may be behind a
+# slow link. Subscriptions of this publisher are told of all. Of what is published faster than that,
+# the newest is announced when its time has come, or right before the end.
 
 from __future__ import annotations
 
@@ -19,8 +23,10 @@ import msgspec
 import trio
 
 from .._bus import MessageBus
+from .._errors import SwarmTaskError
 from .._memory_bus import MemoryBus
 from .._names import check_count, shorten
+from .._pace import Pace
 from .._record_wire import decode, encode
 from .._subjects import check_subject
 from ._errors import InvalidResultError
@@ -36,6 +42,9 @@ if TYPE_CHECKING:
 
 # Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
 _MOST_UNDER_WAY: Final = 1000
+
+# Announcements of one task without a pause between them.
+_AT_ONCE: Final = 64
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
 
@@ -73,6 +82,11 @@ class BusPublisher(LocalPublisher):
     open; a process that was not subscribed knows nothing of the update, and one that was cut off
     has missed it. `delete` is for this process alone. Closing leaves the bus open.
 
+    On a bus over a network, pending updates of one task are announced ten times a second in the
+    long run, 64 at once at most, and of those above 10 kB fewer: of those that come faster, the
+    newest is, in its time or right before the end. One that waits for its time when the publisher
+    is closed is not announced.
+
     Args:
       bus: A `MessageBus`, in memory or on a server.
       config: The subjects and limits.
@@ -90,6 +104,9 @@ class BusPublisher(LocalPublisher):
         self._prefix = config.subject_prefix
         self._locks = KeyedLocks()
         self._sent: dict[str, _Sent] = {}
+        self._paces: dict[str, Pace] = {}
+        self._held: dict[str, Result] = {}  # the newest that was told here, and not announced
+        self._waiting: set[str] = set()  # tasks of which some waits for its time
 
     def _announces_as_workers_do(self) -> bool:
         """Whether it uses the subjects, on a server, on which workers send their reports."""
@@ -105,20 +122,78 @@ class BusPublisher(LocalPublisher):
         await trio.lowlevel.checkpoint()
         async with self._locks.hold(task_id):
             record = merge(task_id, new, self._find(task_id))
-            await self._send(task_id, encode(record))
+            data = encode(record)
+            self._check_size(task_id, data)
+            if self._is_too_fast(task_id, record):
+                self._hold(task_id, record)
+                return
+            await self._send_held(task_id)
+            await self._send(task_id, data)
             # While it was sent, somebody else may have announced how the task ended.
             if supersedes(record, self._find(task_id)):
-                self._keep(task_id, record)
-                if task_id in self._sent:
-                    self._sent[task_id].was_overtaken = False
+                self._tell(task_id, record)
 
-    async def _send(self, task_id: str, data: bytes) -> None:
+    def _tell(self, task_id: str, record: Result) -> None:
+        self._keep(task_id, record)
+        if task_id in self._sent:
+            self._sent[task_id].was_overtaken = False
+
+    # Pace
+
+    def _is_too_fast(self, task_id: str, record: Result) -> bool:
+        if self._bus._nursery is None or record.status.is_terminal:
+            return False
+        pace = self._paces.get(task_id)
+        if pace is None:
+            pace = self._paces[task_id] = Pace(_AT_ONCE)
+        return task_id in self._held or pace.free_at > trio.current_time()
+
+    def _hold(self, task_id: str, record: Result) -> None:
+        self._bus._check_open()
+        self._tell(task_id, record)
+        self._held[task_id] = record
+        if task_id not in self._waiting:
+            self._waiting.add(task_id)
+            assert self._bus._nursery is not None
+            self._bus._nursery.start_soon(self._send_in_time, task_id)
+
+    async def _send_in_time(self, task_id: str) -> None:
+        try:
+            while task_id in self._held:
+                await self._lifetime.run(partial(trio.sleep_until, self._paces[task_id].free_at))
+                async with self._locks.hold(task_id):
+                    await self._lifetime.run(partial(self._send_held, task_id))
+        except SwarmTaskError as exc:  # the publisher or its bus is closed, or lost
+            logger.debug("an update of task %s is not announced: %r", task_id, exc)
+            self._held.pop(task_id, None)
+        finally:
+            self._waiting.discard(task_id)
+
+    async def _send_held(self, task_id: str) -> None:
+        record = self._held.get(task_id)
+        if record is not None and self._find(task_id) is record:  # else others have told since
+            await self._send(task_id, encode(record))
+        self._held.pop(task_id, None)
+
+    def _forget(self, task_id: str) -> None:
+        super()._forget(task_id)
+        self._paces.pop(task_id, None)
+        self._held.pop(task_id, None)
+
+    # Sending
+
+    def _check_size(self, task_id: str, data: bytes) -> None:
         limit = self._bus.max_payload
         if limit is not None and len(data) > limit:
             raise InvalidResultError(
                 f"the result of task {task_id!r} has {len(data)} bytes, more than the {limit} that "
                 "the bus takes; keep large data elsewhere and publish a reference"
             )
+
+    async def _send(self, task_id: str, data: bytes) -> None:
+        pace = self._paces.get(task_id)
+        if pace is not None:
+            pace.spend(len(data))
         # Noted before it goes out: on a bus in memory it is back before `publish` returns.
         sent = self._sent.setdefault(task_id, _Sent())
         sent.announcements.append(data)

@@ -1,0 +1,150 @@
+# What is reported of one task, as a follower hears it.
+#
+# Anybody may tell without pause, and a follower's link may be slow. What waits there for its turn
+# would hold up all else that comes on the connection, and the pings that tell that it is alive. So
+# the server is asked for so many reports, and for as many again while half of them are still to
+# come. If they come faster than that, it drops those between: nothing else is lost.
+#
+# What was asked for is over with the connection, and asked for anew on the next one: what came
+# before it is known to be up may have been all. And a subscription that the server has ended has
+# given up its place among those that the server takes. If another one has it by then, there are no
+# reports until there is room again, and all else goes on.
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from .._source import Source
+from ._connection import NotConnected
+from ._jetstream import persist
+from ._reports import PREFIX
+from ._requests import refused_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nats.aio.subscription import Subscription
+
+    from ._error_lines import Refusal
+    from ._incoming import Incoming
+    from ._requests import Requests
+
+# Reports that are asked for, and may be under way to us: so many bytes of all tasks that are
+# followed on one connection. A worker sends up to 32 of a task at once, as an attempt begins and
+# ends.
+_BYTES: Final = 512 * 1024
+_FEWEST: Final = 2  # of one task
+_FIRST: Final = 32  # before it is known how large they are
+_MOST: Final = 256
+_OVERHEAD: Final = 200  # bytes: the subject, and the like
+
+
+class Following(Source):
+    """What is reported of one task."""
+
+    def __init__(
+        self, requests: Requests, task_id: str, on_report: Callable[[bytes], None]
+    ) -> None:
+        self._requests = requests
+        self._connection = requests.connection
+        self._subject = PREFIX + task_id
+        self._on_report = on_report
+        self._begun = False
+        self._stands = False
+        self._current: Subscription | None = None
+        self._last: Subscription | None = None  # the one before: the server has ended it
+        self._refusal: Refusal | None = None  # of the current one
+        self._number = 0  # of the subscription
+        self._asked = 0
+        self._heard = 0  # of these
+        self._size = 0  # of the largest of those before
+        self._largest = 0  # of these
+
+    async def __aenter__(self) -> None:
+        self._begun = True
+        self._size = self._connection.report_size
+        self._connection.followed += 1
+        self._connection.on_refused.append(self._on_refused)
+        self._connection.on_up.append(self._on_up)
+        self._requests.on_round.append(self._on_round)
+        stands = partial(persist, self._connection, f"subscribe to {self._subject}", self._stand)
+        try:
+            await self._requests.lifetime.run(stands)
+        finally:
+            if not self._stands:
+                self.end()
+
+    async def _stand(self) -> None:
+        # An error comes before the echo: see `_subscribe.py`.
+        self._ask(_FIRST)
+        await self._requests.echo()
+        await self._connection.wait_certain()
+        if self._refusal is not None:
+            raise refused_error(self._connection, self._refusal)
+        self._stands = True
+        self._ask_again_if_due()
+
+    def end(self) -> None:
+        if self._begun:
+            self._begun = self._stands = False
+            self._connection.followed -= 1
+            self._connection.on_refused.remove(self._on_refused)
+            self._connection.on_up.remove(self._on_up)
+            self._requests.on_round.remove(self._on_round)
+            self._drop_last()
+            self._last, self._current = self._current, None
+            self._drop_last()
+
+    def _on_message(self, number: int, message: Incoming) -> None:
+        if number == self._number:
+            self._drop_last()  # what it had under way has come before this
+            self._heard += 1
+            self._largest = max(self._largest, len(message.data))
+            self._ask_again_if_due()
+        self._on_report(message.data)
+
+    def _ask_again_if_due(self) -> None:
+        if self._stands and 2 * self._heard >= self._asked and self._connection.is_up:
+            self._ask()
+
+    def _ask(self, most: int = _MOST) -> None:
+        """Let so many come, behind what is under way."""
+        connection = self._connection
+        if not connection.is_up:
+            raise NotConnected
+        self._drop_last()
+        # In this order, or one that is published in between came twice, and there might be no place
+        # for both. So it is lost.
+        self._last, self._current = self._current, None
+        if self._last is not None:
+            connection.end_at_server(self._last)
+        if self._heard:
+            self._size = connection.report_size = self._largest
+        room = _BYTES // connection.followed // (self._size + _OVERHEAD)
+        self._asked = min(max(room, _FEWEST), most)
+        self._number += 1
+        self._heard = self._largest = 0
+        self._refusal = None
+        on_message = partial(self._on_message, self._number)
+        self._current = connection.subscribe(self._subject, on_message, most=self._asked)
+
+    def _drop_last(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            self._connection.unsubscribe(last)
+
+    def _on_up(self) -> None:
+        if self._stands:  # else it is being tried again
+            self._ask()
+
+    def _on_refused(self, refusal: Refusal) -> None:
+        if refusal.is_of(self._current):
+            self._refusal = refusal
+
+    def _on_round(self) -> None:
+        # Not permitted stays so; that there are too many may pass.
+        if self._stands and self._refusal is not None and self._refusal.number:
+            with suppress(NotConnected):
+                self._ask()
