@@ -125,14 +125,22 @@ class Futures(ResultListener, Holder):
             await trio.lowlevel.checkpoint()
         else:
             future._stopped = False
+            # The result is to say it: once the task is out of the queue, only those who know it can
+            # ask its worker.
+            future._capability = future._capability or await self.outbox.find(future.id)
             result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
-        stopped = not future._was_cancelled() or await self.outbox.stop(
-            future._capability, future.id, grace, due=future._due
-        )
+        stopped = not future._was_cancelled() or await self._stop(future, grace)
         # Another call may know more, unless a worker has told this one that it runs.
         future._stopped = stopped or (stopped is None and future._stopped is True)
         return bool(stopped)
+
+    async def _stop(self, future: Future, grace: float) -> bool | None:
+        if future._capability is None:  # where it is counts for more than what the result says
+            assert future._result is not None
+            found = await self.outbox.find(future.id)
+            future._capability = found or find_capability(future._result)
+        return await self.outbox.stop(future._capability, future.id, grace, due=future._due)
 
     def ask(self, future: Future) -> None:
         future._stopped = False
