@@ -336,6 +336,29 @@ async def test_look_that_fails_is_told_once(
         assert (await dispatcher.run("tester", Message())).status == Status.SUCCESS
 
 
+@within(20)
+async def test_result_of_a_task_that_has_ended_meanwhile(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked for while the task ran: nothing else is cancelled for it."""
+    looked = trio.Event()
+
+    async def find(_: object) -> dict[str, bytes]:
+        looked.set()
+        return {"another": b"{}"}
+
+    async def wait(_: Message) -> None:
+        await looked.wait()
+
+    async with (
+        open_worker(NATSConfig(server.url, ack_wait=1)) as worker,
+        open_dispatcher(server.url) as dispatcher,
+    ):
+        await worker.handle("coder", wait)
+        monkeypatch.setattr(worker._services["coder"].intake, "find_done", find)  # type: ignore[union-attr]  # it is there
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+
+
 @pytest.mark.parametrize("problem", ["silence", "refusal"])
 @within(20)
 async def test_capability_that_is_not_found_out(

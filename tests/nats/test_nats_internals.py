@@ -25,15 +25,16 @@ from trio_swarmtask._nats._ack_subject import delivery_number, is_first_delivery
 from trio_swarmtask._nats._connection import NotConnected, open_connection
 from trio_swarmtask._nats._durables import Durable
 from trio_swarmtask._nats._error_lines import Refusal
-from trio_swarmtask._nats._jetstream import _is_usual_ack, in_time
+from trio_swarmtask._nats._incoming import Incoming
+from trio_swarmtask._nats._jetstream import Publish, _is_usual_ack, in_time, publish_soon
 from trio_swarmtask._nats._loop import open_loop
 from trio_swarmtask._nats._requests import NoAnswer
+from trio_swarmtask._nats._result_store import result_id
 from trio_swarmtask._nats._streams import covers
 
 if TYPE_CHECKING:
     from raw import Raw
 
-    from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 
 
@@ -144,6 +145,51 @@ async def test_callback_that_raises_ends_nothing(
         await raw.requests.echo()
         await raw.requests.echo()
     assert "a message on 'x' could not be handled" in caplog.text
+
+
+class Told(Publish):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.subject = b"x"
+        self.told: list[tuple[bool, bool]] = []
+
+    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+        self.told.append((stored, duplicate))
+
+
+@pytest.mark.parametrize(
+    ("data", "stored", "duplicate"),
+    [
+        (b'{"stream":"TASKS","seq":1}', True, False),
+        (b'{"seq":1,"stream":"TASKS"}', True, False),
+        (b'{"stream":"TASKS","seq":1,"duplicate":true}', True, True),
+        (b'{"error":{"code":503,"err_code":10077}}', False, False),
+        (b"{}", False, False),
+        (b"", False, False),
+    ],
+)
+def test_answer_to_a_publish_that_nobody_waits_for(
+    data: bytes, stored: bool, duplicate: bool
+) -> None:
+    publish = Told()
+    publish.on_reply(Incoming(b"inbox", None, b"", data))
+    assert publish.told == [(stored, duplicate)]
+    publish.on_error(NoAnswer("none"))
+    assert publish.told[1:] == [(False, False)]
+
+
+@within(20)
+async def test_nothing_is_published_for_a_role_that_was_closed(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        raw.requests.close()
+        assert not publish_soon(raw.requests, Told(), b"x", b"", b"")
+
+
+def test_task_of_a_result_that_is_handed_out() -> None:
+    head = b"NATS/1.0\r\nNats-Subject: done.forged\r\nNats-Subject: done.t1\r\n\r\n"
+    assert result_id(Incoming(b"notify.t.1", None, head, b"")) == "t1"
+    assert result_id(Incoming(b"notify.t.1", None, b"", b"")) == ""
 
 
 @within(20)

@@ -168,11 +168,6 @@ class Client(NATS):
         await self._parser.parse(bytes(stream._buffer))  # what asyncio has read by now
         await read_socket(connection, self, self._parser)
 
-    def hold(self, command: bytes) -> None:
-        """Put something behind what is to be written."""
-        self._pending.append(command)
-        self._pending_data_size += len(command)
-
     def write_held(self) -> bool:
         """Write what is held; while there is no connection it is kept.
 
@@ -191,12 +186,10 @@ class Client(NATS):
 
     @property
     def unsent_size(self) -> int:
-        """Bytes that the system has not taken yet."""
-        size = self._pending_data_size
-        if self._has_backlog:
-            writer: Any = cast("TcpTransport", self._transport)._io_writer
-            size += writer.transport.get_write_buffer_size()
-        return size
+        """Bytes that the system has not taken yet, where it did not take all at once."""
+        writer: Any = cast("TcpTransport", self._transport)._io_writer
+        size: int = writer.transport.get_write_buffer_size()
+        return self._pending_data_size + size
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)

@@ -59,7 +59,6 @@ class Outgoing(trio.abc.Instrument):
             command = b"HPUB %b %d %d\r\n%b%b\r\n" % (subject, head, size, block, data)
         else:
             command = b"PUB %b %d\r\n%b\r\n" % (subject, len(data), data)
-        # As `Client.hold`: this is the way of all that goes out.
         client = self._client
         client._pending.append(command)
         client._pending_data_size += len(command)
