@@ -131,7 +131,7 @@ class Admission:
         # Before a burial: what has a result is no dead letter, however often it was delivered.
         if job.delivery.again and await job.delivery.is_done():
             job.end = "superseded"
-            job.settled = True
+            job.superseded = job.settled = True
         return job.settled
 
     async def _leave(self, job: Job, exc: UnsupportedVersionError) -> None:

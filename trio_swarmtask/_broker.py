@@ -46,6 +46,31 @@ class NewTask:
     """Its ID was made for it, so no other task has it."""
     not_before: datetime | None = None
     """In UTC. Until then nobody gets it."""
+    receipt: bytes = b""
+    """What the broker has confirmed it with, if that says where it is; for `Outbox.stop_many`."""
+
+
+class Stop(ABC):
+    """One of the tasks of `Outbox.stop_many`, which is told what becomes of it. Never raises."""
+
+    capability: str
+    task_id: str
+    receipt: bytes
+    """The one of `NewTask`."""
+    result: bytes
+    """To be stored in its worker's place."""
+
+    @abstractmethod
+    def stored(self) -> None:
+        """`result` is stored, and the one that counts."""
+
+    @abstractmethod
+    def stopped(self, stopped: bool | None) -> None:
+        """What `Outbox.stop` returns, after `stored`. Told again if it changes."""
+
+    @abstractmethod
+    def left(self) -> None:
+        """The last word: `Outbox.store_result` and `Outbox.stop` are to do what is missing."""
 
 
 class ResultListener(ABC):
@@ -144,6 +169,14 @@ class Outbox(CanFollow):
         Returns:
           Whether no handler of it runs any more: True if none was ever called, or its worker says
           so; False if a worker has said that one runs; None if nobody says.
+        """
+
+    @abstractmethod
+    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+        """As `store_result` and then `stop`, of many tasks that were stored here, due at once.
+
+        Together, each step takes hardly longer than of one. Whatever is not as usual with one of
+        them is no error: it is `Stop.left`.
         """
 
     @abstractmethod

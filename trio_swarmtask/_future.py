@@ -73,6 +73,7 @@ class Future(metaclass=NoPublicConstructor):
         "_holder",
         "_holders",
         "_id",
+        "_receipt",
         "_result",
         "_starting",
         "_stopped",
@@ -95,6 +96,7 @@ class Future(metaclass=NoPublicConstructor):
         self._starting = False  # it was made for a start, which has not ended yet
         self._expected = False
         self._due = False  # it was not kept for later, for sure
+        self._receipt = b""  # `NewTask.receipt`
 
     def __repr__(self) -> str:
         return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"

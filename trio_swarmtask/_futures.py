@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ._broker import ResultListener
+from ._broker import ResultListener, Stop
 from ._cancelled import encode_cancelled, find_capability
 from ._errors import ClosedError, SwarmTaskError
 from ._future import Future, Holder, make_future
@@ -35,6 +35,36 @@ logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
 # For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
 # that; it is for a worker that has died meanwhile.
 _CLEAN_UP_SECONDS: Final = 600.0
+
+
+class _Stop(Stop):
+    """A future whose task is cancelled together with others."""
+
+    def __init__(
+        self, futures: Futures, future: Future, name: str, on_left: Callable[[Future], object]
+    ) -> None:
+        assert future._capability is not None
+        self.capability = future._capability
+        self.task_id = future.id
+        self.receipt = future._receipt
+        self.result = encode_cancelled(future.id, name, future._capability)
+        self._futures = futures
+        self._future = future
+        self._on_left = on_left
+
+    def stored(self) -> None:
+        self._futures._resolve(self._future, self.result)
+
+    def stopped(self, stopped: bool | None) -> None:
+        _note(self._future, stopped)
+
+    def left(self) -> None:
+        self._on_left(self._future)
+
+
+def _note(future: Future, stopped: bool | None) -> None:
+    # Another call may know more, unless a worker has told this one that it runs.
+    future._stopped = stopped or (stopped is None and future._stopped is True)
 
 
 class Futures(ResultListener, Holder):
@@ -131,9 +161,24 @@ class Futures(ResultListener, Holder):
             result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
         stopped = not future._was_cancelled() or await self._stop(future, grace)
-        # Another call may know more, unless a worker has told this one that it runs.
-        future._stopped = stopped or (stopped is None and future._stopped is True)
+        _note(future, stopped)
         return bool(stopped)
+
+    async def cancel_many(
+        self, futures: Collection[Future], grace: float, on_left: Callable[[Future], object]
+    ) -> None:
+        """As `cancel`, of many that have no result; ``on_left`` is told those it is to be done for.
+
+        In any order, each as soon as that is known.
+        """
+        stops = []
+        for future in futures:
+            if future._due and future._capability is not None:
+                future._stopped = False
+                stops.append(_Stop(self, future, self._name, on_left))
+            else:
+                on_left(future)
+        await self.outbox.stop_many(stops, grace)
 
     async def _stop(self, future: Future, grace: float) -> bool | None:
         if future._capability is None:  # where it is counts for more than what the result says

@@ -354,8 +354,30 @@ class TaskGroup(metaclass=NoPublicConstructor):
             while new := set(self._children.values()) - told:  # begun while others were stopped
                 told |= new
                 async with trio.open_nursery() as nursery:
+                    together: dict[Future, Child] = {}
                     for child in new:
-                        nursery.start_soon(self._stop, child)
+                        if (
+                            child.unconfirmed
+                            or child.stopping is not None
+                            or child.future._is_resolved()
+                        ):
+                            nursery.start_soon(self._stop, child)
+                        else:
+                            child.stopping = trio.Event()
+                            together[child.future] = child
+                    nursery.start_soon(self._stop_together, together, nursery)
+
+    async def _stop_together(self, children: dict[Future, Child], nursery: trio.Nursery) -> None:
+        """Cancel these, that are marked as being stopped; ``nursery`` runs what takes longer."""
+
+        def on_left(future: Future) -> None:
+            nursery.start_soon(self._finish_stopping, children.pop(future))
+
+        try:
+            await self._dispatcher._futures.cancel_many(list(children), self._grace, on_left)
+        finally:
+            for child in children.values():
+                self._end_stopping(child)
 
     async def _close(self, error: SwarmTaskError) -> None:
         """The dispatcher is about to be closed, with ``error``; nothing is begun any more."""
@@ -377,14 +399,13 @@ class TaskGroup(metaclass=NoPublicConstructor):
             await child.stopping.wait()
         if not child.future._is_resolved():
             child.stopping = trio.Event()
-            try:
-                await self._cancel(child)
-            finally:
-                self._end_stopping(child)
+            await self._finish_stopping(child)
 
     async def _stop_for_caller(self, child: Child) -> None:
         """Its `run` or `start` was cancelled."""
         with trio.move_on_after(self._time_to_stop, shield=True):
+            # The keeper, if it was cancelled with it, is to stop this child with all the others.
+            await trio.lowlevel.checkpoint()
             await self._stop(child)
         if child.future in self._children:
             # The broker was away: the block is not left before it is back.
@@ -392,9 +413,12 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _wait_stopped(self, child: Child) -> None:
         """Somebody else has cancelled it, and need not wait for its handler's end."""
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            await self._finish_stopping(child)
+
+    async def _finish_stopping(self, child: Child) -> None:
         try:
-            with trio.move_on_after(self._time_to_stop, shield=True):
-                await self._cancel(child)
+            await self._cancel(child)
         finally:
             self._end_stopping(child)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ._broker import Broker, Delivery, Intake, NewTask, Notice, Outbox, ResultListener
+from ._broker import Broker, Delivery, Intake, NewTask, Notice, Outbox, ResultListener, Stop
 from ._errors import ClosedError, InvalidMessageError
 from ._expiring import Expiring
 from ._lifetime import Lifetime
@@ -36,7 +36,7 @@ from ._memory_schedules import MemorySchedules, MemoryTimetable
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from ._bucket import Bucket
     from ._source import Source
@@ -185,12 +185,16 @@ class MemoryBroker(Broker):
     async def _finish(self, task_id: str, data: bytes) -> bool:
         self._check_size(data)
         await trio.lowlevel.checkpoint()
-        while True:
+        while not self._finish_soon(task_id, data):
             if task_id in self._results:
                 return False
-            if not self._results.is_full():
-                break
             await self._results.wait_for_expiry()
+        return True
+
+    def _finish_soon(self, task_id: str, data: bytes) -> bool:
+        """Store a result, unless there is one, or no room for it now."""
+        if task_id in self._results or self._results.is_full() or len(data) > self._max_payload:
+            return False
         self._results.put(task_id, data)
         key = task_id.partition("-")[0]
         for name, outbox in self._outboxes.items():
@@ -288,19 +292,39 @@ class _MemoryOutbox(Outbox):
         else:
             # All: whoever runs it hears of it also where it was taken out of its queue before.
             queues = list(self._broker._queues.values())
-        # As on a server: of what may have been handed out it is known that it has ended if a worker
-        # says so.
-        never_ran = any(queue.was_never_delivered(task_id) for queue in queues)
-        notice = _MemoryNotice(task_id)
-        for queue in queues:
-            queue.cancel(notice)
-        if never_ran and not notice.has_run:
-            return True
+        notice = self._tell(queues, task_id)
         with trio.move_on_after(grace):
             await notice.wait_ended()
-        if notice.has_ended:
-            return True
-        return False if notice.has_run else None
+        return notice.verdict()
+
+    def _tell(self, queues: Sequence[Queue], task_id: str) -> _MemoryNotice:
+        # As on a server: of what may have been handed out it is known that it has ended if a worker
+        # says so.
+        notice = _MemoryNotice(task_id)
+        notice.never_ran = any(queue.was_never_delivered(task_id) for queue in queues)
+        for queue in queues:
+            queue.cancel(notice)
+        return notice
+
+    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+        await self._lifetime.run(partial(self._stop_many, stops, grace))
+
+    async def _stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+        await trio.lowlevel.checkpoint()
+        told = []
+        for stop in stops:
+            if self._broker._finish_soon(stop.task_id, stop.result):
+                stop.stored()
+                told.append(
+                    (stop, self._tell([self._broker._queue(stop.capability)], stop.task_id))
+                )
+            else:
+                stop.left()
+        with trio.move_on_after(grace):
+            for _, notice in told:
+                await notice.wait_ended()
+        for stop, notice in told:
+            stop.stopped(notice.verdict())
 
     async def renew_lease(self, name: str) -> float:
         return await self._lifetime.run(partial(self._renew_lease, name))
@@ -318,17 +342,20 @@ class _MemoryNotice(Notice):
     # Those who run the task answer at once, for all are in this process.
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
-        self.has_run = False  # a worker has said so
+        self.never_ran = False
+        self._has_run = False  # a worker has said so
         self._running = 0  # workers
         self._ended = trio.Event()
 
-    @property
-    def has_ended(self) -> bool:
-        return self.has_run and self._running == 0
+    def verdict(self) -> bool | None:
+        """As `Outbox.stop` returns it."""
+        if self._has_run:
+            return self._running == 0
+        return True if self.never_ran else None
 
     def running(self) -> None:
         self._running += 1
-        self.has_run = True
+        self._has_run = True
 
     def ended(self) -> None:
         self._running -= 1

@@ -147,8 +147,12 @@ class JobRunner:
         if result is None and job.lost:
             self._let_be(job)
         elif result is None and job.cancelled:
-            # It is there by all accounts; else this one says what happened.
+            # It is there by all accounts: no other is sent, which can only be refused. Else this
+            # one says what happened.
             result = cancelled_result(self._name, job.delivery.capability)
+            if await job.delivery.is_done():
+                self._settled(job, result, first=False)
+                return
         elif result is None and not job.interrupted:
             error = f"the handler did not end within {job.timeout:.4g} seconds"
             result = timeout_result(error, job)

@@ -20,9 +20,10 @@
 # and the one who asked is told when the task is let go. What is not heard (the connection was down,
 # the push got lost) is found by looking for results of what runs: after a gap, and in each round of
 # renewal for what has run through the one before. A task that is not here yet may be on its way: it
-# is remembered, and its result is looked for before it is started. So is one that was cancelled and
-# has ended here, or had ended with a result that came after the canceller's: others who hold it may
-# ask later still. A task that has a lease is cancelled here when that has lapsed.
+# is remembered, and its result is looked for before it is started; the one who asked is told then.
+# Remembered is also one that was cancelled and has ended here, or had ended with a result that came
+# after the canceller's: others who hold it may ask later still. A task that has a lease is
+# cancelled here when that has lapsed.
 #
 # A delivery may have waited in the socket while the thread was held up, and be another's by now. So
 # what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
@@ -74,7 +75,7 @@ class Service:
         self.running = 0  # handlers that have not ended
         self._over: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._resting: dict[str, float] = {}  # to be tried again, and not before that time
-        self._early: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._early: Expiring[list[Notice]] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._look_due = trio.Event()
         self._look_at_all = False
         self._leases_due = trio.Event()
@@ -107,9 +108,13 @@ class Service:
             self._look_due.set()
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
             delivery.again = True
-        if self._early and delivery.task_id in self._early:
+        early = self._early.get(delivery.task_id) if self._early else None
+        if early is not None:
             delivery.again = True
         self.jobs[delivery.task_id] = job = Job(delivery, self._retry)
+        for notice in early or ():
+            notice.running()
+            job.notices.append(notice)
         self.running += 1
         self.lanes.start(job)
 
@@ -148,8 +153,11 @@ class Service:
         ):
             notice.running()  # both, for whoever asks counts those who have had it
             notice.ended()
+        elif (early := self._early.get(notice.task_id)) is not None:
+            if len(early) < _NOTICES:
+                early.append(notice)
         elif not self._early.is_full():
-            self._early.put(notice.task_id, None)
+            self._early.put(notice.task_id, [notice])
 
     def look(self) -> None:
         """Some cancellation may have been missed."""

@@ -124,11 +124,13 @@ class Starter:
         """
         if not self.outbox.hears_key:
             self._futures.expect(start.future)  # or it would be found by the next look-up only
-        return self.outbox.store_soon(start.task, partial(self._on_end, start.future, on_stored))
+        return self.outbox.store_soon(start.task, partial(self._on_end, start, on_stored))
 
     def _on_end(
-        self, future: Future, on_stored: Callable[[], object] | None, new: bool | None
+        self, start: Start, on_stored: Callable[[], object] | None, new: bool | None
     ) -> None:
+        future = start.future
+        future._receipt = start.task.receipt
         if new or future._is_resolved():
             self._futures.confirm(future)
             if on_stored is not None:
@@ -147,6 +149,7 @@ class Starter:
         future = start.future
 
         def on_answer(new: bool | None) -> None:
+            future._receipt = start.task.receipt
             stored = bool(new) or future._is_resolved()
             if stored:
                 self._futures.confirm(future)
@@ -165,6 +168,7 @@ class Starter:
         if not known and not await self.outbox.store(start.task, tried=tried):
             future._capability = None if not start.own else start.task.capability
             await self._futures.look_up(future)  # perhaps it is another capability's
+        future._receipt = start.task.receipt
         self._futures.confirm(future)
 
     def fill(self, task_id: str, envelope: MessageEnvelope) -> None:

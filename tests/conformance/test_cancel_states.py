@@ -87,7 +87,7 @@ async def test_tasks_that_are_older_than_their_first_worker(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What knows who was handed a task is younger than they are, and no worker has them."""
-    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(_cancel, "ANSWER_SECONDS", 0.2)
     handler = Waiting()
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         async with dispatcher.open_group() as group:

@@ -55,7 +55,7 @@ async def test_silent_worker_is_not_waited_for(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that had the task has died; others listen, and know nothing of it."""
-    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(_cancel, "ANSWER_SECONDS", 0.2)
     arrived: list[Delivery] = []
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
         async with broker.open_intake("coder", arrived.append) as intake:
@@ -71,7 +71,7 @@ async def test_silent_worker_is_not_waited_for(
 async def test_slow_clean_up_is_waited_for_by_whom_it_was_told(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(_cancel, "ANSWER_SECONDS", 0.5)
     started = trio.Event()
 
     async def clean_up(message: Message) -> None:

@@ -154,8 +154,9 @@ class Told(Publish):
         self.subject = b"x"
         self.told: list[tuple[bool, bool]] = []
 
-    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+    def on_end(self, *, stored: bool, duplicate: bool = False, receipt: bytes = b"") -> None:
         self.told.append((stored, duplicate))
+        assert bool(receipt) == stored
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
 # A worker that has the task answers at once. If nobody does, it was one that has died.
-_ANSWER_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 2.0
 _ENDED: Final = b"ended"
 _RUNNING: Final = b"running"
 
@@ -110,6 +110,41 @@ async def find_task(requests: Requests, task_id: str) -> str | None:
     return None
 
 
+class Answers:
+    """What the workers say of one task that is cancelled."""
+
+    __slots__ = ("_ended", "_is_unheard", "running")
+
+    def __init__(self) -> None:
+        self.running = 0  # so many have said that they run it
+        self._ended = 0  # and that they don't any more
+        self._is_unheard = False  # by any worker
+
+    def take(self, message: Incoming) -> None:
+        if message.data == _RUNNING:
+            self.running += 1
+        elif message.data == _ENDED:
+            self._ended += 1
+        elif status_of(message) is not None:  # 503: nobody listens
+            self._is_unheard = True
+
+    def are_all(self) -> bool:
+        """Whether none is to be waited for.
+
+        Not at the first "ended": before this task runs, another worker may say "running".
+        """
+        return self._have_ended() or self._is_unheard
+
+    def verdict(self) -> bool | None:
+        """As `Outbox.stop` returns it."""
+        if self._have_ended():
+            return True
+        return False if self.running else None
+
+    def _have_ended(self) -> bool:
+        return self._ended >= max(1, self.running)
+
+
 class Cancellation:
     """Takes one task out of the queue and out of its worker's hands."""
 
@@ -130,11 +165,9 @@ class Cancellation:
         self._task_id = task_id
         self._inbox = ""
         self._push = ""  # its subject
+        self._answers = Answers()
         self._answered = trio.Event()  # once more
-        self._is_unheard = False  # by any worker
         self._was_not_due = False
-        self._running = 0  # so many have said that they run it
-        self._ended = 0  # and that they don't any more
         self._refusal: Refusal | None = None
 
     async def stop(self, capability: str | None, grace: float) -> bool | None:
@@ -146,37 +179,26 @@ class Cancellation:
             never_ran = await self._streams.persist(
                 f"cancel task {self._task_id}", partial(self._attempt, capability)
             )
-            if never_ran and not self._running:
+            if never_ran and not self._answers.running:
                 return True
             with trio.move_on_after(grace):
-                with trio.move_on_after(_ANSWER_SECONDS) as silence:
+                with trio.move_on_after(ANSWER_SECONDS) as silence:
                     await self._wait_answered()
-                if silence.cancelled_caught and self._running:
+                if silence.cancelled_caught and self._answers.running:
                     await self._wait_answered()
-            if self._have_ended():
-                return True
-            return False if self._running else None
+            return self._answers.verdict()
         finally:
             self._connection.on_refused.remove(self._on_refused)
             self._requests.close_inbox(self._inbox)
 
     def _on_answer(self, message: Incoming) -> None:
-        if message.data == _RUNNING:
-            self._running += 1
-        if message.data == _ENDED:
-            self._ended += 1
-        if status_of(message) is not None:  # 503: nobody listens
-            self._is_unheard = True
+        self._answers.take(message)
         self._answered.set()
         self._answered = trio.Event()
 
     async def _wait_answered(self) -> None:
-        # Not for the first "ended" alone: before this task runs, another one may say "running".
-        while not (self._have_ended() or self._is_unheard):
+        while not self._answers.are_all():
             await self._answered.wait()
-
-    def _have_ended(self) -> bool:
-        return self._ended >= max(1, self._running)
 
     def _on_refused(self, refusal: Refusal) -> None:
         if refusal.action == "publish" and refusal.subject == self._push:

@@ -77,7 +77,7 @@ class _Completion(Publish):
         self._delivery = delivery
         self._on_end = on_end
 
-    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+    def on_end(self, *, stored: bool, duplicate: bool = False, receipt: bytes = b"") -> None:
         if stored:
             self._delivery._settle(b"+ACK")
         self._on_end(stored)

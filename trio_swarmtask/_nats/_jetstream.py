@@ -94,19 +94,22 @@ class Publish(Waiter):
     __slots__ = ()
 
     @abstractmethod
-    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
-        """Whether it was stored; if not, or not for sure, `publish` is to be called."""
+    def on_end(self, *, stored: bool, duplicate: bool = False, receipt: bytes = b"") -> None:
+        """Whether it was stored; if not, or not for sure, `publish` is to be called.
+
+        ``receipt``: the acknowledgement, which `read_ack` reads.
+        """
 
     def on_reply(self, reply: Incoming) -> None:
         if _is_usual_ack(reply.data):  # the way of nearly every one
-            self.on_end(stored=True)
+            self.on_end(stored=True, receipt=reply.data)
             return
         try:
             ack = _read_ack(self.subject.decode(), reply)
         except (APIError, NoAnswer, NoResponders):
             self.on_end(stored=False)
         else:
-            self.on_end(stored=True, duplicate=ack.duplicate)
+            self.on_end(stored=True, duplicate=ack.duplicate, receipt=reply.data)
 
     def on_error(self, error: Exception) -> None:
         self.on_end(stored=False)

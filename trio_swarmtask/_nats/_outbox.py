@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._broker import Outbox, ResultListener
-from .._errors import BrokerError, ClosedError
+from .._errors import BrokerError, ClosedError, SwarmTaskError
 from .._util import open_flat_nursery
 from ._cancel import Cancellation, find_task
+from ._cancel_many import Cancellations
 from ._delivered import Delivered
 from ._following import Following
 from ._jetstream import NO_ANSWER_YET
@@ -38,11 +39,11 @@ from ._subscribe import subscribe
 from ._task_store import TaskStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nats.aio.subscription import Subscription
 
-    from .._broker import NewTask
+    from .._broker import NewTask, Stop
     from .._source import Source
     from ._connection import Connection
     from ._error_lines import Refusal
@@ -174,6 +175,14 @@ class NATSOutbox(Outbox):
             self._requests, self._streams, self._delivered, task_id, due=due
         )
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
+
+    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+        together = Cancellations(self._requests, self._delivered, stops)
+        try:
+            await self._requests.lifetime.run(partial(together.stop, grace))
+        except SwarmTaskError as exc:  # each will say so
+            logger.debug("can't cancel %d tasks together: %s", len(stops), exc)
+        together.leave_rest()
 
     async def renew_lease(self, name: str) -> float:
         return await self._requests.lifetime.run(partial(self._leases.renew, name))

@@ -16,6 +16,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from .._errors import BrokerError, InvalidMessageError
 from ._connection import NotConnected
 from ._deadline import LEASE, RESENT, SECONDS_LEFT, seconds_left
@@ -54,12 +56,14 @@ HEADER_BYTES: Final = FIRST_BYTES + len(
 
 
 class _Put(Publish):
-    __slots__ = ("_on_end",)
+    __slots__ = ("_on_end", "_task")
 
-    def __init__(self, on_end: Callable[[bool | None], None]) -> None:
+    def __init__(self, task: NewTask, on_end: Callable[[bool | None], None]) -> None:
+        self._task = task
         self._on_end = on_end
 
-    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+    def on_end(self, *, stored: bool, duplicate: bool = False, receipt: bytes = b"") -> None:
+        self._task.receipt = receipt
         self._on_end(not duplicate if stored else None)
 
 
@@ -84,6 +88,7 @@ class TaskStore:
             except (NotConnected, NoResponders, APIError):
                 pass  # nothing was stored
             else:
+                task.receipt = msgspec.json.encode(ack)
                 return not ack.duplicate
         return await self._put_in_the_end(task, tried=tried)
 
@@ -97,7 +102,7 @@ class TaskStore:
             block = encode_headers(headers_of(task))
         subject = subject_of(task).encode()
         most = headers_size(task)
-        return publish_soon(self._requests, _Put(on_end), subject, task.data, block, most)
+        return publish_soon(self._requests, _Put(task, on_end), subject, task.data, block, most)
 
     async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
         maybe_stored, look_for_later = tried, True
