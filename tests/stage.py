@@ -25,7 +25,8 @@
 #   as well: who is first is chance, and no more is promised than that one of them knows. So where
 #   two dispatchers hold it, that is compared, not which one it is; those who come later are
 #   compared one by one. Where one of the two has called `run`, not even that is compared: the one
-#   who knows may be the call, which shows no future.
+#   who knows may be the call, which shows no future. It is the same where the worker that runs it
+#   is closing, and remembers nothing once it has closed.
 # - A handler that lingers, so that it outlasts its cancellation, is waited for by nobody: that
 #   would take time. So none is in a group, and none is left where a worker is cut short.
 
@@ -191,7 +192,8 @@ class Stage:
         """Whether several may have cancelled it at once: see above."""
         held = {each.by for each in self._futures if each.task is task and not each.is_late}
         called = {each.by for each in self._calls if each.task is task and not each.is_late}
-        return task.called == 0 and len(held | called) > 1
+        is_forgotten = task.worker is not None and task.worker.is_closing
+        return (task.called == 0 or is_forgotten) and len(held | called) > 1
 
     async def _act(self, name: str, act: Callable[[], Awaitable[str | None]]) -> None:
         """Do something and see what comes of it, one turn after another."""
@@ -319,7 +321,7 @@ class Stage:
             assert nursery is not None
             by = step.by if opened is None else opened.by
             self._calls.append(call := Call(task, by, self._has_ended(task)))
-            nursery.start_soon(self._run, call, partial(starter.run, capability, message))
+            await nursery.start(self._run, call, partial(starter.run, capability, message))
             return
         seconds = {"now": None, "soon": SOON, "tomorrow": TOMORROW}[step.when]
         due = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
@@ -328,10 +330,17 @@ class Stage:
         if step.when == "soon" and is_new:
             await self._theatre.wait_due(capability, future.id)
 
-    async def _run(self, call: Call, run: Callable[[], Awaitable[Result]]) -> None:
+    async def _run(
+        self,
+        call: Call,
+        run: Callable[[], Awaitable[Result]],
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
         outcome = "cancelled"
         try:
             with call.scope:
+                task_status.started()  # before the next step: the dispatcher has it at once
                 outcome = describe(await run())
         except SwarmTaskError as exc:
             outcome = type(exc).__name__

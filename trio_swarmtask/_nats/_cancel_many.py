@@ -5,10 +5,9 @@
 # how far it has come. Nothing is searched for: a task's receipt says where it is, alone of its ID,
 # for that was made by this dispatcher and the server had it new at the first try.
 #
-# What the durable has not delivered is taken out of the queue. It can't tell of tasks that are
-# older than itself; of those, and of what it has delivered, a worker tells that has them, or that
-# they reach now. One that says how it ended has taken the task out; what nobody speaks of in the
-# end is taken out here.
+# What the durable has not delivered is taken out of the queue at once. It can't tell of tasks that
+# are older than itself; of those, and of what it has delivered, a worker tells that has them, or
+# that they reach now. What is left of them in the queue after that is taken out in the end.
 #
 # Whatever is out of the ordinary with a task (it has a result, there was no answer, a refusal) is
 # left to the single way, which knows what to do, or what to say.
@@ -199,8 +198,8 @@ class _Queue:
                 await self._wait_ended()
             self._waited = {task for task in self._waited if task.answers.running}
             await self._wait_ended()
-        rest = [task for task in self._pending if not task.is_out]
-        await self._take_out([task for task in rest if task.answers.verdict() is not True])
+        # Of those that have ended, too: one that is between two attempts waits in the queue.
+        await self._take_out([task for task in self._pending if not task.is_out])
         for task in list(self._pending):
             verdict = task.answers.verdict()
             if verdict is None and not task.is_out:
