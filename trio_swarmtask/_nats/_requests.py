@@ -138,6 +138,10 @@ class Requests:
         """Wait until the server has served what was sent before."""
         await self._wait(self._send(None, b"", None, current_task()))
 
+    def echo_soon(self, callback: Callable[[Incoming | None], None]) -> None:
+        """As `echo`, without waiting: ``callback`` is told None if none came."""
+        self._send(None, b"", None, None, callback)
+
     async def _wait(self, inbox: str) -> Incoming:
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._waiting[inbox]
