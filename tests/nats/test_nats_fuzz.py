@@ -248,12 +248,17 @@ async def answers_to_a_canceller(siege: Siege, url: str) -> AsyncIterator[Play]:
 
     async def answer(played: Round, count: int) -> None:
         async for push in pushes:
-            for _ in range(count):
-                block = played.headers(Status="503")
-                data = played.mutated([b"running", b"ended", b""])
-                await siege.client.publish(push.reply, data, block)
-            for _ in range(count + 1):
-                await siege.client.publish(push.reply, b"ended")
+            lines = [
+                publication(
+                    push.reply,
+                    played.mutated([b"running", b"ended", b""]),
+                    played.headers(Status="503"),
+                )
+                for _ in range(count)
+            ]
+            lines += [publication(push.reply, b"ended")] * (count + 1)
+            with trio.move_on_after(5, shield=True):  # half a line would end the connection
+                await siege.client.send(b"".join(lines))
 
     async def play(played: Round) -> None:
         async with trio.open_nursery() as nursery:

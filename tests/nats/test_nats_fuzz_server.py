@@ -26,7 +26,7 @@ from trio_swarmtask import Message, Status, UnsupportedVersionError
 from trio_swarmtask._nats import _client, _intake, _jetstream, _outbox, _requests
 from trio_swarmtask._nats._ack_subject import delivery_number
 from trio_swarmtask._nats._answers import read_ack, read_answer
-from trio_swarmtask._nats._error_lines import ErrorLine, Meaning
+from trio_swarmtask._nats._error_lines import TOO_MANY_SUBSCRIPTIONS, ErrorLine, Meaning
 from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._parser import Parser
@@ -335,11 +335,13 @@ def test_mutated_lines() -> None:
 
 
 def is_to_be_said(data: bytes) -> bool:
-    """No login that is refused for good, and nothing that only a PONG that stays out can end."""
-    lines = [line[5:] for line in data.split(b"\r\n") if line.startswith(b"-ERR ")]
-    meanings = {ErrorLine(line.decode(errors="replace")).meaning for line in lines}
-    if not meanings.isdisjoint((Meaning.LOGIN, Meaning.FINAL)):
+    """Nothing that is believed, and ends a block; and nothing that only a missing PONG can end."""
+    texts = [line[5:] for line in data.split(b"\r\n") if line.startswith(b"-ERR ")]
+    lines = [ErrorLine(text.decode(errors="replace")) for text in texts]
+    if any(line.meaning in (Meaning.LOGIN, Meaning.FINAL) for line in lines):
         return False
+    if TOO_MANY_SUBSCRIPTIONS in map(str, lines):
+        return False  # it names none: any that is being made would be taken for refused
     return not parse_all(data)._rest
 
 
