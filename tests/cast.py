@@ -30,7 +30,6 @@ class Task:
     lingers: bool = False
     rests: bool = False
     was_cancelled: bool = False
-    was_forgotten: bool = False  # by a durable
 
     @property
     def waits_to_be_told(self) -> bool:
@@ -48,18 +47,22 @@ class Held:
     task: Task
     future: Future
     by: int
+    is_late: bool  # it had its result when it came
 
     @property
     def is_outstanding(self) -> bool:
         return self.future.state == TaskState.OUTSTANDING
 
     @property
-    def outcome(self) -> str:
+    def was_cancelled(self) -> bool:
+        return self.future.state in (TaskState.STOPPED, TaskState.UNCONFIRMED)
+
+    def outcome(self, *, is_sure: bool) -> str:
         state = self.future.state
         if self.is_outstanding:
             return state
-        if self.task.was_forgotten and state != TaskState.ENDED:
-            return f"stopped or not: {describe(self.future.result)}"
+        if self.was_cancelled and not is_sure:
+            return f"stopped or unconfirmed: {describe(self.future.result)}"
         return f"{state}: {describe(self.future.result)}"
 
 
@@ -68,6 +71,8 @@ class Call:
     """A call of `run`."""
 
     task: Task
+    by: int
+    is_late: bool  # as above, for sure
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     outcome: str = ""
 

@@ -17,9 +17,14 @@
 # - Of two tasks of one key the second is started when the first one has been called, and both are
 #   not given back at once: who is to wait for whom would be chance.
 # - A durable that is made anew hands out everything again, and from the beginning. So it is deleted
-#   where there are places for all tasks, one worker at most, and none that rests. And it does not
-#   know any more what it has handed out: what was stored before may be known to have stopped, or
-#   not, when it is cancelled.
+#   where there are places for all tasks, one worker at most, and none that rests. Of what was
+#   stored before it does not know whether it was handed out, and that is compared: a task that is
+#   cancelled then is known to have stopped if a worker says so.
+# - A task that nobody was ever handed is known to have stopped to whoever takes it out of the
+#   queue. The others who hold it ask as soon as they hear that it was cancelled, which takes it out
+#   as well: who is first is chance, and no more is promised than that one of them knows. So where
+#   two dispatchers hold or run it, that is compared, not which one it is; those who come later are
+#   compared one by one.
 # - A handler that lingers, so that it outlasts its cancellation, is waited for by nobody: that
 #   would take time. So none is in a group, and none is left where a worker is cut short.
 
@@ -56,11 +61,13 @@ from programs import (
 
 from trio_swarmtask import (
     Dispatcher,
+    Future,
     Message,
     Result,
     RetryTask,
     Status,
     SwarmTaskError,
+    TaskState,
     open_dispatcher,
     open_idempotency,
     open_worker,
@@ -154,7 +161,16 @@ class Stage:
             for task in self._tasks.values()
         ]
         for number, held in enumerate(self._futures):
-            lines.append(f"future {number}, of {held.task.label}: {held.outcome}")
+            is_sure = held.is_late or not self._is_raced_for(held.task)
+            outcome = held.outcome(is_sure=is_sure)
+            lines.append(f"future {number}, of {held.task.label}: {outcome}")
+        for task in self._tasks.values():
+            if self._is_raced_for(task) and not any(call.task is task for call in self._calls):
+                futures = [held.future for held in self._futures if held.task is task]
+                is_known = any(future.state == TaskState.STOPPED for future in futures)
+                lines.append(
+                    f"{task.label}: {'known' if is_known else 'not known'} to have stopped"
+                )
         for number, call in enumerate(self._calls):
             lines.append(f"call {number}, of {call.task.label}: {call.outcome or 'waits'}")
         for number, opened in enumerate(self._groups):
@@ -169,6 +185,12 @@ class Stage:
             counts_of_all.update(hired.counts)
         lines += [f"{name} at workers: {count}" for name, count in counts_of_all.items()]
         return tuple(lines)
+
+    def _is_raced_for(self, task: Task) -> bool:
+        """Whether several may have cancelled it at once: see above."""
+        held = {each.by for each in self._futures if each.task is task and not each.is_late}
+        called = {each.by for each in self._calls if each.task is task and not each.is_late}
+        return task.called == 0 and len(held | called) > 1
 
     async def _act(self, name: str, act: Callable[[], Awaitable[str | None]]) -> None:
         """Do something and see what comes of it, one turn after another."""
@@ -294,13 +316,14 @@ class Stage:
         if step.run:
             nursery = self._nursery if opened is None else opened.nursery
             assert nursery is not None
-            self._calls.append(call := Call(task))
+            by = step.by if opened is None else opened.by
+            self._calls.append(call := Call(task, by, self._has_ended(task)))
             nursery.start_soon(self._run, call, partial(starter.run, capability, message))
             return
         seconds = {"now": None, "soon": SOON, "tomorrow": TOMORROW}[step.when]
         due = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         future = await starter.start(capability, message, not_before=due)
-        self._futures.append(Held(task, future, step.by if opened is None else opened.by))
+        self._hold(task, future, step.by if opened is None else opened.by)
         if step.when == "soon" and is_new:
             await self._theatre.wait_due(capability, future.id)
 
@@ -333,7 +356,11 @@ class Stage:
     async def _attach(self, name: int, by: int) -> None:
         task = self._tasks.setdefault(f"t{name}", Task(f"t{name}"))
         future = await self._dispatchers[by].attach(self._task_id(name))
-        self._futures.append(Held(task, future, by))
+        self._hold(task, future, by)
+
+    def _hold(self, task: Task, future: Future, by: int) -> None:
+        is_late = future.state != TaskState.OUTSTANDING
+        self._futures.append(Held(task, future, by, is_late))
 
     def _capability(self, number: int) -> str:
         return f"{self._theatre.prefix}-{'ab'[number]}"
@@ -499,11 +526,13 @@ class Stage:
             and not any(task.rests for task in tasks)
         )
 
-    async def _delete_durable(self, capability: int) -> None:
-        for task in self._tasks.values():
-            task.was_forgotten |= task.capability == capability
+    async def _delete_durable(self, capability: int) -> str:
+        # An ack has no answer. One that came after this would be of another durable, and its task
+        # handed out once more.
+        left = await self._count(capability)
         is_used = any(capability in hired.capabilities for hired in self._open_workers())
         await self._theatre.delete_durable(self._capability(capability), is_used=is_used)
+        return left
 
 
 def pick(there: Sequence[T], number: int) -> T:

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from staff import Waiting
 from swarm import until
 
-from trio_swarmtask import ClosedError, MemoryBroker, Message, open_dispatcher, open_worker
+from trio_swarmtask import (
+    ClosedError,
+    MemoryBroker,
+    Message,
+    TaskState,
+    open_dispatcher,
+    open_worker,
+)
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -131,6 +139,26 @@ async def test_same_id_is_known_for_as_long_as_it_waits(autojump_clock: MockCloc
         await future.wait()
         assert broker._room.count == 0
     assert len(handler.messages) == 1
+
+
+async def test_tasks_that_came_due_before_and_after_the_first_worker(
+    autojump_clock: MockClock,
+) -> None:
+    """That nobody ever had one is known of the tasks that are younger than the worker."""
+    broker, handler = MemoryBroker(), Waiting()
+    async with open_dispatcher(broker) as dispatcher:
+        running, before, after = [
+            await dispatcher.start("coder", Message(), not_before=in_seconds(seconds))
+            for seconds in (60, 70, 180)
+        ]
+        await trio.sleep(120)
+        async with open_worker(broker) as worker:
+            await worker.handle("coder", handler, max_in_flight=1)
+            await trio.sleep(120)
+            for future in (before, after, running):
+                await future.cancel()
+    assert handler.calls == 1
+    assert (before.state, after.state) == (TaskState.UNCONFIRMED, TaskState.STOPPED)
 
 
 async def test_cron_that_comes_no_more(autojump_clock: MockClock) -> None:

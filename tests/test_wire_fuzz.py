@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from trio_swarmtask import InvalidMessageError, Message, Result, Status, UnsupportedVersionError
+from trio_swarmtask._codec import encode_success
 
 settings.register_profile(
     "quick",
@@ -163,6 +164,33 @@ def mutated(draw: st.DrawFn) -> bytes:
     return data
 
 
+class LongerMessage(Message, frozen=True):
+    """Of a type of the user's: nothing is read straight into it."""
+
+
+class LongerResult(Result, frozen=True):
+    """The same."""
+
+
+@given(mutated())
+@example(b'{"version":1,"version":2,"id":"t","status":"success"}')
+@example(b'{"version":1,"id":"t","status":"success","completed_at":"0001-01-01T00:00:00Z"}')
+@example(b'{"version":1,"id":"t","created_at":"0001-01-01T00:00:00Z","inputs":null}')
+@example(b'{"version":1,"id":"t","created_at":"2026-01-01T00:00:00"}')
+@example(b'{"version":1,"id":"t","prior":{"a":[1]},"timeout":9223372036854775808}')
+def test_short_way_and_long_way_read_the_same(data: bytes) -> None:
+    for short, long in ((Message, LongerMessage), (Result, LongerResult)):
+        try:
+            expected: object = msgspec.structs.asdict(long.decode(data))
+        except (InvalidMessageError, UnsupportedVersionError) as exc:
+            expected = str(exc)
+        try:
+            found: object = msgspec.structs.asdict(short.decode(data))
+        except (InvalidMessageError, UnsupportedVersionError) as exc:
+            found = str(exc)
+        assert found == expected
+
+
 @given(mutated())
 def test_decode_mutated_envelope(data: bytes) -> None:
     check_decode(data)
@@ -253,6 +281,21 @@ def test_result_there_and_back(result: Result) -> None:
     received = Result.decode(data)
     assert received.encode() == data
     assert plain(received) == plain(result)
+
+
+@given(task_ids, text, good_json, text)
+def test_success_is_written_as_a_result_is(
+    task_id: str, correlation_id: str, outputs: object, agent: str
+) -> None:
+    data = encode_success(
+        task_id=task_id,
+        correlation_id=correlation_id,
+        outputs=outputs,
+        agent=agent,
+        attempt=2,
+        duration=3,
+    )
+    assert Result.decode(data).encode() == data
 
 
 # Structs that hold anything

@@ -49,6 +49,24 @@ class Admission:
         self._stopping = stopping
         self._observers = observers
 
+    def admit_soon(self, job: Job) -> Message | None:
+        """As `admit`, of a delivery that has nothing to look up; None: `admit` is to decide."""
+        delivery = job.delivery
+        if (
+            delivery.again
+            or delivery.number > 1
+            or delivery.lease
+            or delivery.deadline < math.inf
+            or job.interrupted
+            or job.lost
+            or self._stopping.is_set()
+        ):
+            return None
+        try:
+            return _read(delivery)
+        except (InvalidMessageError, UnsupportedVersionError):
+            return None
+
     async def admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery

@@ -123,6 +123,14 @@ class Outbox(CanFollow):
         """
 
     @abstractmethod
+    async def find(self, task_id: str) -> str | None:
+        """The capability in whose queue a task is, due or not.
+
+        Returns:
+          None if it is in none, or that can't be told soon.
+        """
+
+    @abstractmethod
     async def stop(
         self, capability: str | None, task_id: str, grace: float, *, due: bool
     ) -> bool | None:

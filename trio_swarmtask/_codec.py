@@ -20,7 +20,6 @@ from ._envelope import (
     ReceivedMessage,
     ReceivedResult,
     ResultEnvelope,
-    Status,
     check_raw,
 )
 from ._errors import InvalidMessageError, UnsupportedVersionError
@@ -43,6 +42,12 @@ _read_message: Final = reader(ReceivedMessage)
 _read_result: Final = reader(ReceivedResult)
 _read_version: Final = reader(_AnyVersion)
 
+
+# As a `ResultEnvelope` is written, of which most fields are the library's own and need no check.
+_SUCCESS: Final = (
+    b'{"version":%d,"id":%b%b,"status":"success"%b,"agent":%b,"attempt":%d,"duration":%d,'
+    b'"completed_at":%b}'
+)
 
 _Envelope = TypeVar("_Envelope", MessageEnvelope, ResultEnvelope)
 
@@ -89,19 +94,17 @@ def encode_success(
     duration: int,
 ) -> bytes:
     """The JSON of a success, of which only ``outputs`` is not the library's own."""
-    envelope = ResultEnvelope(
-        version=VERSION,
-        id=task_id,
-        correlation_id=correlation_id,
-        status=Status.SUCCESS,
-        outputs=outputs,
-        agent=agent,
-        attempt=attempt,
-        duration=duration,
-        completed_at=datetime.now(UTC),
-    )
     try:
-        data = _encode(envelope)
+        data = _SUCCESS % (
+            VERSION,
+            _encode(task_id),
+            b',"correlation_id":%b' % _encode(correlation_id) if correlation_id else b"",
+            b"" if outputs is None else b',"outputs":%b' % _encode(outputs),
+            _encode(agent),
+            attempt,
+            duration,
+            _encode(datetime.now(UTC)),
+        )
         if type(outputs) not in PLAIN:
             check_raw(outputs, "outputs")
             _read_version(data)

@@ -48,7 +48,9 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
         start = starter.prepare(capability, message)
         future = start.future
         try:
-            tried = start.own and await starter.store_soon(start)
+            tried = start.own and starter.begin(start)
+            if tried:
+                await future._park()
             if not future._is_resolved():
                 await starter.store(start, tried=tried)
                 return await future.wait()

@@ -31,8 +31,8 @@ PAST_DEADLINE: Final = "swarm-deadline"
 GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
 
-_Time = Annotated[datetime, msgspec.Meta(tz=True)]
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 
 
 class Status(enum.StrEnum):
@@ -45,19 +45,19 @@ class Status(enum.StrEnum):
 
 class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     # A required field is always written; a default is left out, as Go's omitempty does.
-    version: _Int64
+    version: Int64
     id: str
     idempotency: str = ""
     correlation_id: str = ""
     parent: str = ""
     root: str = ""
-    timeout: _Int64 = 0
-    max_attempts: _Int64 = 0
-    attempt: _Int64 = 0
+    timeout: Int64 = 0
+    max_attempts: Int64 = 0
+    attempt: Int64 = 0
     inputs: dict[str, str]
     prior: dict[str, Any] = {}
-    created_at: _Time | None
-    submitted_at: _Time | None
+    created_at: Time | None
+    submitted_at: Time | None
     submitted_by: str = ""
     tags: list[str] = []
     metadata: dict[str, str] = {}
@@ -67,8 +67,11 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
             _refuse_negative(
                 timeout=self.timeout, max_attempts=self.max_attempts, attempt=self.attempt
             )
-        self.created_at = _time_for_go(self.created_at, "created_at")
-        self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
+        # Most are as they are to be: filled in by the library.
+        if self.created_at is None or self.created_at.tzinfo is not UTC:
+            self.created_at = _time_for_go(self.created_at, "created_at")
+        if self.submitted_at is None or self.submitted_at.tzinfo is not UTC:
+            self.submitted_at = _time_for_go(self.submitted_at, "submitted_at")
         for value in self.prior.values():
             check_raw(value, "prior")
 
@@ -79,19 +82,19 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ReceivedMessage(msgspec.Struct, kw_only=True):
     # What is missing is its zero value, as in Go, but for the version. Go writes null for a nil
     # map.
-    version: _Int64
+    version: Int64
     id: str = ""
     idempotency: str = ""
     correlation_id: str = ""
     parent: str = ""
     root: str = ""
-    timeout: _Int64 = 0
-    max_attempts: _Int64 = 0
-    attempt: _Int64 = 0
+    timeout: Int64 = 0
+    max_attempts: Int64 = 0
+    attempt: Int64 = 0
     inputs: dict[str, str] | None = None
     prior: dict[str, msgspec.Raw] | None = None
-    created_at: _Time | None = None
-    submitted_at: _Time | None = None
+    created_at: Time | None = None
+    submitted_at: Time | None = None
     submitted_by: str = ""
     tags: list[str] | None = None
     metadata: dict[str, str] | None = None
@@ -104,16 +107,16 @@ class ReceivedMessage(msgspec.Struct, kw_only=True):
 
 
 class ResultEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
-    version: _Int64
+    version: Int64
     id: str
     correlation_id: str = ""
     status: Status
     outputs: Any = None
     error: str = ""
     agent: str
-    attempt: _Int64
-    duration: _Int64
-    completed_at: _Time | None
+    attempt: Int64
+    duration: Int64
+    completed_at: Time | None
     metadata: dict[str, str] = {}
 
     def prepare(self) -> None:
@@ -127,16 +130,16 @@ class ResultEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ReceivedResult(msgspec.Struct, kw_only=True):
-    version: _Int64
+    version: Int64
     id: str = ""
     correlation_id: str = ""
     status: Status
     outputs: Any = None
     error: str = ""
     agent: str = ""
-    attempt: _Int64 = 0
-    duration: _Int64 = 0
-    completed_at: _Time | None = None
+    attempt: Int64 = 0
+    duration: Int64 = 0
+    completed_at: Time | None = None
     metadata: dict[str, str] | None = None
 
     def finish(self) -> None:

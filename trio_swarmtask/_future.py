@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import logging
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -198,10 +199,12 @@ class Future(metaclass=NoPublicConstructor):
 
     def _resolve(self, data: bytes) -> None:
         """Take the bytes of the stored result; only the first resolution counts."""
-        if not self._is_resolved():
+        if self._data is None and self._result is None and self._error is None:
             self._data = data
-            self._wake()
-            self._tell_watchers()
+            if self._waiting:
+                self._wake()
+            if self._watchers:
+                self._tell_watchers()
 
     def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
@@ -277,3 +280,7 @@ class Future(metaclass=NoPublicConstructor):
         except SwarmTaskError as exc:
             self._error = exc
         self._data = None
+
+
+# As `Future._create`, which is not for users, without a frame for each future.
+make_future: Final = partial(type.__call__, Future)

@@ -20,7 +20,7 @@ import trio
 from ._broker import ResultListener
 from ._cancelled import encode_cancelled, find_capability
 from ._errors import ClosedError, SwarmTaskError
-from ._future import Future, Holder
+from ._future import Future, Holder, make_future
 from ._wire import Result
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Futures(ResultListener, Holder):
     def result_stored(self, task_id: str, data: bytes) -> None:
         future = self.waiting.pop(task_id, None)
         if future is not None:
-            self.confirm(future)  # it is stored, whatever the broker has said of that
+            if future._starting:
+                self.confirm(future)  # it is stored, whatever the broker has said of that
             self.resolved += 1
             future._resolve(data)
             self._let_go(future)
@@ -77,7 +78,7 @@ class Futures(ResultListener, Holder):
         """The future of a task, for one more holder."""
         future = self.waiting.get(task_id)
         if future is None:
-            future = Future._create(task_id, capability, self)
+            future = make_future(task_id, capability, self)
             self.waiting[task_id] = future
             future._starting = not attached
             self.starting += future._starting
@@ -124,14 +125,22 @@ class Futures(ResultListener, Holder):
             await trio.lowlevel.checkpoint()
         else:
             future._stopped = False
+            # The result is to say it: once the task is out of the queue, only those who know it can
+            # ask its worker.
+            future._capability = future._capability or await self.outbox.find(future.id)
             result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
-        stopped = not future._was_cancelled() or await self.outbox.stop(
-            future._capability, future.id, grace, due=future._due
-        )
+        stopped = not future._was_cancelled() or await self._stop(future, grace)
         # Another call may know more, unless a worker has told this one that it runs.
         future._stopped = stopped or (stopped is None and future._stopped is True)
         return bool(stopped)
+
+    async def _stop(self, future: Future, grace: float) -> bool | None:
+        if future._capability is None:  # where it is counts for more than what the result says
+            assert future._result is not None
+            found = await self.outbox.find(future.id)
+            future._capability = found or find_capability(future._result)
+        return await self.outbox.stop(future._capability, future.id, grace, due=future._due)
 
     def ask(self, future: Future) -> None:
         future._stopped = False

@@ -90,8 +90,15 @@ class Lanes:
             while job is not None:
                 try:
                     with trio.CancelScope() as scope:
-                        await self._handle(job, scope)
-                        while not job.was_cancelled(scope):
+                        while True:
+                            job.scope = scope
+                            try:
+                                await self._runner.handle(self._handler, job)
+                            finally:
+                                job.scope = None
+                                self._on_handler_end()
+                            if job.was_cancelled(scope):
+                                break
                             if job.timeout < math.inf:  # setting it costs, and most have none
                                 scope.deadline = math.inf
                             if not self._settle_soon(job):
@@ -101,7 +108,6 @@ class Lanes:
                             job = await self._next_job()
                             if job is None:
                                 return
-                            await self._handle(job, scope)
                 except Exception as exc:  # noqa: BLE001 - a handler may raise anything
                     # A group that held a cancellation too, until the scope took that out.
                     assert job is not None
@@ -118,14 +124,6 @@ class Lanes:
             if job is not None:  # the worker gave up waiting
                 await self._runner.give_back(job)  # noqa: ASYNC102 - it has shields of its own
                 self._on_settled(job)
-
-    async def _handle(self, job: Job, scope: trio.CancelScope) -> None:
-        job.scope = scope
-        try:
-            await self._runner.handle(self._handler, job)
-        finally:
-            job.scope = None
-            self._on_handler_end()
 
     # Settling without a task that waits for it
 

@@ -274,24 +274,36 @@ class _MemoryOutbox(Outbox):
         stored = self._broker._results.get(task_id)
         return result if stored is None else stored  # one that was there may just have expired
 
-    async def stop(self, capability: str | None, task_id: str, grace: float, *, due: bool) -> bool:
+    async def find(self, task_id: str) -> str | None:
+        await self._lifetime.run(trio.lowlevel.checkpoint)
+        queues = self._broker._queues.items()
+        return next((name for name, queue in queues if queue.holds(task_id)), None)
+
+    async def stop(
+        self, capability: str | None, task_id: str, grace: float, *, due: bool
+    ) -> bool | None:
         return await self._lifetime.run(partial(self._stop, capability, task_id, grace))
 
-    async def _stop(self, capability: str | None, task_id: str, grace: float) -> bool:
+    async def _stop(self, capability: str | None, task_id: str, grace: float) -> bool | None:
         await trio.lowlevel.checkpoint()
         if capability is not None:
             queues = [self._broker._queue(capability)]
         else:
             # All: whoever runs it hears of it also where it was taken out of its queue before.
             queues = list(self._broker._queues.values())
-        # As on a server: what was handed out once is known to have ended if a worker says so.
+        # As on a server: of what may have been handed out it is known that it has ended if a worker
+        # says so.
         never_ran = any(queue.was_never_delivered(task_id) for queue in queues)
         notice = _MemoryNotice(task_id)
         for queue in queues:
             queue.cancel(notice)
+        if never_ran and not notice.has_run:
+            return True
         with trio.move_on_after(grace):
             await notice.wait_ended()
-        return never_ran or notice.has_ended
+        if notice.has_ended:
+            return True
+        return False if notice.has_run else None
 
     async def renew_lease(self, name: str) -> float:
         return await self._lifetime.run(partial(self._renew_lease, name))
@@ -309,20 +321,23 @@ class _MemoryNotice(Notice):
     # Those who run the task answer at once, for all are in this process.
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
+        self.has_run = False  # a worker has said so
         self._running = 0  # workers
         self._ended = trio.Event()
 
     @property
     def has_ended(self) -> bool:
-        return self._ended.is_set() and self._running <= 0
+        return self.has_run and self._running == 0
 
     def running(self) -> None:
         self._running += 1
+        self.has_run = True
 
     def ended(self) -> None:
         self._running -= 1
-        if self._running <= 0:
+        if self._running == 0:
             self._ended.set()
+            self._ended = trio.Event()  # another worker may say that it runs it
 
     async def wait_ended(self) -> None:
         if self._running > 0:

@@ -89,6 +89,7 @@ class Queue:
         self._leased: dict[Task, Delivery] = {}
         self._tasks: dict[str, list[Task]] = {}  # by ID; one may be stored again after a while
         self._numbers = itertools.count(1)
+        self._handled_from = math.inf  # a number: of older tasks it is not known who had them
         self._next_check = math.inf  # nothing is due before
         self._check_earlier = trio.Event()
 
@@ -104,13 +105,30 @@ class Queue:
             self._waiting.append(task)
         self.hand_out()
 
+    def holds(self, task_id: str) -> bool:
+        return task_id in self._tasks
+
     def is_later(self, task_id: str) -> bool:
         return any(task in self._later for task in self._tasks.get(task_id, ()))
 
+    def begin(self) -> None:
+        """A worker is there."""
+        if self._handled_from == math.inf:
+            self._catch_up()  # what was due before is older
+            self._handled_from = next(self._numbers)
+
     def was_never_delivered(self, task_id: str) -> bool:
-        """Whether it is here, and nobody ever had it."""
+        """Whether it is here, and nobody ever had it, as far as a server knows.
+
+        There it is the durable that knows, which the first worker makes, and it can tell of younger
+        tasks alone. What is not due has never been in the queue.
+        """
+        self._catch_up()
         tasks = self._tasks.get(task_id, ())
-        return bool(tasks) and not any(task.deliveries for task in tasks)
+        return bool(tasks) and all(self._is_new(task) for task in tasks)
+
+    def _is_new(self, task: Task) -> bool:
+        return task in self._later or (not task.deliveries and task.number > self._handled_from)
 
     def hand_out(self) -> None:
         self._catch_up()
@@ -230,6 +248,7 @@ class MemoryIntake(Intake):
         self.on_notice: Callable[[Notice], None] = lambda _: None
         self.places = 0
         self._queue = queue
+        queue.begin()
         queue.intakes.append(self)
         queue.hearers.append(self)
 

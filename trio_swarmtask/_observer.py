@@ -71,20 +71,20 @@ class Observers:
 
     def __init__(self) -> None:
         self.aside: trio.Nursery  # set by the worker before the first task
+        self.any = False
         self._all: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
         """From now on."""
         self._all.append(observer)
+        self.any = True
 
-    def follow(self, message: Message, agent: str, number: int) -> Ending | None:
+    def follow(self, message: Message, agent: str, number: int) -> Ending:
         """A handler is about to be called, for the delivery of that number.
 
         Returns:
-          Where to tell what comes of it; None if nobody follows.
+          Where to tell what comes of it.
         """
-        if not self._all:
-            return None
         ending = Ending()
         attempt = count_attempt(message, number)
         for observer in self._all:

@@ -112,22 +112,29 @@ class Starter:
         Returns:
           False if nothing was sent. True, and no result, if the confirmation is not there.
         """
-        future = start.future
-        if not self.outbox.hears_key:
-            self._futures.expect(future)  # or it would be found by the next look-up only
-
-        def on_end(new: bool | None) -> None:
-            if new or future._is_resolved():
-                self._futures.confirm(future)
-                if on_stored is not None:
-                    on_stored()
-            else:
-                future._wake()
-
-        if not self.outbox.store_soon(start.task, on_end):
+        if not self.begin(start, on_stored):
             return False
-        await future._park()
+        await start.future._park()
         return True
+
+    def begin(self, start: Start, on_stored: Callable[[], object] | None = None) -> bool:
+        """As `store_soon`, for who parks at the future then.
+
+        It wakes as soon as it has a result, or is to be stored by `store` after all.
+        """
+        if not self.outbox.hears_key:
+            self._futures.expect(start.future)  # or it would be found by the next look-up only
+        return self.outbox.store_soon(start.task, partial(self._on_end, start.future, on_stored))
+
+    def _on_end(
+        self, future: Future, on_stored: Callable[[], object] | None, new: bool | None
+    ) -> None:
+        if new or future._is_resolved():
+            self._futures.confirm(future)
+            if on_stored is not None:
+                on_stored()
+        else:
+            future._wake()
 
     def send(self, start: Start, on_end: Callable[[bool], None]) -> bool:
         """Begin `store`, and don't wait: ``on_end`` is told whether it is stored, once at most.

@@ -6,15 +6,25 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
 from ._codec import decode_message, decode_result, encode, read_as
-from ._envelope import CANCELLED_BY, PAST_DEADLINE, VERSION, MessageEnvelope, ResultEnvelope, Status
+from ._envelope import (
+    CANCELLED_BY,
+    GO_ZERO_TIME,
+    PAST_DEADLINE,
+    VERSION,
+    Int64,
+    MessageEnvelope,
+    ResultEnvelope,
+    Status,
+    Time,
+)
 from ._errors import InvalidMessageError, TaskCancelledError, TaskFailedError, TaskTimeoutError
 from ._names import check_task_id, shorten
+from ._untrusted import Malformed, reader
 
 T = TypeVar("T")
 
@@ -43,13 +53,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     root: str = ""
     """ID of the first task of the chain."""
 
-    timeout: int = 0
+    timeout: Int64 = 0
     """Whole seconds that one run of the handler may take. 0: the worker's default."""
 
-    max_attempts: int = 0
+    max_attempts: Int64 = 0
     """How often the task may be tried. 0: not said."""
 
-    attempt: int = 0
+    attempt: Int64 = 0
     """One-indexed. 0: not said, which counts as the first."""
 
     inputs: dict[str, str] = {}
@@ -58,10 +68,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     prior: dict[str, Any] = {}
     """``{task id: what it gave}``: anything JSON can carry; received as `msgspec.Raw`."""
 
-    created_at: datetime | None = None
+    created_at: Time | None = None
     """Aware. None: the dispatcher fills it in."""
 
-    submitted_at: datetime | None = None
+    submitted_at: Time | None = None
     """Aware. None: the dispatcher fills it in."""
 
     submitted_by: str = ""
@@ -89,6 +99,21 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
           InvalidMessageError: if ``data`` is not a message of version 1 to `VERSION`.
           UnsupportedVersionError: if its version is above `VERSION`, whatever else it holds.
         """
+        if cls is Message and data.startswith(_BEGIN):
+            # Straight into the public struct, where nothing has to be put in place of what is
+            # there: Go's nulls and zero times, and raw JSON in `prior`, are for the longer way.
+            try:
+                message: Any = _read_message(data)
+            except Malformed:
+                pass
+            else:
+                if (
+                    message.version == VERSION  # it may be there twice
+                    and not message.prior
+                    and message.created_at != GO_ZERO_TIME
+                    and message.submitted_at != GO_ZERO_TIME
+                ):
+                    return message  # type: ignore[no-any-return]  # cls is Message
         envelope = decode_message(data)
         return cls(
             version=envelope.version,
@@ -159,13 +184,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     agent: str = ""
     """The name of the worker."""
 
-    attempt: int = 0
+    attempt: Int64 = 0
     """One-indexed."""
 
-    duration: int = 0
+    duration: Int64 = 0
     """Whole milliseconds that the handler took."""
 
-    completed_at: datetime | None = None
+    completed_at: Time | None = None
     """Aware; the worker's clock."""
 
     metadata: dict[str, str] = {}
@@ -187,6 +212,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
           InvalidMessageError: if ``data`` is not a result of version 1 to `VERSION`.
           UnsupportedVersionError: if its version is above `VERSION`, whatever else it holds.
         """
+        if cls is Result and data.startswith(_BEGIN):  # as in `Message.decode`
+            try:
+                result: Any = _read_result(data)
+            except Malformed:
+                pass
+            else:
+                if result.version == VERSION and result.completed_at != GO_ZERO_TIME:
+                    return result  # type: ignore[no-any-return]  # cls is Result
         envelope = decode_result(data)
         return cls(
             version=envelope.version,
@@ -243,3 +276,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
           InvalidMessageError: if the outputs don't fit ``type``.
         """
         return read_as(self.outputs, type, "outputs")
+
+
+_BEGIN: Final = b'{"version":%d,' % VERSION
+_read_message: Final = reader(Message)
+_read_result: Final = reader(Result)

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from .runners import Runner
 
@@ -93,13 +93,19 @@ class Role:
 
 @asynccontextmanager
 async def open_role(
-    runner: Runner, role: str, url: str, capability: str, **options: float | str
+    runner: Runner,
+    role: str,
+    url: str,
+    capability: str,
+    *,
+    python: Sequence[str] = (),
+    **options: float | str,
 ) -> AsyncIterator[Role]:
     """Start one role; leaving the block ends it.
 
     It need not be ready yet: see `Role.wait_ready`.
     """
-    command = runner.command(role, url, capability)
+    command = runner.command(role, url, capability, python)
     with TemporaryFile() as errors:
         try:
             process = await trio.lowlevel.open_process(

@@ -6,7 +6,10 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FOLDER: Final = Path(__file__).parents[1]
 
@@ -31,9 +34,12 @@ class Runner:
     environment: str = ""
     """Whose Python it runs with; empty: with this one."""
 
-    def command(self, role: str, url: str, capability: str) -> list[str]:
-        python = python_of(self.environment)
-        return [str(python), str(FOLDER / self.file), role, url, capability]
+    def command(
+        self, role: str, url: str, capability: str, python: Sequence[str] = ()
+    ) -> list[str]:
+        """How a role is started; ``python``: by this, in place of the runner's own."""
+        python = python or [str(python_of(self.environment))]
+        return [*python, str(FOLDER / self.file), role, url, capability]
 
 
 def python_of(environment: str) -> Path:

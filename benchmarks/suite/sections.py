@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .backlog import measure_backlog
+from .counts import measure_counts
 from .drain import drain
 from .peers import measure_peers
 from .runners import BARE, LEAN, MEMORY, NAIVE, OURS, PUBLIC, UVLOOP
@@ -144,6 +145,7 @@ SECTIONS: Final = {
     "groups": Section("A task of a group, beside one without", groups),
     "drain": Section("Enqueued first, then drained, 32 at once at each worker", drain_all),
     "backlog": Section("A backlog of 100,000, drained by one worker", measure_backlog),
+    "counts": Section("What a task costs, wherever it runs", measure_counts),
     "imports": Section("Import, in a fresh process", measure_imports),
     "first task": Section("From the start of a process to the first result", measure_first_task),
     "peers": Section("Other Python libraries, each beside this one", measure_peers),

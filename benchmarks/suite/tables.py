@@ -44,6 +44,8 @@ METRICS: Final = {
     "rss_start": Metric("memory at the start, MB", 1e-6, 1),
     "rss_end": Metric("memory at the end, MB", 1e-6, 1),
     "rss_growth": Metric("growth after a tenth, MB", 1e-6, 1),
+    "calls": Metric("calls a task", 1, 1),
+    "instructions": Metric("thousand instructions a task", 1, 1),
     "seconds": Metric("ms", 1e3),
     "tasks": Metric("tasks drained"),
 }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from swarm import until
 
 from trio_swarmtask import Message, open_dispatcher, open_worker
-from trio_swarmtask._nats import _client
-from trio_swarmtask._nats._client import Client
+from trio_swarmtask._nats import _client, _parser
+from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask.bus import BusMessage, MemoryBus, MessageBus, open_nats_bus
 from trio_swarmtask.server import open_server
 
@@ -95,14 +95,13 @@ def test_ctrl_c_while_a_connection_is_read(reads: str, monkeypatch: pytest.Monke
     """It ends the program, not the reading: or leaving the blocks would hang."""
     if reads == "nats-py":
         monkeypatch.setattr(_client, "_KNOWN_VERSIONS", "none")
-    deliver = Client.deliver
     pressed: list[bool] = []
 
-    def press(*args: object) -> None:
+    def press(*args: Any) -> Incoming:
         if pressed == [False]:
             pressed.append(True)
             signal.raise_signal(signal.SIGINT)
-        deliver(*args)  # type: ignore[arg-type]  # as it was called
+        return Incoming(*args)
 
     async def handle(message: Message) -> None:
         pressed.append(False)
@@ -117,6 +116,6 @@ def test_ctrl_c_while_a_connection_is_read(reads: str, monkeypatch: pytest.Monke
             await dispatcher.run("coder", Message())
             await trio.sleep_forever()
 
-    monkeypatch.setattr(Client, "deliver", press)
+    monkeypatch.setattr(_parser, "Incoming", press)
     interrupted(program)
     assert pressed == [False, True]

@@ -290,6 +290,30 @@ async def test_future_of_a_task_that_is_cancelled_by_others(
 
 
 @within(20)
+async def test_canceller_and_others_who_know_the_id_alone(swarm: Swarm) -> None:
+    """Whoever cancels it finds out what it was sent to, so that the others can ask its worker."""
+    staff = Staff()
+    async with (
+        swarm.dispatcher() as dispatcher,
+        swarm.dispatcher() as other,
+        swarm.worker() as worker,
+    ):
+        await worker.handle("coder", staff)
+        started = await dispatcher.start("coder", SLOW)
+        again = await other.start("coder", SLOW)  # it is known, maybe in another capability
+        await until(lambda: staff.running)
+        await by_attaching(swarm, started)
+        for future in (started, again):
+            assert (await future.wait()).metadata[CAPABILITY] == "coder"
+        assert staff.running == 1
+        await until(lambda: started.state == again.state == TaskState.STOPPED)
+        assert staff.clean_ups == 1
+        late = await dispatcher.attach(started.id)
+        assert late.state == TaskState.UNCONFIRMED
+        await until(lambda: late.state == TaskState.STOPPED)
+
+
+@within(20)
 async def test_task_that_was_cancelled_before_it_ran(swarm: Swarm) -> None:
     """Whoever asks may find it in the queue, or not any more: nobody says that it has ended."""
     async with swarm.dispatcher() as dispatcher:

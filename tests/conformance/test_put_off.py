@@ -18,7 +18,7 @@ from trio_swarmtask._service import Service
 if TYPE_CHECKING:
     from trio_swarmtask._broker import Delivery
 
-ACK_WAIT = 0.5
+ACK_WAIT = 1.0
 AGAIN = Message(id="t1", inputs={"sent": "again"})
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from conftest import run_on_virtual_time
 from proxy import Proxy, open_proxy
+from swarm import run_on_virtual_time
 from trees import Plan, Site, play
 
 from trio_swarmtask import (

@@ -95,12 +95,21 @@ async def stalled(cluster: Cluster, *nodes: str) -> AsyncIterator[None]:
 
 
 async def is_stored(cluster: Cluster, subject: str) -> bool:
+    """Whether there is something soon.
+
+    A leader that was cut off may answer before it knows; and for some seconds after a partition
+    reading is refused (10008), by whatever node, where writing works.
+    """
     async with cluster.client() as client:
-        try:
-            await client.api("STREAM.MSG.GET.TASK_RESULTS", last_by_subj=subject)
-        except KeyError:
-            return False
-        return True
+        with trio.move_on_after(30):
+            while True:
+                try:
+                    await client.api("STREAM.MSG.GET.TASK_RESULTS", last_by_subj=subject)
+                except KeyError:
+                    await trio.sleep(0.1)
+                else:
+                    return True
+    return False
 
 
 @pytest.mark.fault("partition, a handler ends in it", full=3, short=1)

@@ -23,7 +23,8 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _cancel, _stored
+from trio_swarmtask._envelope import CAPABILITY
+from trio_swarmtask._nats import _cancel, _outbox, _stored
 from trio_swarmtask._nats._delivered import Delivered, Progress
 from trio_swarmtask._nats._jetstream import APIError, call
 
@@ -333,3 +334,55 @@ async def test_look_that_fails_is_told_once(
         await handler.cancelled.wait()
         await worker.handle("tester", echo)
         assert (await dispatcher.run("tester", Message())).status == Status.SUCCESS
+
+
+@within(20)
+async def test_result_of_a_task_that_has_ended_meanwhile(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked for while the task ran: nothing else is cancelled for it."""
+    looked = trio.Event()
+
+    async def find(_: object) -> dict[str, bytes]:
+        looked.set()
+        return {"another": b"{}"}
+
+    async def wait(_: Message) -> None:
+        await looked.wait()
+
+    async with (
+        open_worker(NATSConfig(server.url, ack_wait=1)) as worker,
+        open_dispatcher(server.url) as dispatcher,
+    ):
+        await worker.handle("coder", wait)
+        monkeypatch.setattr(worker._services["coder"].intake, "find_done", find)  # type: ignore[union-attr]  # it is there
+        assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+
+
+@pytest.mark.parametrize("problem", ["silence", "refusal"])
+@within(20)
+async def test_capability_that_is_not_found_out(
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    """The result does not say it then; the task is cancelled all the same."""
+    handler = Waiting()
+
+    async def find(requests: Requests, task_id: str) -> str | None:
+        if problem == "silence":
+            await trio.sleep_forever()
+        raise APIError(400, 0, "no")
+
+    monkeypatch.setattr(_outbox, "_FIND_SECONDS", 0.2)
+    monkeypatch.setattr(_outbox, "find_task", find)
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.dispatcher() as other,
+        nats_swarm.worker() as worker,
+    ):
+        await worker.handle("coder", handler)
+        future = await dispatcher.start("coder", Message())
+        await handler.started.wait()
+        attached = await other.attach(future.id)
+        await attached.cancel()
+        await until(lambda: handler.clean_ups)
+        assert CAPABILITY not in attached.result.metadata

@@ -16,7 +16,7 @@ from trio_swarmtask import (
     Message,
     TaskState,
 )
-from trio_swarmtask._nats import _cancel, _intake
+from trio_swarmtask._nats import _intake
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._delivered import Delivered, Progress
 from trio_swarmtask._nats._requests import NoAnswer
@@ -143,37 +143,6 @@ async def test_durable_that_was_deleted(
             group.cancel_scope.cancel()
         assert handler.clean_ups == 1
         assert future.state == TaskState.STOPPED
-
-
-@within(20)
-async def test_tasks_that_are_older_than_their_durable(
-    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another one may have delivered them, and nobody says that they have them."""
-    monkeypatch.setattr(_cancel, "_ANSWER_SECONDS", 0.2)
-    handler = Waiting()
-    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
-        async with dispatcher.open_group() as group:
-            running, older = [await group.start("coder", Message()) for _ in range(2)]
-            await worker.handle("coder", handler, max_in_flight=1)
-            await handler.started.wait()
-            younger = await group.start("coder", Message())
-            group.cancel_scope.cancel()
-        assert handler.calls == 1
-    states = [future.state for future in (running, older, younger)]
-    assert states == [TaskState.STOPPED, TaskState.UNCONFIRMED, TaskState.STOPPED]
-
-
-@within(20)
-async def test_task_that_nobody_has_ever_handled(nats_swarm: NATSSwarm) -> None:
-    """There is no durable: nobody is waited for, and nothing is claimed."""
-    async with nats_swarm.dispatcher() as dispatcher:
-        begun = trio.current_time()
-        async with dispatcher.open_group() as group:
-            future = await group.start("coder", Message())
-            group.cancel_scope.cancel()
-        assert trio.current_time() - begun < 1.5
-    assert future.state == TaskState.UNCONFIRMED
 
 
 @within(20)

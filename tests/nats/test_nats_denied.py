@@ -99,7 +99,7 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
             "coder",
             "t1",
             b"",
-            "$JS.ACK.GONE.work-coder.1.1.1.1.0",
+            b"$JS.ACK.GONE.work-coder.1.1.1.1.0",
             1,
             math.inf,
             "",
@@ -180,7 +180,7 @@ async def test_dead_letter_when_the_connection_is_lost(
 ) -> None:
     async with nats_swarm.raw() as raw:
         settlement = make_settlement(raw)
-        reply = "$JS.ACK.T.D.1.1.1.1.0"
+        reply = b"$JS.ACK.T.D.1.1.1.1.0"
         delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, math.inf, "", again=False)
         monkeypatch.setattr(Streams, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)

@@ -26,6 +26,7 @@ from trio_swarmtask import Message, Status, UnsupportedVersionError
 from trio_swarmtask._nats import _client, _intake, _jetstream, _outbox, _requests
 from trio_swarmtask._nats._ack_subject import delivery_number
 from trio_swarmtask._nats._answers import read_ack, read_answer
+from trio_swarmtask._nats._client import Sink
 from trio_swarmtask._nats._error_lines import TOO_MANY_SUBSCRIPTIONS, ErrorLine, Meaning
 from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._nats._intake import NATSIntake
@@ -74,9 +75,9 @@ class Garbler:
         garbler = self
 
         def on_reply(requests: Requests, message: Incoming) -> None:
-            waiting = requests._waiting.get(message.subject)
+            waiting = requests._waiting.get(message.raw_subject)
             if waiting is not None and garbler.left > 0:
-                message = garbler.garble(waiting.subject, message)
+                message = garbler.garble(waiting.subject.decode(), message)
             garbler._take(requests, message)
 
         monkeypatch.setattr(Requests, "_on_reply", on_reply)
@@ -99,7 +100,7 @@ class Garbler:
 
 
 def replaced(message: Incoming, head: bytes, data: bytes) -> Incoming:
-    return Incoming(message.subject, message.reply, head, data)
+    return Incoming(message.raw_subject, message.raw_reply, head, data)
 
 
 def acknowledgement(played: Round, request: str, message: Incoming) -> Incoming | None:
@@ -259,17 +260,22 @@ async def test_mutated_words_to_a_pull(server: Server) -> None:
     """Statuses, deliveries that are none, and anything else. What is believed ends the pull."""
     async with open_siege(server.port, ack_wait=20) as siege:
         intake = find_intake("work")
-        ack = "$JS.ACK.TASKS.work-work.1.5.5.1700000000000000000.0"
+        ack = b"$JS.ACK.TASKS.work-work.1.5.5.1700000000000000000.0"
+
+        def is_delivery(reply: bytes) -> bool:
+            text = reply.decode(errors="backslashreplace")
+            return delivery_number(text, intake._durable) is not None
 
         def word(played: Round) -> Incoming:
+            inbox = intake._inbox.encode()
             line = b"NATS/1.0 %b Why Not\r\nNats-Pending-Messages: 1\r\n\r\n"
             head = line % played.rng.choice(STATUSES)
             if played.rng.random() < 0.7:
-                return Incoming(intake._inbox, "", head[:8] + played.mutated([head[8:]]), b"")
+                return Incoming(inbox, None, head[:8] + played.mutated([head[8:]]), b"")
             reply = ack
-            while delivery_number(reply, intake._durable) is not None:
-                reply = played.line(ack.encode()).decode(errors="backslashreplace")
-            subject = played.rng.choice((f"work.work.{played.name(0)}", intake._inbox))
+            while is_delivery(reply):
+                reply = played.line(ack)
+            subject = played.rng.choice((f"work.work.{played.name(0)}".encode(), inbox))
             return Incoming(subject, reply, played.headers(Status="503"), played.mutated([b"{}"]))
 
         for played in rounds("pulls"):
@@ -299,13 +305,18 @@ LINES = [
 
 
 class NoClient:
-    """What a parser tells nobody."""
+    """What a parser tells nobody. It has every subscription."""
 
     _pings_outstanding = 0
 
-    def deliver(self, number: int, subject: bytes, reply: bytes, head: bytes, data: bytes) -> None:
-        assert isinstance(number, int)
-        assert subject
+    def __init__(self) -> None:
+        self._subs = self
+        self.heard: list[Incoming] = []
+        self._future = Sink(self.heard.append)
+
+    def get(self, number: int) -> NoClient:
+        assert number >= 0
+        return self
 
     async def _ignore(self, *_: object) -> None:
         pass
@@ -316,9 +327,14 @@ class NoClient:
 
 def parse_all(data: bytes) -> Parser:
     """Hand it to a parser, which is then where it stands."""
-    parser = Parser(NoClient())  # type: ignore[arg-type]  # as much of one as it asks for
+    client = NoClient()
+    parser = Parser(client)  # type: ignore[arg-type]  # as much of one as it asks for
     with pytest.raises(StopIteration):
         parser.parse(data).send(None)
+    for message in client.heard:
+        assert message.subject
+        assert isinstance(message.reply, str)
+        assert isinstance(message.headers, dict)
     return parser
 
 

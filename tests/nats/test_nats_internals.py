@@ -20,21 +20,21 @@ from trio_swarmtask import (
     NATSConfig,
     open_dispatcher,
 )
-from trio_swarmtask._nats import _connection, _requests
-from trio_swarmtask._nats._ack_subject import delivery_number
-from trio_swarmtask._nats._client import Client
+from trio_swarmtask._nats import _connection, _parser, _requests
+from trio_swarmtask._nats._ack_subject import delivery_number, is_first_delivery
 from trio_swarmtask._nats._connection import NotConnected, open_connection
 from trio_swarmtask._nats._durables import Durable
 from trio_swarmtask._nats._error_lines import Refusal
-from trio_swarmtask._nats._jetstream import in_time
+from trio_swarmtask._nats._incoming import Incoming
+from trio_swarmtask._nats._jetstream import Publish, _is_usual_ack, in_time, publish_soon
 from trio_swarmtask._nats._loop import open_loop
 from trio_swarmtask._nats._requests import NoAnswer
+from trio_swarmtask._nats._result_store import result_id
 from trio_swarmtask._nats._streams import covers
 
 if TYPE_CHECKING:
     from raw import Raw
 
-    from trio_swarmtask._nats._incoming import Incoming
     from trio_swarmtask.server import Server
 
 
@@ -77,7 +77,45 @@ def test_covers(pattern: str, subject: str, expected: bool) -> None:
     ],
 )
 def test_delivery_number(reply: str, number: int | None) -> None:
-    assert delivery_number(reply, Durable("TASKS", "work-coder", 30)) == number
+    durable = Durable("TASKS", "work-coder", 30)
+    assert delivery_number(reply, durable) == number
+    assert not is_first_delivery(durable)(reply.encode()), "so nobody asks for the number"
+
+
+def test_first_delivery() -> None:
+    """Of what is taken without a closer look, all tokens are what they are to be."""
+    is_first = is_first_delivery(Durable("T.S", "work-coder", 30))
+    assert is_first(b"$JS.ACK.T.S.work-coder.1.7.9.1795303715647859664.0")
+    for reply in (
+        b"",
+        b"1",
+        b"1.7.9.1",
+        b"1.7.9.1.0.token",
+        b"2.7.9.1.0",
+        b"1.7.9.x.0",
+        b"1.\xb2.9.1.0",
+    ):
+        assert not is_first(b"$JS.ACK.T.S.work-coder." + reply)
+    assert not is_first(b"$JS.ACK.TxS.work-coder.1.7.9.1795303715647859664.0")
+
+
+def test_usual_acknowledgement() -> None:
+    """What is taken for one without a closer look says that the message is stored, and no more."""
+    for data in (b'{"stream":"TASKS", "seq":1}', b'{"stream":"T","domain":"hub","seq":123456}'):
+        assert _is_usual_ack(data)
+    for data in (
+        b"",
+        b"{}",
+        b'{"stream":"TASKS"}',
+        b'{"stream":"TASKS","seq":0}',
+        b'{"stream":"","seq":1}',
+        b'{"stream":"TASKS","seq":1,"duplicate": true}',
+        b'{"stream":"TASKS","seq":1}{"error":{"code":400}}',
+        b'{"error":{"code":400},"stream":"TASKS","seq":1}',
+        b'{"stream":"TASKS","seq":1',
+        b'{"stream":"TA\\"SKS","seq":1}',
+    ):
+        assert not _is_usual_ack(data), data
 
 
 @within(20)
@@ -107,6 +145,51 @@ async def test_callback_that_raises_ends_nothing(
         await raw.requests.echo()
         await raw.requests.echo()
     assert "a message on 'x' could not be handled" in caplog.text
+
+
+class Told(Publish):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.subject = b"x"
+        self.told: list[tuple[bool, bool]] = []
+
+    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+        self.told.append((stored, duplicate))
+
+
+@pytest.mark.parametrize(
+    ("data", "stored", "duplicate"),
+    [
+        (b'{"stream":"TASKS","seq":1}', True, False),
+        (b'{"seq":1,"stream":"TASKS"}', True, False),
+        (b'{"stream":"TASKS","seq":1,"duplicate":true}', True, True),
+        (b'{"error":{"code":503,"err_code":10077}}', False, False),
+        (b"{}", False, False),
+        (b"", False, False),
+    ],
+)
+def test_answer_to_a_publish_that_nobody_waits_for(
+    data: bytes, stored: bool, duplicate: bool
+) -> None:
+    publish = Told()
+    publish.on_reply(Incoming(b"inbox", None, b"", data))
+    assert publish.told == [(stored, duplicate)]
+    publish.on_error(NoAnswer("none"))
+    assert publish.told[1:] == [(False, False)]
+
+
+@within(20)
+async def test_nothing_is_published_for_a_role_that_was_closed(nats_swarm: NATSSwarm) -> None:
+    async with nats_swarm.raw() as raw:
+        raw.requests.close()
+        assert not publish_soon(raw.requests, Told(), b"x", b"", b"")
+
+
+def test_task_of_a_result_that_is_handed_out() -> None:
+    head = b"NATS/1.0\r\nNats-Subject: done.forged\r\nNats-Subject: done.t1\r\n\r\n"
+    assert result_id(Incoming(b"notify.t.1", None, head, b"")) == "t1"
+    assert result_id(Incoming(b"notify.t.1", None, b"", b"")) == ""
 
 
 @within(20)
@@ -239,7 +322,7 @@ async def test_what_cannot_be_read_replaces_the_connection(
     async with nats_swarm.raw() as raw, nats_swarm.worker() as worker:
         await worker.handle("coder", echo)
         async with open_dispatcher(nats_swarm.broker) as dispatcher:
-            monkeypatch.setattr(Client, "deliver", stumble)
+            monkeypatch.setattr(_parser, "Incoming", stumble)
             with trio.fail_after(5):
                 await dispatcher.run("coder", Message())
         assert raw.connection.lost is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,9 +14,12 @@ from zoo import ZOO
 from trio_swarmtask import Message, open_dispatcher, open_idempotency, open_worker
 from trio_swarmtask._idempotency import Claim, _hash
 from trio_swarmtask._nats import _client, _watch
+from trio_swarmtask._nats._bucket import NATSBucket
+from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
 if TYPE_CHECKING:
+    from trio_swarmtask._bucket import Entry
     from trio_swarmtask.server import Server
 
 HASH = _hash("payer", "order-17")
@@ -110,3 +113,44 @@ async def test_odd_record_of_a_bucket(server: Server, nats_swarm: NATSSwarm, dat
         assert await publisher.list() == []
         nursery.start_soon(publisher.publish, "t1", Result(status=ResultStatus.SUCCESS))
         assert [update.status async for update in updates] == ["success"]
+
+
+@within(20)
+async def test_update_that_comes_twice(server: Server) -> None:
+    """It is no reason to look."""
+    async with open_idempotency(server.url) as idempotent:
+        bucket = idempotent._outcomes
+        assert isinstance(bucket, NATSBucket)
+        await bucket.put("t1", b"1", 0)
+        told: list[Entry] = []
+        async with bucket.watch("t1", told.append):
+            await until(lambda: told)
+            (watch,) = bucket.watches.open_ones
+            where = f"Nats-Subject: {bucket.prefix}t1\r\nNats-Sequence: {told[0].revision}\r\n"
+            head = f"NATS/1.0\r\n{where}Nats-Time-Stamp: {told[0].stored_at}\r\n\r\n"
+            watch._on_update(Incoming(b"x", None, head.encode(), b"1"))
+            assert not watch._hinted
+            assert len(told) == 1
+
+
+@within(20)
+async def test_entries_that_were_not_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies before a page is not of it, and a page that is empty is the last."""
+    async with open_idempotency(server.url) as idempotent:
+        bucket = idempotent._outcomes
+        assert isinstance(bucket, NATSBucket)
+        await bucket.put("t1", b"1", 0)
+        stream = await bucket.stream()
+        page = await bucket._page(stream, 0)
+        assert [entry.key for entry in page.entries] == ["t1"]
+        fetch = bucket._portions.fetch
+
+        async def fetch_all(*args: Any, **which: Any) -> bool:
+            await fetch(*args, **{**which, "seq": 1})
+            return True
+
+        monkeypatch.setattr(bucket._portions, "fetch", fetch_all)
+        page = await bucket._page(stream, page.last)
+        assert (list(page.entries), page.more) == ([], False)

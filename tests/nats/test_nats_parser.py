@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,22 @@ import trio
 from hypothesis import given, settings, strategies as st
 
 from trio_swarmtask._nats import _parser
-from trio_swarmtask._nats._incoming import parse_headers
+from trio_swarmtask._nats._incoming import Incoming, parse_headers
 from trio_swarmtask._nats._parser import Parser, Unreadable
+
+
+class Subscriptions:
+    """All that are asked for, by their numbers; keeps what each is told."""
+
+    def __init__(self, told: list[tuple[Any, ...]]) -> None:
+        self._told = told
+
+    def get(self, number: int) -> SimpleNamespace:
+        return SimpleNamespace(_future=SimpleNamespace(callback=partial(self._hear, number)))
+
+    def _hear(self, number: int, message: Incoming) -> None:
+        reply = message.raw_reply or b""
+        self._told.append((number, message.raw_subject, reply, message.head, message.data))
 
 
 class Heard:
@@ -21,9 +37,7 @@ class Heard:
         self.told: list[tuple[Any, ...]] = []
         self.given_up: list[str] = []
         self._pings_outstanding = 0
-
-    def deliver(self, *message: object) -> None:
-        self.told.append(message)
+        self._subs = Subscriptions(self.told)
 
     async def _process_info(self, info: object) -> None:
         self.told.append(("INFO", info))

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from trio_swarmtask.server import Server
 
 
+GONE = b"NATS/1.0 409 Gone\r\n\r\n"
+
+
 @within(30)
 async def test_missed_heartbeats(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -89,7 +92,7 @@ async def test_task_that_is_under_way_as_the_pull_ends(server: Server) -> None:
                 pass  # it is on its way
             echoes = await client.subscribe("_INBOX.>")
             await client.flush()
-            intake._on_message(Incoming(intake._inbox, "", b"NATS/1.0 409 Gone\r\n\r\n", b""))
+            intake._on_message(Incoming(intake._inbox.encode(), None, GONE, b""))
             await echoes.receive()  # behind the end of the pull
             link.free.set()
             assert (await future.wait()).status == Status.SUCCESS

@@ -10,6 +10,7 @@ import pytest
 
 from trio_swarmtask._nats import _reader
 from trio_swarmtask._nats._loop import open_loop
+from trio_swarmtask._nats._parser import Parser
 
 
 class Socket:
@@ -61,7 +62,8 @@ async def test_reading_until_the_connection_breaks(
 
     connection = Socket(b"a", BlockingIOError(), b"b", end)
     try:
-        found = await _reader._read(connection, State(), take, follow)  # type: ignore[arg-type]  # a stand-in
+        parser = SimpleNamespace(take=take, missing=0)
+        found = await _reader._read(connection, State(), parser, follow)  # type: ignore[arg-type]  # stand-ins
     finally:
         connection.close()
     assert type(found) is error
@@ -73,8 +75,32 @@ async def test_what_comes_from_a_connection_that_was_given_up_is_not_taken() -> 
     """Nor is it replaced by the reader: somebody else is at it."""
     state = State()
     state.is_reconnecting = True
-    parser = SimpleNamespace(take=pytest.fail, follow=pytest.fail)
+    parser = SimpleNamespace(take=pytest.fail, follow=pytest.fail, missing=0)
     connection = Socket(b"a")
     async with open_loop() as loop:
         await loop.run(_reader.read_socket(connection, state, parser))  # type: ignore[arg-type]  # a stand-in
     assert connection.fileno() == -1
+
+
+async def test_reads_are_as_large_as_the_message_that_has_begun() -> None:
+    """Within bounds: whatever a server says of its size."""
+    asked: list[int] = []
+
+    class Sized(Socket):
+        def recv(self, size: int) -> bytes:
+            asked.append(size)
+            return super().recv(size)
+
+    parser = Parser(SimpleNamespace(_pings_outstanding=0, _subs={}))  # type: ignore[arg-type]  # a stand-in
+    connection = Sized(
+        b"MSG a 1 100000\r\n", b"x" * 30_000, b"x" * 70_002 + b"MSG a 1 9000000\r\n", b""
+    )
+
+    async def follow(found: bytes | Exception) -> None:
+        pytest.fail(f"found {found!r}")
+
+    try:
+        await _reader._read(connection, State(), parser, follow)  # type: ignore[arg-type]  # stand-ins
+    finally:
+        connection.close()
+    assert asked == [1 << 16, 100_002, 70_002, 1 << 20]

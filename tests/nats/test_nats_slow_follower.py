@@ -252,7 +252,7 @@ async def test_echo_that_comes_late_or_not_at_all(
         [late] = echoes
         link.free = trio.Event()
         await tell(client, future.id, range(32, 33))
-        late(Incoming("", "", b"", b""))  # it takes what has not come for dropped
+        late(Incoming(b"", None, b"", b""))  # it takes what has not come for dropped
         link.free.set()
         await until(lambda: heard[-1] == "32")
         await dispatcher.start("nobody", Message())  # behind what is asked for

@@ -220,12 +220,12 @@ async def test_catching_up_with_a_connection_that_goes(server: Server) -> None:
 
 def message(name: str) -> Incoming:
     head = f"NATS/1.0\r\nNats-Subject: s.{name}\r\nNats-Sequence: 1\r\n\r\n"
-    return Incoming("inbox", "", head.encode(), b"data")
+    return Incoming(b"inbox", None, head.encode(), b"data")
 
 
 def end(status: str, pending: int = 0) -> Incoming:
     head = f"NATS/1.0 {status}\r\nNats-Num-Pending: {pending}\r\n\r\n"
-    return Incoming("inbox", "", head.encode(), b"")
+    return Incoming(b"inbox", None, head.encode(), b"")
 
 
 class Answers:

@@ -32,7 +32,7 @@ from trio_swarmtask._nats import (
     _schedules,
     _task_store,
 )
-from trio_swarmtask._nats._jetstream import APIError
+from trio_swarmtask._nats._jetstream import APIError, Publish
 from trio_swarmtask._nats._requests import NoAnswer
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
@@ -86,10 +86,10 @@ class Stall:
                     raise self.left.pop(0)()
             return await real(requests, subject, data, headers)
 
-        def publish_soon(requests: Requests, subject: str, *rest: Any) -> bool:
-            if subject.startswith(prefix) and self.left:
+        def publish_soon(requests: Requests, publish: Publish, subject: bytes, *rest: Any) -> bool:
+            if subject.decode().startswith(prefix) and self.left:
                 return False
-            return real_soon(requests, subject, *rest)
+            return real_soon(requests, publish, subject, *rest)
 
         for module in MODULES:
             monkeypatch.setattr(module, "publish", publish)

@@ -82,11 +82,24 @@ async def test_task_and_result(nats_swarm: NATSSwarm) -> None:
     (ack,) = by_subject.values()
     assert task.headers == {"Nats-Msg-Id": result.id}
     assert Message.decode(task.data).inputs == {"a": "b"}
-    assert done.headers == {"Nats-Expected-Last-Subject-Sequence": "0"}
+    assert done.headers == {}  # the stream itself refuses a second one
     assert notice.data == done.data
     assert Result.decode(done.data) == result
     assert ack.subject.startswith("$JS.ACK.TASKS.work-coder.1.")
     assert ack.data == b"+ACK"
+
+
+@within(20)
+async def test_result_for_a_stream_that_takes_a_second_one(nats_swarm: NATSSwarm) -> None:
+    """The header lets the first one in alone."""
+    async with ear(nats_swarm, "done.>") as (raw, heard):
+        await raw.api("STREAM.CREATE.THEIRS", name="THEIRS", subjects=["done.>"])
+        async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+            await worker.handle("coder", echo)
+            await dispatcher.run("coder", Message())
+            await heard.wait_for("done.")
+    (done,) = heard.messages
+    assert done.headers == {"Nats-Expected-Last-Subject-Sequence": "0"}
 
 
 @within(20)
@@ -221,7 +234,7 @@ async def test_forged_task_with_a_reply_that_is_no_ack(
         assert isinstance(intake, NATSIntake)
         intake.ask(2)
         for reply in ("", "victim", "$JS.ACK.TASKS", "$JS.ACK.TASKS.work-coder.x.1.1.1.0"):
-            intake._on_message(Incoming("work.coder.t", reply, b"", b"{}"))
+            intake._on_message(Incoming(b"work.coder.t", reply.encode(), b"", b"{}"))
         assert got == []
         assert sum("JetStream did not send" in record.message for record in caplog.records) == 4
         async with nats_swarm.outbox() as outbox:

@@ -6,10 +6,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._durables import Durable
+
+
+def is_first_delivery(durable: Durable) -> Callable[[bytes], object]:
+    """What tells that an ack subject is that of a task's first delivery, in the usual form.
+
+    Nearly every one is. What it does not take is for `delivery_number` to read.
+    """
+    before = re.escape(f"$JS.ACK.{durable.stream}.{durable.name}.1.".encode())
+    count = rb"\d{1,19}"
+    return re.compile(rb"%b%b\.%b\.%b\.%b" % (before, count, count, count, count)).fullmatch
 
 
 def delivery_number(reply: str, durable: Durable) -> int | None:

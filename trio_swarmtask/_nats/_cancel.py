@@ -98,6 +98,18 @@ class Pushes:
             self._connection.unsubscribe(self._subscription)
 
 
+async def find_task(requests: Requests, task_id: str) -> str | None:
+    """The capability of a task that is in a queue, or is not due."""
+    subject = f"work.*.{task_id}"
+    for pattern in (f"{subject}.later", subject, *firings_like(task_id)):
+        answer = await call(requests, "STREAM.NAMES", subject=pattern)
+        for stream in answer.get("streams") or []:
+            message = await last_message(requests, stream, pattern)
+            if message is not None:
+                return message.subject.split(".")[1]
+    return None
+
+
 class Cancellation:
     """Takes one task out of the queue and out of its worker's hands."""
 
@@ -118,7 +130,8 @@ class Cancellation:
         self._task_id = task_id
         self._inbox = ""
         self._push = ""  # its subject
-        self._answered = trio.Event()
+        self._answered = trio.Event()  # once more
+        self._is_unheard = False  # by any worker
         self._was_not_due = False
         self._running = 0  # so many have said that they run it
         self._ended = 0  # and that they don't any more
@@ -137,9 +150,9 @@ class Cancellation:
                 return True
             with trio.move_on_after(grace):
                 with trio.move_on_after(_ANSWER_SECONDS) as silence:
-                    await self._answered.wait()
+                    await self._wait_answered()
                 if silence.cancelled_caught and self._running:
-                    await self._answered.wait()
+                    await self._wait_answered()
             if self._have_ended():
                 return True
             return False if self._running else None
@@ -152,8 +165,15 @@ class Cancellation:
             self._running += 1
         if message.data == _ENDED:
             self._ended += 1
-        if self._have_ended() or status_of(message) is not None:  # 503: nobody listens
-            self._answered.set()
+        if status_of(message) is not None:  # 503: nobody listens
+            self._is_unheard = True
+        self._answered.set()
+        self._answered = trio.Event()
+
+    async def _wait_answered(self) -> None:
+        # Not for the first "ended" alone: before this task runs, another one may say "running".
+        while not (self._have_ended() or self._is_unheard):
+            await self._answered.wait()
 
     def _have_ended(self) -> bool:
         return self._ended >= max(1, self._running)
@@ -165,7 +185,7 @@ class Cancellation:
     async def _attempt(self, capability: str | None) -> bool:
         """Whether the task was never delivered."""
         if capability is None:
-            capability = await self._find()
+            capability = await find_task(self._requests, self._task_id)
             if capability is None:
                 return False
         stream = await self._streams.tasks(capability)
@@ -185,17 +205,6 @@ class Cancellation:
         if stored is None:
             return self._was_not_due
         return progress is not None and all(map(progress.is_short_of, (stored, *others)))
-
-    async def _find(self) -> str | None:
-        """The capability of a task that is in a queue, or is not due."""
-        subject = f"work.*.{self._task_id}"
-        for pattern in (f"{subject}.later", subject, *firings_like(self._task_id)):
-            answer = await call(self._requests, "STREAM.NAMES", subject=pattern)
-            for stream in answer.get("streams") or []:
-                message = await last_message(self._requests, stream, pattern)
-                if message is not None:
-                    return message.subject.split(".")[1]
-        return None
 
     async def _remove(
         self, stream: str, subject: str, message: StoredMessage | None

@@ -39,7 +39,6 @@ from ._error_lines import (
     TooManySubscriptions,
     read_refusal,
 )
-from ._incoming import Incoming
 from ._parser import Parser
 from ._reader import read_socket
 from ._subscriptions import Ledger
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from .._config import NATSConfig
+    from ._incoming import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -156,21 +156,6 @@ class Client(NATS):
         self.abort()
         await super()._attempt_reconnect()
 
-    def deliver(self, number: int, subject: bytes, reply: bytes, head: bytes, data: bytes) -> None:
-        """Hand a message to the subscription of that number."""
-        subscription = self._subs.get(number)
-        if subscription is not None:
-            message = Incoming(
-                subject.decode("utf-8", "backslashreplace"),
-                reply.decode("utf-8", "backslashreplace") if reply else "",
-                head,
-                data,
-            )
-            try:
-                subscription._future.callback(message)  # type: ignore[union-attr]  # a Sink
-            except Exception:  # it would end the reading, and with it everything
-                logger.exception("a message on %r could not be handled", message.subject)
-
     async def _read_loop(self) -> None:
         # Called once the connection stands.
         transport = self._transport
@@ -182,11 +167,6 @@ class Client(NATS):
         connection = writer.get_extra_info("socket").dup()
         await self._parser.parse(bytes(stream._buffer))  # what asyncio has read by now
         await read_socket(connection, self, self._parser)
-
-    def hold(self, command: bytes) -> None:
-        """Put something behind what is to be written."""
-        self._pending.append(command)
-        self._pending_data_size += len(command)
 
     def write_held(self) -> bool:
         """Write what is held; while there is no connection it is kept.
@@ -206,12 +186,10 @@ class Client(NATS):
 
     @property
     def unsent_size(self) -> int:
-        """Bytes that the system has not taken yet."""
-        size = self._pending_data_size
-        if self._has_backlog:
-            writer: Any = cast("TcpTransport", self._transport)._io_writer
-            size += writer.transport.get_write_buffer_size()
-        return size
+        """Bytes that the system has not taken yet, where it did not take all at once."""
+        writer: Any = cast("TcpTransport", self._transport)._io_writer
+        size: int = writer.transport.get_write_buffer_size()
+        return self._pending_data_size + size
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)

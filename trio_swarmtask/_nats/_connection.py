@@ -23,6 +23,7 @@ from ._client import Client, Sink, connect_options, is_known
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
 from ._errors import connect_error, fatal_error, lost_error
+from ._incoming import parse_headers
 from ._loop import Loop, open_loop
 from ._outgoing import Outgoing
 from ._troubles import Troubles
@@ -102,6 +103,20 @@ class Connection:
                     f"{len(data)} bytes on {subject}: the server takes {limit}"
                 ) from exc
 
+    def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
+        """As `publish`, of what is known to be no larger than the server takes.
+
+        Args:
+          block: The headers as they go onto the wire; empty where there are none.
+        """
+        if not self.client.usable:
+            self._check_up()
+        if self._outgoing:
+            self._outgoing.publish_raw(subject, data, reply, block)
+        else:
+            headers = parse_headers(block) if block else None
+            self._loop.step(self.client.publish(subject.decode(), data, reply.decode(), headers))
+
     def subscribe(
         self,
         subject: str,
@@ -139,7 +154,10 @@ class Connection:
     @property
     def is_congested(self) -> bool:
         """Whether so much is to be sent that publishers should wait for room."""
-        return self.client.unsent_size > _HIGH_WATER
+        client = self.client
+        if client._has_backlog:
+            return client.unsent_size > _HIGH_WATER
+        return client._pending_data_size > _HIGH_WATER
 
     async def wait_room(self) -> None:
         """Wait until less is to be sent."""

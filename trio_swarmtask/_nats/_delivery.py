@@ -22,6 +22,7 @@ from ._jetstream import (
     NO_ANSWER_YET,
     APIError,
     NoResponders,
+    Publish,
     call,
     check_size,
     publish,
@@ -30,13 +31,12 @@ from ._jetstream import (
 from ._leases import Leases
 from ._refusals import NO_STREAM
 from ._requests import status_of
-from ._result_store import FIRST, FIRST_BYTES, ResultStore
+from ._result_store import FIRST, FIRST_BLOCK, FIRST_BYTES, ResultStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ._incoming import Incoming
-    from ._jetstream import PubAck
     from ._reports import Reports
     from ._requests import Requests
     from ._streams import Streams
@@ -75,10 +75,23 @@ class Settlement:
     doubt: Callable[[], Awaitable[float]] = _no_doubt
 
 
+class _Completion(Publish):
+    __slots__ = ("_delivery", "_on_end")
+
+    def __init__(self, delivery: NATSDelivery, on_end: Callable[[bool], None]) -> None:
+        self._delivery = delivery
+        self._on_end = on_end
+
+    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+        if stored:
+            self._delivery._settle(b"+ACK")
+        self._on_end(stored)
+
+
 class NATSDelivery(Delivery):
     """Made by the intake, for each message of a pull."""
 
-    __slots__ = ("_due", "_reply", "_seconds_left", "_settlement")
+    __slots__ = ("_due", "_raw_reply", "_seconds_left", "_settlement")
 
     def __init__(
         self,
@@ -86,7 +99,7 @@ class NATSDelivery(Delivery):
         capability: str,
         task_id: str,
         data: bytes,
-        reply: str,
+        raw_reply: bytes,
         number: int,
         seconds_left: float,
         lease: str,
@@ -102,12 +115,16 @@ class NATSDelivery(Delivery):
         self.lease_until = trio.current_time() + settlement.ack_wait
         self.lease = lease
         self.deadline = math.inf
+        self._raw_reply = raw_reply
         if seconds_left < math.inf:
-            self.deadline = find_deadline(reply, seconds_left, settlement.clock, due)
+            self.deadline = find_deadline(self._reply, seconds_left, settlement.clock, due)
         self._seconds_left = seconds_left
         self._due = due
         self._settlement = settlement
-        self._reply = reply
+
+    @property
+    def _reply(self) -> str:
+        return self._raw_reply.decode("utf-8", "backslashreplace")
 
     def repeats(self, other: Delivery) -> bool:
         assert isinstance(other, NATSDelivery)
@@ -172,17 +189,12 @@ class NATSDelivery(Delivery):
         return first
 
     def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
-        settlement = self._settlement
-        if len(result) + FIRST_BYTES > settlement.connection.client.max_payload:
-            return False
-
-        def on_ack(ack: PubAck | None) -> None:
-            if ack is not None:
-                self._settle(b"+ACK")
-            on_end(ack is not None)
-
-        subject = f"done.{self.task_id}"
-        return publish_soon(settlement.requests, subject, result, FIRST, on_ack)
+        subject = b"done.%b" % self.task_id.encode()
+        completion = _Completion(self, on_end)
+        stream = self._settlement.streams.known_results
+        # A stream that keeps one result a task refuses a second one by itself.
+        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
+        return publish_soon(self._settlement.requests, completion, subject, result, block)
 
     async def is_done(self) -> bool:
         settlement = self._settlement
@@ -331,7 +343,7 @@ class NATSDelivery(Delivery):
 
     def _settle(self, answer: bytes) -> None:
         try:
-            self._settlement.connection.publish(self._reply, answer)
+            self._settlement.connection.publish_raw(self._raw_reply, answer, b"", b"")
         except (NotConnected, BrokerError):
             # The lease lapses, and whoever gets the task then finds its result.
             logger.debug("can't settle task %s now", self.task_id)

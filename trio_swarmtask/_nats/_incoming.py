@@ -11,16 +11,28 @@ _VERSION: Final = "NATS/1.0"
 
 
 class Incoming:
-    """One message, as it was read. ``reply`` is empty where there is none."""
+    """One message, as it was read. ``raw_reply`` is None where there is none."""
 
-    __slots__ = ("data", "head", "reply", "subject")
+    __slots__ = ("data", "head", "raw_reply", "raw_subject")
 
-    def __init__(self, subject: str, reply: str, head: bytes, data: bytes) -> None:
-        self.subject = subject
-        self.reply = reply
+    def __init__(
+        self, raw_subject: bytes, raw_reply: bytes | None, head: bytes, data: bytes
+    ) -> None:
+        self.raw_subject = raw_subject
+        self.raw_reply = raw_reply
         self.head = head
         """The header block, with its first line; empty where there is none."""
         self.data = data
+
+    @property
+    def subject(self) -> str:
+        return self.raw_subject.decode("utf-8", "backslashreplace")
+
+    @property
+    def reply(self) -> str:
+        """Empty where there is none."""
+        reply = self.raw_reply
+        return reply.decode("utf-8", "backslashreplace") if reply else ""
 
     @property
     def headers(self) -> dict[str, str]:

@@ -25,7 +25,12 @@ import trio
 from .._broker import Delivery, Intake, Notice
 from .._errors import BrokerError, SwarmTaskError
 from .._subjects import matches
-from ._ack_subject import delivery_number, parse_count, stream_sequence
+from ._ack_subject import (
+    delivery_number,
+    is_first_delivery,
+    parse_count,
+    stream_sequence,
+)
 from ._cancel import Pushes
 from ._connection import NotConnected
 from ._deadline import NO_HEADERS, OWN_HEADERS, RESENT, read_due, read_headers
@@ -79,7 +84,7 @@ class NATSIntake(Intake):
         self._durable = durable
         self._settlement = settlement
         self._capability = capability
-        self._prefix = f"work.{capability}."
+        self._raw_prefix = f"work.{capability}.".encode()
         self._on_delivery = on_delivery
         self._free = 0  # places
         self._asked = 0  # of these, asked for and not arrived
@@ -97,7 +102,8 @@ class NATSIntake(Intake):
 
     def ask(self, places: int) -> None:
         self._free += places
-        self._top_up()
+        if self._asked * 2 <= self._free:  # most often it is not
+            self._top_up()
 
     def hear(
         self,
@@ -123,7 +129,8 @@ class NATSIntake(Intake):
     async def stop(self) -> None:
         self._stopped = True
         self._trouble.set()
-        await trio.lowlevel.checkpoint()
+        if self._subscription is None:
+            await trio.lowlevel.checkpoint()
         await self._end_in_order()
 
     # Asking
@@ -149,7 +156,7 @@ class NATSIntake(Intake):
 
     def _on_message(self, message: Incoming) -> None:
         self._heard = True
-        if message.subject.startswith(self._prefix):
+        if message.raw_subject.startswith(self._raw_prefix):
             self._on_task(message)
         elif (status := status_of(message)) is not None:
             self._on_status(message, status)
@@ -162,7 +169,10 @@ class NATSIntake(Intake):
             )
 
     def _on_task(self, message: Incoming) -> None:
-        number = delivery_number(message.reply, self._durable)
+        raw_reply = message.raw_reply or b""
+        number: int | None = 1
+        if not self._is_first(raw_reply):
+            number = delivery_number(message.reply, self._durable)
         if number is None:
             logger.error(
                 "dropped a message that JetStream did not send: subject %r, reply %r",
@@ -172,7 +182,8 @@ class NATSIntake(Intake):
             return
         self._free -= 1
         self._asked -= 1
-        task_id, data = message.subject.removeprefix(self._prefix), message.data
+        raw_id, data = message.raw_subject[len(self._raw_prefix) :], message.data
+        task_id = raw_id.decode("utf-8", "backslashreplace")
         (seconds, lease), firing, resent, due = NO_HEADERS, None, False, None
         if OWN_HEADERS in message.head:
             (seconds, lease), firing = read_headers(message), find_firing(task_id, message)
@@ -184,7 +195,7 @@ class NATSIntake(Intake):
                 self._capability,
                 task_id,
                 data,
-                message.reply,
+                raw_reply,
                 number,
                 seconds,
                 lease,
@@ -199,7 +210,8 @@ class NATSIntake(Intake):
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
         )
-        self._top_up()
+        if self._asked * 2 <= self._free:  # as above
+            self._top_up()
 
     def _on_status(self, message: Incoming, status: str) -> None:
         if status == "100":
@@ -266,6 +278,7 @@ class NATSIntake(Intake):
     def _begin(self) -> None:
         self._trouble = trio.Event()
         self._asked = 0
+        self._is_first = is_first_delivery(self._durable)
         self._inbox = self._connection.client.new_inbox()
         self._subscription = self._connection.subscribe(self._inbox, self._on_message)
         self._top_up()

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from abc import abstractmethod
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,7 +22,7 @@ from ._ack_subject import parse_count
 from ._answers import PubAck as PubAck, read_ack, read_answer
 from ._connection import Connection, NotConnected
 from ._refusals import IN_FLIGHT, passes
-from ._requests import NoAnswer, Requests, status_of
+from ._requests import NoAnswer, Requests, Waiter, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +34,11 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 NO_RESPONDERS: Final = "503"
+
+# An acknowledgement in the form in which the server writes nearly every one.
+_is_usual_ack: Final = re.compile(
+    rb'\{"stream":"[\w-]+"(?:, ?"domain":"[\w-]+")?, ?"seq": ?[1-9]\d{0,17}\}', re.ASCII
+).fullmatch
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -81,29 +88,42 @@ async def publish(
     return _read_ack(subject, await requests.request(subject, data, headers))
 
 
+class Publish(Waiter):
+    """A publish that no task waits for; see `publish_soon`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+        """Whether it was stored; if not, or not for sure, `publish` is to be called."""
+
+    def on_reply(self, reply: Incoming) -> None:
+        if _is_usual_ack(reply.data):  # the way of nearly every one
+            self.on_end(stored=True)
+            return
+        try:
+            ack = _read_ack(self.subject.decode(), reply)
+        except (APIError, NoAnswer, NoResponders):
+            self.on_end(stored=False)
+        else:
+            self.on_end(stored=True, duplicate=ack.duplicate)
+
+    def on_error(self, error: Exception) -> None:
+        self.on_end(stored=False)
+
+
 def publish_soon(
-    requests: Requests,
-    subject: str,
-    data: bytes,
-    headers: dict[str, str] | None,
-    on_end: Callable[[PubAck | None], None],
+    requests: Requests, publish: Publish, subject: bytes, data: bytes, block: bytes
 ) -> bool:
-    """As `publish`, without waiting: ``on_end`` is told None where that would raise.
+    """As `publish`, without waiting, and with the headers as they go onto the wire.
 
     Returns False if nothing was sent: there is no connection, or no room.
     """
-
-    def on_reply(reply: Incoming | None) -> None:
-        try:
-            ack = None if reply is None else _read_ack(subject, reply)
-        except (APIError, NoAnswer, NoResponders):
-            ack = None  # the caller publishes again, and waits for what is said then
-        on_end(ack)
-
-    if requests.connection.is_congested:
+    connection = requests.connection
+    if connection.is_congested or len(data) + len(block) > connection.client._max_payload:
         return False
     try:
-        requests.tell(subject, data, on_reply, headers)
+        requests.send(publish, subject, data, block)
     except (NotConnected, SwarmTaskError):
         return False  # as above
     return True

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ import trio
 from .._broker import Outbox, ResultListener
 from .._errors import BrokerError, ClosedError
 from .._util import open_flat_nursery
-from ._cancel import Cancellation
+from ._cancel import Cancellation, find_task
 from ._delivered import Delivered
 from ._following import Following
 from ._jetstream import NO_ANSWER_YET
@@ -52,6 +53,8 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 # What is republished in a partition is never heard, though the connection stands.
 SWEEP_SECONDS: Final = 10.0
+# Who cancels a task does not wait longer to say in its result what its capability was.
+_FIND_SECONDS: Final = 2.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
 
@@ -154,6 +157,14 @@ class NATSOutbox(Outbox):
 
     async def store_result(self, task_id: str, result: bytes) -> bytes:
         return await self._requests.lifetime.run(partial(self._results.put, task_id, result))
+
+    async def find(self, task_id: str) -> str | None:
+        look = partial(find_task, self._requests, task_id)
+        find = partial(self._streams.persist, f"find task {task_id}", look)
+        # Whoever may not look is told by what needs the answer.
+        with trio.move_on_after(_FIND_SECONDS), suppress(BrokerError):
+            return await self._requests.lifetime.run(find)
+        return None
 
     async def stop(
         self, capability: str | None, task_id: str, grace: float, *, due: bool

@@ -39,20 +39,29 @@ class Outgoing(trio.abc.Instrument):
         Raises:
           InvalidMessageError: if the server would close the connection over it.
         """
-        size = len(data)
-        if headers is None:
-            line = f"PUB {subject} {reply} {size}\r\n" if reply else f"PUB {subject} {size}\r\n"
-        else:
-            head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-            if head.count("\n") != len(headers):
-                raise InvalidMessageError(f"a header of more than one line: {head[:200]!r}")
-            head_size = (len(head) if head.isascii() else len(head.encode())) + 12
-            size += head_size
-            line = f"HPUB {subject} {reply} {head_size} {size}\r\nNATS/1.0\r\n{head}\r\n"
-        limit = self._client.max_payload
+        block = b"" if headers is None else encode_headers(headers)
+        size, limit = len(block) + len(data), self._client.max_payload
         if size > limit:
             raise InvalidMessageError(f"{size} bytes on {subject}: the server takes {limit}")
-        self._client.hold(b"%b%b\r\n" % (line.encode(), data))
+        self.publish_raw(subject.encode(), data, reply.encode(), block)
+
+    def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
+        """As `publish`, of what is known to be no larger than the server takes.
+
+        Args:
+          block: The headers as they go onto the wire; empty where there are none.
+        """
+        if reply:
+            subject = b"%b %b" % (subject, reply)
+        if block:
+            head = len(block)
+            size = head + len(data)
+            command = b"HPUB %b %d %d\r\n%b%b\r\n" % (subject, head, size, block, data)
+        else:
+            command = b"PUB %b %d\r\n%b\r\n" % (subject, len(data), data)
+        client = self._client
+        client._pending.append(command)
+        client._pending_data_size += len(command)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -74,3 +83,15 @@ class Outgoing(trio.abc.Instrument):
         if again:
             # Trio has made up its mind how long it waits. This wakes it.
             self._token.run_sync_soon(lambda: None, idempotent=True)
+
+
+def encode_headers(headers: dict[str, str]) -> bytes:
+    """The block of these headers, as it goes onto the wire.
+
+    Raises:
+      InvalidMessageError: if one has more than a line.
+    """
+    head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if head.count("\n") != len(headers):
+        raise InvalidMessageError(f"a header of more than one line: {head[:200]!r}")
+    return f"NATS/1.0\r\n{head}\r\n".encode()

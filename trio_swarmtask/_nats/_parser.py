@@ -14,11 +14,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import TYPE_CHECKING, Final
 
+from ._incoming import Incoming
+
 if TYPE_CHECKING:
     from ._client import Client
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 # Bytes. The server's own limit is 4096, and can be set; an INFO names all servers of a cluster.
 _LONGEST_LINE: Final = 1 << 20
@@ -31,10 +36,11 @@ _SIGN_OF_LIFE: Final = 1024
 
 # MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the headers
 # before that of it all.
-_PLAIN: Final = re.compile(rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n")
+_PLAIN: Final = re.compile(rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n").match
+_H: Final = ord("H")
 _WITH_HEADERS: Final = re.compile(
     rb"HMSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18}) (\d{1,18})\r\n"
-)
+).match
 
 
 class Parser:
@@ -49,6 +55,11 @@ class Parser:
         self._rest = bytearray()  # of what was read: begins with a line that is not complete
         self._needed = 0  # bytes: before there are so many, nothing more is complete
         self._unfinished = 0  # bytes of it, since the last sign of life
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the message which has begun still needs, if that is known; else below 1."""
+        return self._needed - len(self._rest)
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read, and hand on what is complete."""
@@ -88,29 +99,38 @@ class Parser:
             if len(self._rest) < self._needed:
                 return None
             data = bytes(self._rest)
-        begin = 0
-        while True:
-            if found := _PLAIN.match(data, begin):
-                subject, number, reply, size = found.groups(b"")
-                split = body = found.end()
-            elif found := _WITH_HEADERS.match(data, begin):
-                subject, number, reply, head_size, size = found.groups(b"")
+        begin, length = 0, len(data)
+        find = self._client._subs.get
+        while begin < length:
+            if data[begin] == _H:
+                found = _WITH_HEADERS(data, begin)
+                if found is None:
+                    break
+                subject, number, reply, head_size, size = found.groups()
                 body = found.end()
                 split = body + int(head_size)
             else:
-                break
-            after = body + int(size) + 2
-            if split > after - 2:
+                found = _PLAIN(data, begin)
+                if found is None:
+                    break
+                subject, number, reply, size = found.groups()
+                split = body = found.end()
+            end = body + int(size)
+            if split > end:
                 raise ValueError(f"a message with more headers than bytes: {found[0][:200]!r}")
-            if after - body > _LARGEST:
+            if end - body + 2 > _LARGEST:
                 raise ValueError(f"a message larger than any: {found[0][:200]!r}")
-            if after > len(data):
-                self._keep(data, begin, after - begin)
+            if end + 2 > length:
+                self._keep(data, begin, end + 2 - begin)
                 return None
-            begin = after
-            self._client.deliver(
-                int(number), subject, reply, data[body:split], data[split : after - 2]
-            )
+            begin = end + 2
+            subscription = find(int(number))
+            if subscription is not None:
+                message = Incoming(subject, reply, data[body:split], data[split:end])
+                try:
+                    subscription._future.callback(message)  # type: ignore[union-attr]  # a Sink
+                except Exception:  # it would end the reading, and with it everything
+                    logger.exception("a message on %r could not be handled", message.subject)
         end = data.find(b"\r\n", begin)
         if end >= 0:
             self._keep(data, end + 2, 0)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from ._client import Client
     from ._parser import Parser
 
-_SIZE: Final = 1 << 16  # bytes a read
+# Bytes a read: as many as the message that has begun still needs, within these.
+_LEAST: Final = 1 << 16
+_MOST: Final = 1 << 20
 
 
 async def read_socket(connection: socket.socket, client: Client, parser: Parser) -> None:
@@ -33,7 +35,7 @@ async def read_socket(connection: socket.socket, client: Client, parser: Parser)
     with closing(connection):
         loop = asyncio.get_running_loop()
         follow = aio_as_trio(parser.follow, loop=loop)
-        error = await trio_as_aio(_read, loop=loop)(connection, client, parser.take, follow)
+        error = await trio_as_aio(_read, loop=loop)(connection, client, parser, follow)
     if error is not None:
         await client.replace_connection(error)
 
@@ -42,13 +44,13 @@ async def read_socket(connection: socket.socket, client: Client, parser: Parser)
 async def _read(
     connection: socket.socket,
     client: Client,
-    take: Callable[[bytes], bytes | Exception | None],
+    parser: Parser,
     follow: Callable[[bytes | Exception], Awaitable[None]],
 ) -> Exception | None:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
-            data = connection.recv(_SIZE)
+            data = connection.recv(min(max(_LEAST, parser.missing), _MOST))
         except BlockingIOError:  # somebody was told too early
             continue
         except OSError as exc:
@@ -57,6 +59,6 @@ async def _read(
             return None
         if not data:
             return nats.errors.UnexpectedEOF()
-        found = take(data)
+        found = parser.take(data)
         if found is not None:
             await follow(found)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -45,22 +46,62 @@ class NoAnswer(Exception):
     """Nothing came back; the request may have been served all the same."""
 
 
-class _Waiting:
-    __slots__ = ("callback", "sent_in", "subject", "take", "task")
+class Waiter(ABC):
+    """What waits for the reply to a request; it is told one thing, once."""
 
-    def __init__(
-        self,
-        subject: str,
-        sent_in: float,
-        task: trio.lowlevel.Task | None,
-        callback: Callable[[Incoming | None], None] | None,
-        take: Callable[[Incoming], None] | None,
-    ) -> None:
-        self.subject = subject
-        self.sent_in = sent_in  # the round of `expire`; inf: never given up
-        self.task = task
-        self.callback = callback
-        self.take = take  # of replies before the last
+    __slots__ = ("sent_in", "subject")
+
+    subject: bytes  # that it was sent on
+    sent_in: float  # the round of `Requests.expire`; inf: it is never given up
+
+    @abstractmethod
+    def on_reply(self, reply: Incoming) -> None: ...
+
+    @abstractmethod
+    def on_error(self, error: Exception) -> None:
+        """There will be none."""
+
+
+class _Task(Waiter):
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task = current_task()
+
+    def on_reply(self, reply: Incoming) -> None:
+        trio.lowlevel.reschedule(self._task, outcome.Value(reply))
+
+    def on_error(self, error: Exception) -> None:
+        trio.lowlevel.reschedule(self._task, outcome.Error(error))
+
+
+class _Collector(_Task):
+    __slots__ = ("_requests", "_take")
+
+    def __init__(self, requests: Requests, take: Callable[[Incoming], None]) -> None:
+        super().__init__()
+        self._requests = requests
+        self._take = take
+
+    def on_reply(self, reply: Incoming) -> None:
+        if status_of(reply) is None:
+            self._requests._wait_on(self, reply.raw_subject)
+            self._take(reply)
+        else:
+            super().on_reply(reply)
+
+
+class _Callback(Waiter):
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[Incoming | None], None]) -> None:
+        self._callback = callback
+
+    def on_reply(self, reply: Incoming) -> None:
+        self._callback(reply)
+
+    def on_error(self, error: Exception) -> None:
+        self._callback(None)
 
 
 class Requests:
@@ -69,9 +110,10 @@ class Requests:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._prefix = connection.client.new_inbox() + "."
+        self._raw_prefix = self._prefix.encode()
         self._numbers = itertools.count(1)
-        self._waiting: dict[str, _Waiting] = {}
-        self._inboxes: dict[str, Callable[[Incoming], None]] = {}
+        self._waiting: dict[bytes, Waiter] = {}  # by the subject of the reply
+        self._inboxes: dict[bytes, Callable[[Incoming], None]] = {}
         self._round = 0
         self.on_round: list[Callable[[], None]] = []  # for what is looked at now and then
         self.lifetime = Lifetime()
@@ -91,15 +133,16 @@ class Requests:
           BrokerError: if the server does not permit it.
           ClosedError: if the role was closed.
         """
-        return await self._wait(self._send(subject, data, headers, current_task()))
+        return await self._wait(self._send(_Task(), subject, data, headers))
 
     async def ask(self, subject: str, data: bytes) -> Incoming:
         """As `request`, for somebody who may take long: the deadline is the caller's.
 
         An outage does not end it, for the answer may come when the server is back.
         """
-        inbox = self._send(subject, data, None, current_task())
-        self._waiting[inbox].sent_in = math.inf
+        waiter = _Task()
+        inbox = self._send(waiter, subject, data)
+        waiter.sent_in = math.inf
         return await self._wait(inbox)
 
     async def collect(
@@ -110,17 +153,26 @@ class Requests:
         Raises:
           As `request`. What has come was taken, and the rest is lost.
         """
-        return await self._wait(self._send(subject, data, None, current_task(), take=take))
+        return await self._wait(self._send(_Collector(self, take), subject, data))
 
-    def tell(
-        self,
-        subject: str,
-        data: bytes,
-        callback: Callable[[Incoming | None], None],
-        headers: dict[str, str] | None = None,
-    ) -> None:
+    def tell(self, subject: str, data: bytes, callback: Callable[[Incoming | None], None]) -> None:
         """Send, and call ``callback`` with the reply, or None if there is none."""
-        self._send(subject, data, headers, None, callback)
+        self._send(_Callback(callback), subject, data)
+
+    def send(self, waiter: Waiter, subject: bytes, data: bytes, block: bytes) -> None:
+        """Send, by `Connection.publish_raw`, and let ``waiter`` have the reply.
+
+        Raises:
+          NotConnected: if there is no connection now.
+          ClosedError: if the role was closed.
+        """
+        if self._closed is not None:
+            raise self._closed_error()
+        inbox = b"%b%d" % (self._raw_prefix, next(self._numbers))
+        self.connection.publish_raw(subject, data, inbox, block)
+        waiter.subject = subject
+        waiter.sent_in = self._round
+        self._waiting[inbox] = waiter
 
     def open_inbox(self, callback: Callable[[Incoming], None]) -> str:
         """Another inbox, for any number of replies to what the caller sends himself.
@@ -128,21 +180,21 @@ class Requests:
         It goes with `close_inbox`. An outage does not end it.
         """
         inbox = f"{self._prefix}{next(self._numbers)}"
-        self._inboxes[inbox] = callback
+        self._inboxes[inbox.encode()] = callback
         return inbox
 
     def close_inbox(self, inbox: str) -> None:
-        del self._inboxes[inbox]
+        del self._inboxes[inbox.encode()]
 
     async def echo(self) -> None:
         """Wait until the server has served what was sent before."""
-        await self._wait(self._send(None, b"", None, current_task()))
+        await self._wait(self._send(_Task(), None))
 
     def echo_soon(self, callback: Callable[[Incoming | None], None]) -> None:
         """As `echo`, without waiting: ``callback`` is told None if none came."""
-        self._send(None, b"", None, None, callback)
+        self._send(_Callback(callback), None)
 
-    async def _wait(self, inbox: str) -> Incoming:
+    async def _wait(self, inbox: bytes) -> Incoming:
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._waiting[inbox]
             return trio.lowlevel.Abort.SUCCEEDED
@@ -152,13 +204,11 @@ class Requests:
 
     def _send(
         self,
+        waiter: Waiter,
         subject: str | None,
-        data: bytes,
-        headers: dict[str, str] | None,
-        task: trio.lowlevel.Task | None,
-        callback: Callable[[Incoming | None], None] | None = None,
-        take: Callable[[Incoming], None] | None = None,
-    ) -> str:
+        data: bytes = b"",
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
         if self._closed is not None:
             raise self._closed_error()
         inbox = f"{self._prefix}{next(self._numbers)}"
@@ -167,33 +217,29 @@ class Requests:
             self.connection.publish(subject)  # to ourselves
         else:
             self.connection.publish(subject, data, inbox, headers)
-        self._waiting[inbox] = _Waiting(subject, self._round, task, callback, take)
-        return inbox
+        waiter.subject = subject.encode()
+        raw_inbox = inbox.encode()
+        self._wait_on(waiter, raw_inbox)
+        return raw_inbox
+
+    def _wait_on(self, waiter: Waiter, inbox: bytes) -> None:
+        waiter.sent_in = self._round
+        self._waiting[inbox] = waiter
 
     def _on_reply(self, message: Incoming) -> None:
-        waiting = self._waiting.pop(message.subject, None)
-        if waiting is None:
-            callback = self._inboxes.get(message.subject)
-            if callback is not None:
-                callback(message)
-            return  # else too late, or somebody else's idea
-        if waiting.take is not None and status_of(message) is None:
-            waiting.sent_in = self._round
-            self._waiting[message.subject] = waiting
-            waiting.take(message)
-            return
-        if waiting.task is not None:
-            trio.lowlevel.reschedule(waiting.task, outcome.Value(message))
-        else:
-            assert waiting.callback is not None
-            waiting.callback(message)
+        waiter = self._waiting.pop(message.raw_subject, None)
+        if waiter is not None:
+            waiter.on_reply(message)
+        elif callback := self._inboxes.get(message.raw_subject):
+            callback(message)
+        # else it is too late, or somebody else's idea
 
     def _on_down(self) -> None:
         if self.connection.lost is not None:
             self._fail_all(self.connection.lost_error)
             return
-        for inbox, waiting in list(self._waiting.items()):
-            if waiting.sent_in < math.inf:
+        for inbox, waiter in list(self._waiting.items()):
+            if waiter.sent_in < math.inf:
                 self._fail(inbox, NoAnswer("the connection was lost"))
 
     def _on_refused(self, refusal: Refusal) -> None:
@@ -201,17 +247,13 @@ class Requests:
             if refusal.is_of(self._subscription):
                 self.close(refused_error(self.connection, refusal))
             return
-        for inbox, waiting in list(self._waiting.items()):
-            if waiting.subject == refusal.subject:
+        subject = refusal.subject.encode()
+        for inbox, waiter in list(self._waiting.items()):
+            if waiter.subject == subject:
                 self._fail(inbox, refused_error(self.connection, refusal))
 
-    def _fail(self, inbox: str, error: Exception) -> None:
-        waiting = self._waiting.pop(inbox)
-        if waiting.task is not None:
-            trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
-        else:
-            assert waiting.callback is not None
-            waiting.callback(None)
+    def _fail(self, inbox: bytes, error: Exception) -> None:
+        self._waiting.pop(inbox).on_error(error)
 
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         for inbox in list(self._waiting):
@@ -243,9 +285,9 @@ class Requests:
                 for inbox in self._overdue():
                     self._fail(inbox, NoAnswer(f"no reply within {REQUEST_SECONDS:g} seconds"))
 
-    def _overdue(self) -> list[str]:
+    def _overdue(self) -> list[bytes]:
         last = self._round - 2
-        return [inbox for inbox, waiting in self._waiting.items() if waiting.sent_in < last]
+        return [inbox for inbox, waiter in self._waiting.items() if waiter.sent_in < last]
 
     def release(self) -> None:
         self.connection.on_down.remove(self._on_down)

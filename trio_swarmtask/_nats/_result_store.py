@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._errors import InvalidMessageError
 from ._jetstream import APIError, NoResponders, RefusedError, call, direct_get, publish
+from ._outgoing import encode_headers
 from ._portions import Portions
 from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
 from ._requests import NoAnswer, Requests
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from ._streams import ResultStream, Streams
 
 FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
-FIRST_BYTES: Final = len("NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n")
+FIRST_BLOCK: Final = encode_headers(FIRST)
+FIRST_BYTES: Final = len(FIRST_BLOCK)
+_SUBJECT: Final = b"\r\nNats-Subject: done."
 
 
 class ResultStore:
@@ -142,4 +145,9 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
 
 def result_id(message: Incoming) -> str:
     """The task of a result that the server hands out by another subject than its own."""
-    return message.header(b"Nats-Subject").removeprefix("done.")
+    head = message.head
+    begin = head.rfind(_SUBJECT)  # the server's own is the last
+    if begin < 0:
+        return ""
+    begin += len(_SUBJECT)
+    return head[begin : head.find(b"\r", begin)].decode(errors="replace")

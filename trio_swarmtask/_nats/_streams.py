@@ -159,6 +159,11 @@ class Streams:
             name = self._tasks[capability] = config["name"]
         return name
 
+    @property
+    def known_results(self) -> ResultStream | None:
+        """As `results`, if it is known."""
+        return self._results
+
     async def results(self) -> ResultStream:
         """The stream that holds the results."""
         if self._results is None:

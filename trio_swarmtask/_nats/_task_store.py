@@ -23,12 +23,14 @@ from ._firing import SCHEDULE
 from ._jetstream import (
     APIError,
     NoResponders,
+    Publish,
     RefusedError,
     check_size,
     persist,
     publish,
     publish_soon,
 )
+from ._outgoing import encode_headers
 from ._refusals import MESSAGE_TOO_LARGE, STORED_BEFORE
 from ._requests import NoAnswer
 from ._result_store import FIRST, FIRST_BYTES, fetch_result
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .._broker import NewTask
-    from ._jetstream import PubAck
     from ._requests import Requests
     from ._streams import Streams
 
@@ -50,6 +51,16 @@ HEADER_BYTES: Final = FIRST_BYTES + len(
     f"Nats-Msg-Id: \r\n{SECONDS_LEFT}: 2147483647.000\r\n{LEASE}: \r\n{RESENT}: 1\r\n"
     f"{EMPTY_SUBJECT}: work.*..later\r\n"
 )
+
+
+class _Put(Publish):
+    __slots__ = ("_on_end",)
+
+    def __init__(self, on_end: Callable[[bool | None], None]) -> None:
+        self._on_end = on_end
+
+    def on_end(self, *, stored: bool, duplicate: bool = False) -> None:
+        self._on_end(not duplicate if stored else None)
 
 
 class TaskStore:
@@ -78,17 +89,14 @@ class TaskStore:
 
     def put_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         """As `Outbox.store_soon`."""
-        size = len(task.data) + headers_size(task)
-        if (
-            task.capability not in self._known_capabilities
-            or size > self._connection.client.max_payload
-        ):
+        if task.capability not in self._known_capabilities:
             return False
-
-        def on_ack(ack: PubAck | None) -> None:
-            on_end(None if ack is None else not ack.duplicate)
-
-        return publish_soon(self._requests, subject_of(task), task.data, headers_of(task), on_ack)
+        if task.is_new and task.deadline == math.inf and not task.lease:
+            block = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % task.task_id.encode()
+        else:
+            block = encode_headers(headers_of(task))
+        subject = subject_of(task).encode()
+        return publish_soon(self._requests, _Put(on_end), subject, task.data, block)
 
     async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
         maybe_stored, look_for_later = tried, True
