@@ -130,25 +130,23 @@ def public_api(session: nox.Session) -> None:
 @nox.session(python=ANY_PYTHON, name="random-programs")
 def random_programs(session: nox.Session) -> None:
     """300 random programs, others each time: do they come out alike in memory and on a server?"""
-    session.install(".[server,nkeys]", *group("test"))
-    seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
-    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s random-programs")
-    session.env.update({"SWARMTASK_PROGRAMS": "300", "SWARMTASK_SEED": seed})
-    # Whoever looks for the shortest program that fails takes a while.
-    patiently = (*IN_PARALLEL, "-o", "faulthandler_timeout=600")
-    file = "tests/conformance/test_random_programs.py"
-    session.run("pytest", file, *patiently, *session.posargs)
+    run_random(session, "programs", 300)
 
 
 @nox.session(python=ANY_PYTHON, name="random-trees")
 def random_trees(session: nox.Session) -> None:
     """1,000 random trees of groups, others each time: does anything run that was left?"""
+    run_random(session, "trees", 1000)
+
+
+def run_random(session: nox.Session, kind: str, count: int) -> None:
     session.install(".[server,nkeys]", *group("test"))
     seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
-    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s random-trees")
-    session.env.update({"SWARMTASK_TREES": "1000", "SWARMTASK_SEED": seed})
-    file = "tests/conformance/test_random_trees.py"
-    session.run("pytest", file, *IN_PARALLEL, *session.posargs)
+    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s random-{kind}")
+    session.env.update({f"SWARMTASK_{kind.upper()}": str(count), "SWARMTASK_SEED": seed})
+    # Whoever looks for the shortest one that fails takes a while.
+    patiently = (*IN_PARALLEL, "-o", "faulthandler_timeout=600")
+    session.run("pytest", f"tests/conformance/test_random_{kind}.py", *patiently, *session.posargs)
 
 
 @nox.session(python=ANY_PYTHON)

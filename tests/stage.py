@@ -23,8 +23,9 @@
 # - A task that nobody was ever handed is known to have stopped to whoever takes it out of the
 #   queue. The others who hold it ask as soon as they hear that it was cancelled, which takes it out
 #   as well: who is first is chance, and no more is promised than that one of them knows. So where
-#   two dispatchers hold or run it, that is compared, not which one it is; those who come later are
-#   compared one by one.
+#   two dispatchers hold it, that is compared, not which one it is; those who come later are
+#   compared one by one. Where one of the two has called `run`, not even that is compared: the one
+#   who knows may be the call, which shows no future.
 # - A handler that lingers, so that it outlasts its cancellation, is waited for by nobody: that
 #   would take time. So none is in a group, and none is left where a worker is cut short.
 

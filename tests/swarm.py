@@ -191,7 +191,7 @@ class MemorySwarm(Swarm):
         self.broker._add(Task(capability, task_id, data))
 
     async def report(self, task_id: str, data: bytes) -> None:
-        self.broker._report(task_id, data)
+        self.broker._followers.tell(task_id, data)
 
     def count_followers(self) -> int:
         return sum(len(same) for same in self.broker._followers._all.values())

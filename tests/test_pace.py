@@ -68,21 +68,20 @@ async def test_newest_goes_out_in_time(autojump_clock: MockClock) -> None:
         for number in range(100, 110):
             paced.tell(b"x", number)
         assert sent.numbers[17:] == list(range(100, 110))
-        paced.end(send=True)
+        paced.end()
     assert len(sent.all) == 27
 
 
-@pytest.mark.parametrize("send", [True, False])
-async def test_end(autojump_clock: MockClock, send: bool) -> None:
-    """What was held goes out right then, the newest sixteen in their order; or nothing does."""
+async def test_end(autojump_clock: MockClock) -> None:
+    """What was held goes out right then, the newest sixteen in their order."""
     sent = Sent()
     async with trio.open_nursery() as nursery:
         paced = Paced(sent.send, nursery)
         for number in range(100):
             paced.tell(b"x", number)
-        paced.end(send=send)
-        paced.end(send=send)
-    assert sent.numbers == [*range(16), *(range(84, 100) if send else ())]
+        paced.end()
+        paced.end()
+    assert sent.numbers == [*range(16), *range(84, 100)]
     assert trio.current_time() == sent.began  # nothing waits any more
 
 
@@ -96,7 +95,7 @@ async def test_end_with_large_ones(autojump_clock: MockClock) -> None:
                 paced.tell(b"x" * size, number)
             at_once = len(sent.all)
             assert at_once <= 16
-            paced.end(send=True)
+            paced.end()
         assert sent.numbers[at_once:] == list(range(100 - held, 100))
 
 
@@ -109,6 +108,6 @@ async def test_no_more_is_held_than_goes_out(autojump_clock: MockClock) -> None:
             paced.tell(b"x" * size, number)
             assert paced._held_bytes <= 1_000_000
         assert paced._held_bytes == 16_000
-        paced.end(send=True)
+        paced.end()
     assert sent.numbers == [0, *range(24, 40)]
     assert paced._held_bytes == 0

@@ -174,7 +174,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
     def _end(self) -> None:
         """The handler has ended, and what came of it is about to be told."""
         if self._reports is not None:
-            self._reports.end(send=True)
+            self._reports.end()
 
     def _describe(self, progress: object, note: object, metadata: object) -> dict[str, str]:
         described = {_AGENT: self._runner._name, _ATTEMPT: str(self.attempt)}

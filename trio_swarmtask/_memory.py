@@ -198,9 +198,6 @@ class MemoryBroker(Broker):
                 outbox.listener.result_stored(task_id, data)
         return True
 
-    def _report(self, task_id: str, data: bytes) -> None:
-        self._followers.tell(task_id, data)
-
     def _set_aside(self, task: Task, reason: str) -> None:
         self.dead_letters.append(
             DeadLetter(task.capability, task.task_id, task.data, reason, task.deliveries)

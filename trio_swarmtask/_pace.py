@@ -78,14 +78,12 @@ class Paced(Generic[T]):
             self._waiting = trio.CancelScope()
             self._nursery.start_soon(self._send_newest, self._waiting)
 
-    def end(self, *, send: bool) -> None:
-        """There will be no more. What is held goes out now, in its order, or is dropped."""
+    def end(self) -> None:
+        """There will be no more. What is held goes out now, in its order."""
         if self._waiting is not None:
             self._waiting.cancel()
-        held = self._take()
-        if send:
-            for data, value in held:
-                self._go(data, value)
+        for data, value in self._take():
+            self._go(data, value)
 
     def _is_too_much(self) -> bool:
         return len(self._held) > _AT_ONCE or self._held_bytes > _MOST_HELD

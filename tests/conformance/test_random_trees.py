@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 import trio
@@ -34,7 +34,7 @@ from trio_swarmtask import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from trio_swarmtask.server import Server
@@ -80,6 +80,9 @@ class InMemory(Site):
             role._interrupt(gone)
 
 
+Role = TypeVar("Role", Dispatcher, Worker)
+
+
 class OnServer(Site):
     scale = 0.3
 
@@ -87,21 +90,21 @@ class OnServer(Site):
         self._server = server
         self._proxies: dict[Dispatcher | Worker, Proxy] = {}
 
-    @asynccontextmanager
-    async def dispatcher(self) -> AsyncIterator[Dispatcher]:
-        async with open_proxy(self._server.port) as proxy:
-            config = NATSConfig(proxy.url, reconnect_timeout=0.1)
-            async with open_dispatcher(config) as dispatcher:
-                self._proxies[dispatcher] = proxy
-                yield dispatcher
+    def dispatcher(self) -> AbstractAsyncContextManager[Dispatcher]:
+        return self._behind_proxy(open_dispatcher)
+
+    def worker(self) -> AbstractAsyncContextManager[Worker]:
+        return self._behind_proxy(open_worker)
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Worker]:
+    async def _behind_proxy(
+        self, open_role: Callable[[NATSConfig], AbstractAsyncContextManager[Role]]
+    ) -> AsyncIterator[Role]:
         async with open_proxy(self._server.port) as proxy:
             config = NATSConfig(proxy.url, reconnect_timeout=0.1)
-            async with open_worker(config) as worker:
-                self._proxies[worker] = proxy
-                yield worker
+            async with open_role(config) as role:
+                self._proxies[role] = proxy
+                yield role
 
     def lose(self, role: Dispatcher | Worker) -> None:
         self._proxies[role].cut(for_good=True)

@@ -77,7 +77,7 @@ async def test_handler_blocks(tmp_path: Path, row: Row, rng: random.Random, time
             runs = arena.ledger.runs[task]
             assert len(runs) <= 2, (task, runs)
         logs = "".join(worker.log for worker in arena.workers)
-    told = re.findall(r"the handler of work kept the Trio thread to itself for about (.*) s", logs)
+    told = re.findall(r"the handler of work kept the Trio thread to itself for about (.*?) s", logs)
     assert len(told) >= times
     assert all(2.5 * ACK_WAIT < float(seconds) < 5 * ACK_WAIT for seconds in told), told
     assert "keeps the Trio thread to itself" in logs

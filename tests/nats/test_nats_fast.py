@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 from nats.aio.transport import TcpTransport
 from proxy import open_proxy
 from streams import REPUBLISH, make
@@ -50,6 +52,29 @@ async def test_what_the_server_would_not_take_is_not_sent(nats_swarm: NATSSwarm)
 
 
 @within(20)
+async def test_largest_that_is_taken_is_one_size(nats_swarm: NATSSwarm) -> None:
+    """By whatever way it goes: what fits at first, and not with the headers of a second try."""
+    limit = 1024 * 1024
+
+    async def answer(message: Message) -> str:
+        return "x" * int(message.inputs["size"])
+
+    async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
+        await worker.handle("coder", answer)
+        result = await dispatcher.run("coder", Message(inputs={"size": "1"}))
+        now = datetime.now(UTC)
+        large = Message(submitted_by="me", created_at=now, submitted_at=now, inputs={"a": ""})
+        room = limit - len(structs.replace(large, id=result.id).encode())
+        large.inputs["a"] = "x" * (room - 120)
+        for call in (dispatcher.run, dispatcher.start):
+            with pytest.raises(InvalidMessageError, match=r"larger than the \d+ that the"):
+                await call("coder", large)
+        size = str(limit - len(result.encode()) - 10)
+        too_large = await dispatcher.run("coder", Message(inputs={"size": size}))
+        assert "larger than" in too_large.error
+
+
+@within(20)
 async def test_header_that_is_not_ascii(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw:
         heard: list[Incoming] = []
@@ -86,7 +111,7 @@ async def test_more_than_the_system_takes_at_once(
         proxy.freeze()
         for number in range(count):
             connection.publish("x", b"%09d" % number + b"x" * size)
-        await until(lambda: connection.client._has_backlog)
+        await until(lambda: connection.client.has_backlog)
         assert connection.is_congested
         proxy.thaw()
         await connection.wait_room()

@@ -183,7 +183,7 @@ def test_answer_to_a_publish_that_nobody_waits_for(
 async def test_nothing_is_published_for_a_role_that_was_closed(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw:
         raw.requests.close()
-        assert not publish_soon(raw.requests, Told(), b"x", b"", b"")
+        assert not publish_soon(raw.requests, Told(), b"x", b"", b"", 0)
 
 
 def test_task_of_a_result_that_is_handed_out() -> None:

@@ -12,7 +12,7 @@
 #   _leases                those of groups
 #   _deadline              deadlines that travel with their tasks
 #   _delivery              how a task at a worker is settled
-#   _reports               progress, as it is sent and heard
+#   _reports  _following   progress, as it is sent, and as it is heard
 #   _cancel                cancelling a task from afar, both ends
 #   _streams  _durables    found by what is needed, made where missing
 #   _result_store          the results of tasks: stored, fetched

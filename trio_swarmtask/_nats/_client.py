@@ -99,7 +99,8 @@ class Client(NATS):
     def __init__(self) -> None:
         super().__init__()
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
-        self._has_backlog = False  # when something was last written
+        self.has_backlog = False
+        """Whether the system did not take all that was last written."""
         self._ledger = Ledger()
         self.usable = False
         """Whether there is a connection, and the server knows all subscriptions."""
@@ -181,12 +182,12 @@ class Client(NATS):
         self._pending = []
         self._pending_data_size = 0
         writer.write(data)
-        self._has_backlog = writer.transport.get_write_buffer_size() > 0
-        return self._has_backlog or writer.is_closing()
+        self.has_backlog = writer.transport.get_write_buffer_size() > 0
+        return self.has_backlog or writer.is_closing()
 
     @property
     def unsent_size(self) -> int:
-        """Bytes that the system has not taken yet, where it did not take all at once."""
+        """Bytes that the system has not taken yet; to be asked while there is a backlog."""
         writer: Any = cast("TcpTransport", self._transport)._io_writer
         size: int = writer.transport.get_write_buffer_size()
         return self._pending_data_size + size

@@ -155,9 +155,8 @@ class Connection:
     def is_congested(self) -> bool:
         """Whether so much is to be sent that publishers should wait for room."""
         client = self.client
-        if client._has_backlog:
-            return client.unsent_size > _HIGH_WATER
-        return client._pending_data_size > _HIGH_WATER
+        size = client.unsent_size if client.has_backlog else client.pending_data_size
+        return size > _HIGH_WATER
 
     async def wait_room(self) -> None:
         """Wait until less is to be sent."""

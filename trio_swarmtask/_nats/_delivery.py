@@ -194,7 +194,8 @@ class NATSDelivery(Delivery):
         stream = self._settlement.streams.known_results
         # A stream that keeps one result a task refuses a second one by itself.
         block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
-        return publish_soon(self._settlement.requests, completion, subject, result, block)
+        requests = self._settlement.requests
+        return publish_soon(requests, completion, subject, result, block, FIRST_BYTES)
 
     async def is_done(self) -> bool:
         settlement = self._settlement

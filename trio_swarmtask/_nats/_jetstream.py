@@ -113,14 +113,19 @@ class Publish(Waiter):
 
 
 def publish_soon(
-    requests: Requests, publish: Publish, subject: bytes, data: bytes, block: bytes
+    requests: Requests, publish: Publish, subject: bytes, data: bytes, block: bytes, most: int
 ) -> bool:
     """As `publish`, without waiting, and with the headers as they go onto the wire.
 
-    Returns False if nothing was sent: there is no connection, or no room.
+    Args:
+      most: Bytes of the headers that it may need when it is published again: what is too large
+        then is not sent now.
+
+    Returns:
+      False if nothing was sent: there is no connection, or no room.
     """
     connection = requests.connection
-    if connection.is_congested or len(data) + len(block) > connection.client._max_payload:
+    if connection.is_congested or len(data) + most > connection.client.max_payload:
         return False
     try:
         requests.send(publish, subject, data, block)

@@ -96,7 +96,8 @@ class TaskStore:
         else:
             block = encode_headers(headers_of(task))
         subject = subject_of(task).encode()
-        return publish_soon(self._requests, _Put(on_end), subject, task.data, block)
+        most = headers_size(task)
+        return publish_soon(self._requests, _Put(on_end), subject, task.data, block, most)
 
     async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
         maybe_stored, look_for_later = tried, True
