@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from nats_servers import kill, listening
 from plain_nats import open_plain_client
 from proxy import HOST, OneWay
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 
 
 GONE = b"NATS/1.0 409 Gone\r\n\r\n"
+
+
+async def serve(config: NATSConfig, *, task_status: trio.TaskStatus[None]) -> None:
+    async with open_worker(config) as worker:
+        await worker.handle("coder", echo)
+        task_status.started()
+        await trio.sleep_forever()
 
 
 @within(30)
@@ -72,9 +80,10 @@ async def test_pull_that_expires_is_asked_anew(
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
 
 
+@pytest.mark.parametrize("closes", [False, True])
 @within(20)
-async def test_task_that_is_under_way_as_the_pull_ends(server: Server) -> None:
-    """It is run, and not leased to nobody for `ack_wait`."""
+async def test_task_that_is_under_way_as_the_pull_ends(server: Server, closes: bool) -> None:
+    """It is run, and not leased to nobody for `ack_wait`. A worker that closes gives it back."""
     link = OneWay(server.port)
     async with listening(link.serve) as port:
         config = NATSConfig(f"nats://{HOST}:{port}", ack_wait=3600)
@@ -82,6 +91,7 @@ async def test_task_that_is_under_way_as_the_pull_ends(server: Server) -> None:
             open_plain_client(server.port) as client,
             open_worker(config) as worker,
             open_dispatcher(server.url) as dispatcher,
+            trio.open_nursery() as nursery,
         ):
             await worker.handle("coder", echo)
             intakes = [one for one in gc.get_objects() if isinstance(one, NATSIntake)]
@@ -90,12 +100,19 @@ async def test_task_that_is_under_way_as_the_pull_ends(server: Server) -> None:
             future = await dispatcher.start("coder", Message())
             while not (await client.api("CONSUMER.INFO.TASKS.work-coder"))["num_ack_pending"]:
                 pass  # it is on its way
-            echoes = await client.subscribe("_INBOX.>")
-            await client.flush()
-            intake._on_message(Incoming(intake._inbox.encode(), None, GONE, b""))
-            await echoes.receive()  # behind the end of the pull
+            async with open_plain_client(server.port) as other:
+                echoes = await other.subscribe("_INBOX.>")
+                await other.flush()
+                intake._on_message(Incoming(intake._inbox.encode(), None, GONE, b""))
+                await echoes.receive()  # behind the end of the pull
+            if closes:
+                nursery.start_soon(worker.shutdown, 10)
+                await trio.testing.wait_all_tasks_blocked()
             link.free.set()
+            if closes:
+                await nursery.start(serve, config)
             assert (await future.wait()).status == Status.SUCCESS
+            nursery.cancel_scope.cancel()
 
 
 @within(20)

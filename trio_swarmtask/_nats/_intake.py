@@ -92,6 +92,7 @@ class NATSIntake(Intake):
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
+        self._ending = trio.Lock()
         self._known_until = 0  # sequence of the stream: may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
         self._refused: BrokerError | None = None
@@ -129,8 +130,6 @@ class NATSIntake(Intake):
     async def stop(self) -> None:
         self._stopped = True
         self._trouble.set()
-        if self._subscription is None:
-            await trio.lowlevel.checkpoint()
         await self._end_in_order()
 
     # Asking
@@ -287,17 +286,18 @@ class NATSIntake(Intake):
         # The pull ends with the interest in its inbox. What the server had sent by then still
         # comes in; the echo, sent on the same connection, comes in behind it. Else it would be
         # leased for `ack_wait`.
-        subscription, self._subscription = self._subscription, None
-        if subscription is None:
-            return
-        try:
-            with trio.move_on_after(_ECHO_SECONDS):
-                self._connection.end_at_server(subscription)
-                await self._requests.echo()
-        except (NotConnected, NoAnswer, SwarmTaskError) as exc:
-            logger.debug("the pull of %s ended without an echo: %r", self._capability, exc)
-        finally:
-            self._connection.unsubscribe(subscription)
+        async with self._ending:  # whoever finds it ended already has waited for that
+            subscription, self._subscription = self._subscription, None
+            if subscription is None:
+                return
+            try:
+                with trio.move_on_after(_ECHO_SECONDS):
+                    self._connection.end_at_server(subscription)
+                    await self._requests.echo()
+            except (NotConnected, NoAnswer, SwarmTaskError) as exc:
+                logger.debug("the pull of %s ended without an echo: %r", self._capability, exc)
+            finally:
+                self._connection.unsubscribe(subscription)
 
     def end_pull(self) -> None:
         subscription, self._subscription = self._subscription, None
