@@ -150,6 +150,19 @@ def run_random(session: nox.Session, kind: str, count: int) -> None:
 
 
 @nox.session(python=ANY_PYTHON)
+def fuzz(session: nox.Session) -> None:
+    """100,000 mutated messages of each kind that is read from the network: twenty minutes."""
+    session.install(".[server,nkeys]", *group("test"))
+    seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
+    session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s fuzz")
+    session.env.update({"SWARMTASK_FUZZ": "100000", "SWARMTASK_SEED": seed})
+    files = ("tests/nats/test_nats_fuzz.py", "tests/nats/test_nats_fuzz_server.py")
+    readers = "tests/test_untrusted.py"
+    patiently = (*IN_PARALLEL, "-o", "faulthandler_timeout=3600")
+    session.run("pytest", *files, readers, *patiently, *session.posargs)
+
+
+@nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
     left_out = ("test_can_fail", "test_faults_rounds")  # they have sessions of their own

@@ -97,6 +97,19 @@ class Proxy:
         await client.send_all(data)  # a checkpoint first: after a cut nothing is sent
 
 
+class OneWay(Proxy):
+    """Holds back what the server says, and nothing else."""
+
+    def __init__(self, server_port: int) -> None:
+        super().__init__(server_port)
+        self.free = trio.Event()
+        self.free.set()
+
+    async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
+        await self.free.wait()
+        await super()._answer(client, data)
+
+
 @asynccontextmanager
 async def open_proxy(server_port: int) -> AsyncIterator[Proxy]:
     """Listen on a free port for as long as the block lasts."""

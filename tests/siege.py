@@ -139,10 +139,10 @@ class Siege:
                 await trio.sleep(0.02)
         return missing
 
-    async def wait_left(self, count: int) -> int:
+    async def wait_left(self, count: int, seconds: float = 10) -> int:
         """Wait until so many tasks are left in the queue; return how many are."""
         left = -1
-        with trio.move_on_after(10):
+        with trio.move_on_after(seconds):
             while left != count:
                 left = (await self.client.api("STREAM.INFO.TASKS"))["state"]["messages"]
                 await trio.sleep(0.02)
@@ -216,7 +216,7 @@ class BrokenServer(Proxy):
         self.garbled = b""  # the next of these that the server says
         self.garbled_to = b""  # what is said instead, as long; if nothing, question marks
         self.greetings: list[bytes] = []  # of the next connections, which end with it
-        self._clients: set[trio.SocketStream] = set()
+        self._clients: dict[trio.SocketStream, trio.Lock] = {}
 
     async def serve(self, client: trio.SocketStream) -> None:
         if not self.greetings:
@@ -225,15 +225,17 @@ class BrokenServer(Proxy):
             await client.send_all(self.greetings.pop())
 
     async def say(self, data: bytes) -> None:
-        for client in list(self._clients):
-            await client.send_all(data)
+        for client, sending in list(self._clients.items()):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it has just gone
+                async with sending:
+                    await client.send_all(data)
 
     async def _join(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
-        self._clients.add(client)
+        self._clients[client] = trio.Lock()
         try:
             await super()._join(client, server)
         finally:
-            self._clients.discard(client)
+            del self._clients[client]
 
     async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
         if self.garbled and self.garbled in data:
@@ -241,7 +243,8 @@ class BrokenServer(Proxy):
             assert len(instead) == len(self.garbled)
             data = data.replace(self.garbled, instead, 1)
             self.garbled = self.garbled_to = b""
-        await super()._answer(client, data)
+        async with self._clients[client]:
+            await super()._answer(client, data)
 
 
 @asynccontextmanager

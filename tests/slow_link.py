@@ -22,9 +22,10 @@ _PIECE = 4096  # bytes
 class Link(Proxy):
     """Passes on what a server sends in pieces. Made by `open_link`."""
 
-    def __init__(self, server_port: int, rate: float) -> None:
+    def __init__(self, server_port: int, rate: float, latency: float) -> None:
         super().__init__(server_port)
         self.rate = rate  # bytes a second, to the client
+        self.latency = latency  # seconds, to the client
         self.allowance = math.inf  # bytes to the client, of each connection
         self.connections = 0
         self._clients: list[trio.SocketStream] = []
@@ -44,6 +45,7 @@ class Link(Proxy):
         self._clients.remove(client)
 
     async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
+        await trio.sleep(self.latency)
         for begin in range(0, len(data), _PIECE):
             piece = data[begin : begin + _PIECE]
             self._passed[client] += len(piece)
@@ -54,9 +56,11 @@ class Link(Proxy):
 
 
 @asynccontextmanager
-async def open_link(server_port: int, rate: float = math.inf) -> AsyncIterator[Link]:
+async def open_link(
+    server_port: int, rate: float = math.inf, latency: float = 0
+) -> AsyncIterator[Link]:
     """Listen on a free port for as long as the block lasts."""
-    link = Link(server_port, rate)
+    link = Link(server_port, rate, latency)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, link.serve, 0, host=HOST))
         link.port = listeners[0].socket.getsockname()[1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from fuzz import rounds, told
 from zoo import ZOO, spoiled
 
 import trio_swarmtask
@@ -171,6 +173,21 @@ READERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...],
 }
 
 
+# What is no JSON where all is well.
+TEXTS = {
+    "the lines of a server": [b'INFO {"max_payload":1048576}\r\n', b"MSG a 1 b 3\r\nabc\r\n"],
+    "headers": [
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0\r\nSwarm-Seconds-Left: 5.000\r\nSwarm-Lease: group-1\r\nStatus: 1\r\n\r\n",
+    ],
+    "the subject of an acknowledgement": [
+        b"$JS.ACK.S.c.1.5.5.1700000000000000000.0",
+        b"$JS.ACK.domain.account.S.c.1.5.5.1700000000000000000.0.token",
+    ],
+    "what is not permitted": [b"'Permissions Violation for Publish to \"a.b\"'"],
+}
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_reader(name: str) -> None:
     """The zoo, and each odd value in each place; the good text is read."""
@@ -183,6 +200,18 @@ def test_reader(name: str) -> None:
         except errors:
             refused += 1
     assert refused > len(ZOO) / 2 or read is read_future or not errors
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_reader_of_mutated(name: str) -> None:
+    """Of 200 in CI, of 100,000 by `nox -s fuzz`: see `test_nats_fuzz.py`."""
+    read, errors, sample = READERS[name]
+    samples = [json.dumps(sample).encode(), *TEXTS.get(name, ())]
+    for played in rounds(name):
+        with told(played):
+            for _ in range(played.count):
+                with suppress(*errors):
+                    read(played.mutated(samples))
 
 
 @pytest.mark.parametrize("stamp", [None, 5, "", "yesterday", "9999-99-99T00:00:00Z", "2026-01-01"])

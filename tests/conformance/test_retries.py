@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -224,6 +225,21 @@ async def test_retries_make_no_dead_letter(swarm: Swarm) -> None:
         result = await dispatcher.run("coder", Message(max_attempts=9))
     assert (result.outputs, handler.calls) == ("done", 6)
     assert await swarm.dead_letters() == {}
+
+
+@within(20)
+async def test_delay_without_an_end(swarm: Swarm) -> None:
+    """It is no reason to try again at once."""
+    handler = Flaky(math.inf, lambda: RetryTask(delay=1e300))
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", handler)
+        await worker.handle("other", Flaky(0))
+        future = await dispatcher.start("coder", THREE)
+        await until(lambda: worker.statistics().retried == 1)
+        for _ in range(3):  # time for a delivery that would come
+            await dispatcher.run("other", Message())
+        assert (handler.calls, worker.statistics().deliveries) == (1, 4)
+        await future.cancel()
 
 
 @within(20)

@@ -6,7 +6,8 @@
 #
 # A task's inputs say what its handler does: it takes ``seconds``, hogs the thread for ``hog``,
 # fails by an error that says ``fails``, fails at its first ``retries`` attempts, takes ``clean_up``
-# seconds once it is cancelled.
+# seconds once it is cancelled, reports without pause for so many seconds: ``reports``, with so many
+# bytes more than a number: ``size``.
 
 from __future__ import annotations
 
@@ -70,6 +71,8 @@ async def main(
         try:
             time.sleep(float(message.inputs.get("hog", 0)))  # noqa: ASYNC251 - that is the fault
             await trio.sleep(float(message.inputs.get("seconds", 0)))
+            if "reports" in message.inputs:
+                return {"by": name, "reported": await report(**message.inputs)}
             if "fails" in message.inputs:
                 raise ValueError(message.inputs["fails"])
             attempt = current_task().attempt
@@ -108,6 +111,15 @@ async def main(
                 logging.info("handlers were cut short")
             logging.info("%s", worker.statistics())
             nursery.cancel_scope.cancel()
+
+
+async def report(*, reports: str, size: str, **_: str) -> str:
+    """Returns the number of the last one."""
+    end, number, more = trio.current_time() + float(reports), 0, "x" * int(size)
+    while trio.current_time() < end:
+        number += 1
+        await current_task().report(None, f"{number} {more}")
+    return f"{number}"
 
 
 async def end_with_parent() -> None:

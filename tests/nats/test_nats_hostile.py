@@ -14,7 +14,7 @@ from plain_nats import open_plain_client
 from siege import MIB, BrokenServer, open_broken, open_siege
 from swarm import NATSSwarm, echo, within
 
-from trio_swarmtask import BrokerError, Message, Result, Status, open_dispatcher
+from trio_swarmtask import BrokerError, Message, Result, RetryTask, Status, open_dispatcher
 from trio_swarmtask._nats._delivery import NATSDelivery
 
 if TYPE_CHECKING:
@@ -32,6 +32,33 @@ async def test_something_else_has_the_port(server: Server, greeting: bytes) -> N
         proxy.cut()
         assert not await siege.serve(20)
         assert not proxy.greetings
+
+
+@within(20)
+async def test_note_of_a_pause_that_no_worker_makes(nats_swarm: NATSSwarm) -> None:
+    """It is passed over: the task would be handed out again and again, or never."""
+    calls = 0
+
+    async def handle(message: Message) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RetryTask(delay=0)
+        return calls
+
+    async with (
+        nats_swarm.dispatcher() as dispatcher,
+        nats_swarm.worker() as worker,
+        nats_swarm.raw() as raw,
+    ):
+        # The worker makes the stream of notes when it first needs one.
+        await worker.handle("coder", handle)
+        await raw.store("work.coder.bad", b"")
+        assert (await (await dispatcher.attach("bad")).wait()).status == Status.FAILED
+        for until in ("9" * 19, "9" * 18, "1" + "0" * 16, "9" * 30, "-1", "x"):
+            await raw.store(f"back.coder.t-1.retry.{until}", b"")
+        result = await dispatcher.run("coder", Message(id="t-1", max_attempts=2))
+        assert (result.outputs, worker.statistics().given_back) == (2, 0)
 
 
 @within(60)

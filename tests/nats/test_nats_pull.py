@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill
+import trio.testing
+from nats_servers import kill, listening
+from plain_nats import open_plain_client
+from proxy import HOST, OneWay
 from streams import make
 from swarm import Deaf, NATSSwarm, echo, until, within
 
-from trio_swarmtask import ClosedError, Message, Status
+from trio_swarmtask import (
+    ClosedError,
+    Message,
+    NATSConfig,
+    Status,
+    open_dispatcher,
+    open_worker,
+)
 from trio_swarmtask._broker import NewTask
 from trio_swarmtask._nats import _durables, _intake, _requests
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._error_lines import Refusal
+from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._nats._intake import NATSIntake
 from trio_swarmtask._nats._outbox import NATSOutbox
 
@@ -23,6 +35,16 @@ if TYPE_CHECKING:
 
     from trio_swarmtask._broker import Delivery
     from trio_swarmtask.server import Server
+
+
+GONE = b"NATS/1.0 409 Gone\r\n\r\n"
+
+
+async def serve(config: NATSConfig, *, task_status: trio.TaskStatus[None]) -> None:
+    async with open_worker(config) as worker:
+        await worker.handle("coder", echo)
+        task_status.started()
+        await trio.sleep_forever()
 
 
 @within(30)
@@ -56,6 +78,41 @@ async def test_pull_that_expires_is_asked_anew(
         await worker.handle("coder", echo)
         await until(lambda: statuses.count("408") > 1)
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@within(20)
+async def test_task_that_is_under_way_as_the_pull_ends(server: Server, closes: bool) -> None:
+    """It is run, and not leased to nobody for `ack_wait`. A worker that closes gives it back."""
+    link = OneWay(server.port)
+    async with listening(link.serve) as port:
+        config = NATSConfig(f"nats://{HOST}:{port}", ack_wait=3600)
+        async with (
+            open_plain_client(server.port) as client,
+            open_worker(config) as worker,
+            open_dispatcher(server.url) as dispatcher,
+            trio.open_nursery() as nursery,
+        ):
+            await worker.handle("coder", echo)
+            intakes = [one for one in gc.get_objects() if isinstance(one, NATSIntake)]
+            [intake] = [one for one in intakes if one._connection.is_up]
+            link.free = trio.Event()
+            future = await dispatcher.start("coder", Message())
+            while not (await client.api("CONSUMER.INFO.TASKS.work-coder"))["num_ack_pending"]:
+                pass  # it is on its way
+            async with open_plain_client(server.port) as other:
+                echoes = await other.subscribe("_INBOX.>")
+                await other.flush()
+                intake._on_message(Incoming(intake._inbox.encode(), None, GONE, b""))
+                await echoes.receive()  # behind the end of the pull
+            if closes:
+                nursery.start_soon(worker.shutdown, 10)
+                await trio.testing.wait_all_tasks_blocked()
+            link.free.set()
+            if closes:
+                await nursery.start(serve, config)
+            assert (await future.wait()).status == Status.SUCCESS
+            nursery.cancel_scope.cancel()
 
 
 @within(20)

@@ -9,17 +9,18 @@ import pytest
 import trio
 from nats_servers import configured, listening
 from plain_nats import PlainClient, Received, open_plain_client
-from proxy import HOST, Proxy, open_proxy
+from proxy import HOST, OneWay, Proxy, open_proxy
 from siege import logged
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, open_dispatcher, open_worker
 from trio_swarmtask._nats import _client, _requests
+from trio_swarmtask._nats._incoming import Incoming
 from trio_swarmtask._record_wire import encode
 from trio_swarmtask.results import Result, ResultStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from trio_swarmtask import Dispatcher, Future
@@ -118,8 +119,26 @@ async def test_who_keeps_up_hears_all(server: Server) -> None:
             for number in range(first, first + 16):
                 await client.publish(f"results.{future.id}", report(future.id, number))
             await until(lambda: len(heard) == first + 16)  # noqa: B023 - of this round
-            await dispatcher.start("nobody", Message())  # behind what is asked for
         assert heard == [f"{number}" for number in range(640)]
+        nursery.cancel_scope.cancel()
+
+
+@within(20)
+async def test_reports_that_grow_and_shrink(server: Server) -> None:
+    """What is asked for at a time goes with their size."""
+    heard: list[str] = []
+    async with (
+        open_plain_client(server.port) as client,
+        open_dispatcher(server.url) as dispatcher,
+        trio.open_nursery() as nursery,
+    ):
+        future = await dispatcher.start("nobody", Message())
+        await nursery.start(follow, future, heard)
+        for number in range(600):
+            size = 200_000 if 200 <= number < 300 else 0
+            await client.publish(f"results.{future.id}", report(future.id, number, size))
+            await until(lambda: len(heard) == number + 1)  # noqa: B023 - of this round
+        assert heard == [f"{number}" for number in range(600)]
         nursery.cancel_scope.cancel()
 
 
@@ -207,6 +226,53 @@ async def test_nothing_is_heard_twice_after_an_outage(
 
 
 @within(20)
+async def test_echo_that_comes_late_or_not_at_all(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then just as many may have come as were asked for before, though more were to come."""
+    monkeypatch.setattr(_client, "_RECONNECT_WAIT", 0.01)
+    echoes: list[Callable[[Incoming | None], None]] = []
+    monkeypatch.setattr(
+        _requests.Requests, "echo_soon", lambda _, callback: echoes.append(callback)
+    )
+    heard: list[str] = []
+    link = OneWay(server.port)
+    async with (
+        open_plain_client(server.port) as client,
+        listening(link.serve) as port,
+        open_dispatcher(f"nats://{HOST}:{port}") as dispatcher,
+        trio.open_nursery() as nursery,
+    ):
+        future = await dispatcher.start("nobody", Message())
+        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        await nursery.start(follow, future, heard)
+        for number in range(32):
+            await tell(client, future.id, range(number, number + 1))
+            await until(lambda: len(heard) == number + 1)  # noqa: B023 - of this round
+        [late] = echoes
+        link.free = trio.Event()
+        await tell(client, future.id, range(32, 33))
+        late(Incoming(b"", None, b"", b""))  # it takes what has not come for dropped
+        link.free.set()
+        await until(lambda: heard[-1] == "32")
+        await dispatcher.start("nobody", Message())  # behind what is asked for
+        for number in range(33, 200):
+            await tell(client, future.id, range(number, number + 1))
+            await until(lambda: len(heard) == number + 1)  # noqa: B023 - of this round
+        [_, missing] = echoes
+        link.cut()
+        await until(lambda: not connection.is_up)
+        missing(None)
+        await connection.wait_up()
+        missing(None)  # of a subscription that is gone
+        await dispatcher.start("nobody", Message())
+        await tell(client, future.id, range(200, 216))
+        await until(lambda: len(heard) == 216)
+        assert heard == [f"{number}" for number in range(216)]
+        nursery.cancel_scope.cancel()
+
+
+@within(20)
 async def test_begin_in_an_outage(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_client, "_RECONNECT_WAIT", 0.01)
     heard: list[str] = []
@@ -227,19 +293,6 @@ async def test_begin_in_an_outage(server: Server, monkeypatch: pytest.MonkeyPatc
         await tell(client, future.id, range(16))
         await until(lambda: heard == [f"{number}" for number in range(16)])
         nursery.cancel_scope.cancel()
-
-
-class OneWay(Proxy):
-    """Holds back what the server says, and nothing else."""
-
-    def __init__(self, server_port: int) -> None:
-        super().__init__(server_port)
-        self.free = trio.Event()
-        self.free.set()
-
-    async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
-        await self.free.wait()
-        await super()._answer(client, data)
 
 
 async def free_behind(echoes: trio.MemoryReceiveChannel[Received], link: OneWay) -> None:

@@ -133,8 +133,12 @@ class Connection:
         sink = Sink(callback).as_future()
         subscription = self._loop.step(self.client.subscribe(subject, queue, future=sink))
         if most:
-            self._loop.step(subscription.unsubscribe(most))
+            self.limit(subscription, most)
         return subscription
+
+    def limit(self, subscription: Subscription, most: int) -> None:
+        """Let the server end it after so many messages, if it has not ended it yet."""
+        self._loop.step(subscription.unsubscribe(most))
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Drop both ends; what is under way is lost."""

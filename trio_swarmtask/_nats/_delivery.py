@@ -48,6 +48,11 @@ _NOTE_SECONDS: Final = 0.5
 # one of the worker's places meanwhile.
 _LOOK_SECONDS: Final = 5.0
 _REASON_LIMIT: Final = 1000
+
+LONGEST_REST: Final = 9.2e9
+"""Seconds of a pause before a task is to be had again: JetStream counts nanoseconds in 64 bits."""
+_CLOCKS_DIFFER: Final = 60.0
+
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -218,6 +223,7 @@ class NATSDelivery(Delivery):
             return False
         headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
         # The note says until when, for a server that is killed forgets the delay of a NAK.
+        delay = min(delay, LONGEST_REST)
         until = trio.current_time() + self._settlement.clock + delay
         subject = f"{self._retries()}.{math.ceil(until * 1000)}"
         await self._keep("the note of a retry", subject, b"", headers)
@@ -229,7 +235,8 @@ class NATSDelivery(Delivery):
         if self.is_lost():
             return False
         if delay > 0:
-            self._settle(b'-NAK {"delay": %d}' % round(delay * 1_000_000_000))
+            nanoseconds = round(min(delay, LONGEST_REST) * 1_000_000_000)
+            self._settle(b'-NAK {"delay": %d}' % nanoseconds)
         else:
             self._settle(b"-NAK")
         return True
@@ -244,7 +251,10 @@ class NATSDelivery(Delivery):
     async def rests_for(self) -> float:
         notes = await self._find_notes(f"{self._retries()}.*")
         ends = [parse_count(subject.rpartition(".")[2]) or 0 for subject in notes]
-        return max(ends, default=0) / 1000 - trio.current_time() - self._settlement.clock
+        now = trio.current_time() + self._settlement.clock
+        rests = [end / 1000 - now for end in ends]
+        # One that says more is no note of ours: the task would never be run.
+        return max((rest for rest in rests if rest <= LONGEST_REST + _CLOCKS_DIFFER), default=0.0)
 
     def _retries(self) -> str:
         return f"back.{self.capability}.{self._token()}.retry"

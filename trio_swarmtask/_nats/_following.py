@@ -2,8 +2,10 @@
 #
 # Anybody may tell without pause, and a follower's link may be slow. What waits there for its turn
 # would hold up all else that comes on the connection, and the pings that tell that it is alive. So
-# the server is asked for so many reports, and for as many again while half of them are still to
-# come. If they come faster than that, it drops those between: nothing else is lost.
+# the server is asked for so many reports, and for more while half of them are still to come. If
+# they come faster than that, it has ended the subscription by then. The echo behind the question
+# tells: just as many have come as were asked for before. Then there is another subscription, and
+# what was told in between is dropped: nothing else is lost.
 #
 # What was asked for is over with the connection, and asked for anew on the next one: what came
 # before it is known to be up may have been all. And a subscription that the server has ended has
@@ -57,10 +59,12 @@ class Following(Source):
         self._last: Subscription | None = None  # the one before: the server has ended it
         self._refusal: Refusal | None = None  # of the current one
         self._number = 0  # of the subscription
-        self._asked = 0
+        self._room = 0  # for so many at a time
+        self._asked = 0  # of this subscription, in all
         self._heard = 0  # of these
-        self._size = 0  # of the largest of those before
-        self._largest = 0  # of these
+        self._checking = False  # whether the server had ended it when it was asked for more
+        self._size = 0  # of the largest, until it was asked
+        self._largest = 0  # of those since
 
     async def __aenter__(self) -> None:
         self._begun = True
@@ -84,7 +88,7 @@ class Following(Source):
         if self._refusal is not None:
             raise refused_error(self._connection, self._refusal)
         self._stands = True
-        self._ask_again_if_due()
+        self._ask_for_more_if_due()
 
     def end(self) -> None:
         if self._begun:
@@ -102,30 +106,62 @@ class Following(Source):
             self._drop_last()  # what it had under way has come before this
             self._heard += 1
             self._largest = max(self._largest, len(message.data))
-            self._ask_again_if_due()
+            self._ask_for_more_if_due()
         self._on_report(message.data)
 
-    def _ask_again_if_due(self) -> None:
-        if self._stands and 2 * self._heard >= self._asked and self._connection.is_up:
+    def _ask_for_more_if_due(self) -> None:
+        if self._current is None or self._checking or not self._is_live():
+            return
+        if not self._is_due():
+            return
+        self._measure()
+        if self._is_due():  # else they have become larger, and those that are left are enough
+            before = self._asked
+            self._asked = self._heard + self._room
+            self._connection.limit(self._current, self._asked)
+            self._checking = True
+            self._requests.echo_soon(partial(self._on_echo, self._number, before))
+
+    def _is_due(self) -> bool:
+        return 2 * (self._asked - self._heard) <= self._room
+
+    def _on_echo(self, number: int, before: int, echo: Incoming | None) -> None:
+        if number != self._number:
+            return
+        self._checking = False
+        if not self._is_live():
+            return  # the next connection has another subscription
+        if echo is None or self._heard == before:
             self._ask()
+        else:
+            self._ask_for_more_if_due()
+
+    def _is_live(self) -> bool:
+        lifetime = self._requests.lifetime
+        return self._stands and self._connection.is_up and not lifetime.is_over
+
+    def _measure(self, most: int = _MOST) -> None:
+        connection = self._connection
+        if self._largest:
+            self._size = connection.report_size = self._largest
+            self._largest = 0
+        room = _BYTES // connection.followed // (self._size + _OVERHEAD)
+        self._room = min(max(room, _FEWEST), most)
 
     def _ask(self, most: int = _MOST) -> None:
-        """Let so many come, behind what is under way."""
+        """Subscribe anew, behind what is under way of the last one."""
         connection = self._connection
         if not connection.is_up:
             raise NotConnected
         self._drop_last()
-        # In this order, or one that is published in between came twice, and there might be no place
-        # for both. So it is lost.
+        # In this order: there might be no place for both.
         self._last, self._current = self._current, None
         if self._last is not None:
             connection.end_at_server(self._last)
-        if self._heard:
-            self._size = connection.report_size = self._largest
-        room = _BYTES // connection.followed // (self._size + _OVERHEAD)
-        self._asked = min(max(room, _FEWEST), most)
+        self._measure(most)
         self._number += 1
-        self._heard = self._largest = 0
+        self._asked, self._heard = self._room, 0
+        self._checking = False
         self._refusal = None
         on_message = partial(self._on_message, self._number)
         self._current = connection.subscribe(self._subject, on_message, most=self._asked)

@@ -92,6 +92,7 @@ class NATSIntake(Intake):
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
+        self._ending = trio.Lock()
         self._known_until = 0  # sequence of the stream: may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
         self._refused: BrokerError | None = None
@@ -129,19 +130,7 @@ class NATSIntake(Intake):
     async def stop(self) -> None:
         self._stopped = True
         self._trouble.set()
-        subscription, self._subscription = self._subscription, None
-        if subscription is None:
-            await trio.lowlevel.checkpoint()
-            return
-        # The pull ends with the interest in its inbox. What the server had sent by then still
-        # comes in; the echo, sent on the same connection, comes in behind it.
-        with trio.move_on_after(_ECHO_SECONDS):
-            try:
-                self._connection.end_at_server(subscription)
-                await self._requests.echo()
-            except (NotConnected, NoAnswer, SwarmTaskError) as exc:
-                logger.debug("the pull of %s ended without an echo: %r", self._capability, exc)
-        self._connection.unsubscribe(subscription)
+        await self._end_in_order()
 
     # Asking
 
@@ -267,7 +256,7 @@ class NATSIntake(Intake):
                 return
             if self._refused is not None:
                 raise self._refused
-            self.end_pull()
+            await self._end_in_order()
             # Trouble at once and again must not spin; trouble after a while is met at once.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
             pause = 0.0 if long_ago else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
@@ -292,6 +281,23 @@ class NATSIntake(Intake):
         self._inbox = self._connection.client.new_inbox()
         self._subscription = self._connection.subscribe(self._inbox, self._on_message)
         self._top_up()
+
+    async def _end_in_order(self) -> None:
+        # The pull ends with the interest in its inbox. What the server had sent by then still
+        # comes in; the echo, sent on the same connection, comes in behind it. Else it would be
+        # leased for `ack_wait`.
+        async with self._ending:  # whoever finds it ended already has waited for that
+            subscription, self._subscription = self._subscription, None
+            if subscription is None:
+                return
+            try:
+                with trio.move_on_after(_ECHO_SECONDS):
+                    self._connection.end_at_server(subscription)
+                    await self._requests.echo()
+            except (NotConnected, NoAnswer, SwarmTaskError) as exc:
+                logger.debug("the pull of %s ended without an echo: %r", self._capability, exc)
+            finally:
+                self._connection.unsubscribe(subscription)
 
     def end_pull(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -190,6 +190,10 @@ class Requests:
         """Wait until the server has served what was sent before."""
         await self._wait(self._send(_Task(), None))
 
+    def echo_soon(self, callback: Callable[[Incoming | None], None]) -> None:
+        """As `echo`, without waiting: ``callback`` is told None if none came."""
+        self._send(_Callback(callback), None)
+
     async def _wait(self, inbox: bytes) -> Incoming:
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._waiting[inbox]
