@@ -70,10 +70,9 @@ class Cancellations:
         for stop in list(self._missing):
             self.leave(stop)
 
-    def end(self, stop: Stop, stopped: bool | None) -> None:
-        """It is done, and this is what came of it."""
+    def end(self, stop: Stop) -> None:
+        """All was done, and said."""
         del self._missing[stop]
-        stop.stopped(stopped)
 
     async def _store_results(self, stops: Sequence[Stop]) -> list[_Task]:
         tasks: list[_Task] = []
@@ -189,10 +188,7 @@ class _Queue:
         for task in never_ran:
             if not task.answers.running:  # else it was handed out in between, and will say more
                 self._waited.discard(task)
-                if task.is_out:
-                    self._end(task, True)
-                else:
-                    self._leave(task)  # the server refuses that, or somebody else was faster
+                self._end(task, True)
         with trio.move_on_after(grace):
             with trio.move_on_after(ANSWER_SECONDS):
                 await self._wait_ended()
@@ -201,15 +197,15 @@ class _Queue:
         # Of those that have ended, too: one that is between two attempts waits in the queue.
         await self._take_out([task for task in self._pending if not task.is_out])
         for task in list(self._pending):
-            verdict = task.answers.verdict()
-            if verdict is None and not task.is_out:
-                self._leave(task)  # as above
-            else:
-                self._end(task, verdict)
+            self._end(task, task.answers.verdict())
 
     def _end(self, task: _Task, stopped: bool | None) -> None:
         del self._pending[task]
-        self._together.end(task.stop, stopped)
+        task.stop.stopped(stopped)
+        if task.is_out or task.answers.verdict():
+            self._together.end(task.stop)
+        else:  # the server refuses it, or there was no answer, or somebody else was faster
+            self._together.leave(task.stop)
 
     def _leave(self, task: _Task) -> None:
         del self._pending[task]

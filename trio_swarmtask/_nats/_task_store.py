@@ -131,6 +131,8 @@ class TaskStore:
                     return False
                 look_for_later = False
                 return await attempt()
+            if not maybe_stored:  # else there may be two of it
+                task.receipt = msgspec.json.encode(ack)
             return not ack.duplicate
 
         async def already() -> bool | None:
