@@ -365,7 +365,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
                         else:
                             child.stopping = trio.Event()
                             together[child.future] = child
-                    nursery.start_soon(self._stop_together, together, nursery)
+                    if together:
+                        nursery.start_soon(self._stop_together, together, nursery)
 
     async def _stop_together(self, children: dict[Future, Child], nursery: trio.Nursery) -> None:
         """Cancel these, that are marked as being stopped; ``nursery`` runs what takes longer."""

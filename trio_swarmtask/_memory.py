@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +36,7 @@ from ._memory_schedules import MemorySchedules, MemoryTimetable
 from ._util import open_flat_nursery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from ._bucket import Bucket
     from ._source import Source
@@ -307,24 +307,24 @@ class _MemoryOutbox(Outbox):
         return notice
 
     async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
-        await self._lifetime.run(partial(self._stop_many, stops, grace))
-
-    async def _stop_many(self, stops: Sequence[Stop], grace: float) -> None:
         await trio.lowlevel.checkpoint()
-        told = []
+        notices: dict[Stop, _MemoryNotice] = {}
         for stop in stops:
-            if self._broker._finish_soon(stop.task_id, stop.result):
-                stop.stored()
-                told.append(
-                    (stop, self._tell([self._broker._queue(stop.capability)], stop.task_id))
-                )
-            else:
+            if self._lifetime.is_over or not self._broker._finish_soon(stop.task_id, stop.result):
                 stop.left()
-        with trio.move_on_after(grace):
-            for _, notice in told:
-                await notice.wait_ended()
-        for stop, notice in told:
+            else:
+                stop.stored()
+                queue = self._broker._queue(stop.capability)
+                notices[stop] = self._tell([queue], stop.task_id)
+        with suppress(ClosedError):
+            await self._lifetime.run(partial(self._wait_ended, notices.values(), grace))
+        for stop, notice in notices.items():
             stop.stopped(notice.verdict())
+
+    async def _wait_ended(self, notices: Iterable[_MemoryNotice], grace: float) -> None:
+        with trio.move_on_after(grace):
+            for notice in notices:
+                await notice.wait_ended()
 
     async def renew_lease(self, name: str) -> float:
         return await self._lifetime.run(partial(self._renew_lease, name))

@@ -20,6 +20,7 @@ from trio_swarmtask import (
     Result,
     Status,
     TaskState,
+    _group,
     open_dispatcher,
     open_worker,
 )
@@ -236,6 +237,32 @@ async def test_result_that_came_first(server: Server) -> None:
         assert first.state == TaskState.ENDED
         assert first.result.status == Status.SUCCESS
         assert second.result.cancelled_by
+
+
+@within(20)
+async def test_answers_that_come_when_the_block_was_left(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_group, "_TELLING", 0.1)
+    link = OneWay(server.port)
+    async with (
+        listening(link.serve) as port,
+        open_dispatcher(f"nats://{HOST}:{port}") as dispatcher,
+        open_plain_client(server.port) as client,
+    ):
+        async with dispatcher.open_group(grace=0) as group:
+            first, second = await start(group, 2)
+            link.free = trio.Event()
+            result = Result(id=first.id, status=Status.SUCCESS, outputs=5)
+            await client.publish(f"done.{first.id}", result.encode())
+            await client.flush()
+            group.cancel_scope.cancel()
+        assert states([first, second]) == {TaskState.OUTSTANDING}
+        link.free.set()
+        again = [await dispatcher.attach(future.id) for future in (first, second)]
+        assert (await again[0].wait()).outputs == 5
+        assert (await again[1].wait()).cancelled_by
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def answer(client: PlainClient, inbox: str, *words: bytes) -> None:

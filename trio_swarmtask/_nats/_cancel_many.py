@@ -63,12 +63,17 @@ class Cancellations:
 
     def leave(self, stop: Stop) -> None:
         """Leave it to the single way."""
-        del self._missing[stop]
-        stop.left()
+        if stop in self._missing:
+            del self._missing[stop]
+            stop.left()
 
     def leave_rest(self) -> None:
         for stop in list(self._missing):
             self.leave(stop)
+
+    def close(self) -> None:
+        """Tell no more: an answer may come that nobody waits for."""
+        self._missing.clear()
 
     def end(self, stop: Stop) -> None:
         """All was done, and said."""
@@ -80,7 +85,7 @@ class Cancellations:
 
         def on_end(stop: Stop, place: tuple[str, int], stored: bool) -> None:
             if stored:
-                stop.stored()
+                stop.stored()  # whoever waits for it
                 tasks.append(_Task(stop, *place))
             else:
                 self.leave(stop)

@@ -179,10 +179,11 @@ class NATSOutbox(Outbox):
     async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
         together = Cancellations(self._requests, self._delivered, stops)
         try:
-            await self._requests.lifetime.run(partial(together.stop, grace))
-        except SwarmTaskError as exc:  # each will say so
-            logger.debug("can't cancel %d tasks together: %s", len(stops), exc)
-        together.leave_rest()
+            with suppress(SwarmTaskError):  # each will say so
+                await self._requests.lifetime.run(partial(together.stop, grace))
+            together.leave_rest()
+        finally:
+            together.close()
 
     async def renew_lease(self, name: str) -> float:
         return await self._requests.lifetime.run(partial(self._leases.renew, name))
