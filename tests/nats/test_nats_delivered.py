@@ -43,7 +43,7 @@ async def test_stream_that_goes_while_it_is_asked(
 
 
 @within(20)
-async def test_what_is_asked_where_a_group_is_cancelled(nats_swarm: NATSSwarm) -> None:
+async def test_what_is_asked_where_many_are_cancelled(nats_swarm: NATSSwarm) -> None:
     """How far the durable has come is asked once for many, and nobody looks for what is not due."""
     asked: list[str] = []
     async with nats_swarm.worker() as gone:
@@ -54,9 +54,10 @@ async def test_what_is_asked_where_a_group_is_cancelled(nats_swarm: NATSSwarm) -
             "$JS.API.STREAM.MSG.GET.>", lambda each: asked.append(each.subject)
         )
         await raw.requests.echo()
-        async with dispatcher.open_group() as group:
-            futures = [await group.start("coder", Message()) for _ in range(50)]
-            group.cancel_scope.cancel()
+        futures = [await dispatcher.start("coder", Message()) for _ in range(50)]
+        async with trio.open_nursery() as nursery:
+            for future in futures:
+                nursery.start_soon(future.cancel)
         await raw.requests.echo()
         assert await raw.subjects("TASKS", ">") == []
     assert {future.state for future in futures} == {TaskState.STOPPED}
