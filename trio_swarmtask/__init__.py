@@ -47,5 +47,8 @@ from ._statistics import (
     WorkerStatistics as WorkerStatistics,
 )
 from ._updates import Updates as Updates
+from ._util import show_public_paths as _show_public_paths
 from ._wire import Message as Message, Result as Result
 from ._worker import Worker as Worker
+
+_show_public_paths(globals())

@@ -40,15 +40,17 @@ logger: Final = logging.getLogger("trio_swarmtask.bus")
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """What arrives on a subject."""
+    """What arrives on a subject.
+
+    Attributes:
+      subject: The one it was published on, without wildcards.
+      data: Its bytes.
+      reply: The subject to publish an answer on, if it is a request; else empty.
+    """
 
     subject: str
-    """The one it was published on, without wildcards."""
-
     data: bytes
-
     reply: str = ""
-    """The subject to publish an answer on, if it is a request; else empty."""
 
 
 class MessageBus(trio.abc.AsyncResource):

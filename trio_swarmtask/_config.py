@@ -42,47 +42,44 @@ class NATSConfig:
     Raises:
       ValueError: naming the setting that can't be, and what it may be.
       TypeError: for one of a wrong type.
+
+    Attributes:
+      url: ``nats://…``, ``tls://…``, or a comma-separated list. Empty: the environment's
+        ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      name: Shown by the server's monitoring. None: the role's name.
+      user: Of a login by name and password.
+      password: Shown nowhere.
+      token: Of a login by token. Shown nowhere.
+      credentials: Path of a credentials file (JWT and seed). Needs the extra ``nkeys``.
+      nkey_seed: Path of a file that holds an nkey seed. Needs the extra ``nkeys``.
+      tls: Asks for TLS with this context; ``tls://`` asks for it with the system's authorities.
+      connect_timeout: Seconds until a server must have answered. A refused connection is tried
+        again until then.
+      manage_streams: Make the streams and durables that are missing. False: only use what is there.
+      replicas: Of the streams that are made. 3 outlives the loss of a machine, a power cut
+        included.
+      result_ttl: Seconds that a result is kept, where the stream of results is made.
+      ack_wait: Seconds after which a silent worker's task goes to another, where a durable is made.
+      reconnect_timeout: Seconds without a server after which the connection counts as lost for
+        good.
     """
 
     url: str = ""
-    """``nats://…``, ``tls://…``, or a comma-separated list. Empty: the environment's ``NATS_URL``,
-    else ``nats://127.0.0.1:4222``."""
-
     _: KW_ONLY
 
     name: str | None = None
-    """Shown by the server's monitoring. None: the role's name."""
-
     user: str | None = None
     password: str | None = None
     token: str | None = None
-
     credentials: str | Path | None = None
-    """Path of a credentials file (JWT and seed). Needs the extra ``nkeys``."""
-
     nkey_seed: str | Path | None = None
-    """Path of a file that holds an nkey seed. Needs the extra ``nkeys``."""
-
     tls: ssl.SSLContext | None = None
-    """Asks for TLS with this context; ``tls://`` asks for it with the system's authorities."""
-
     connect_timeout: float = 5.0
-    """Seconds until a server must have answered. A refused connection is tried again until then."""
-
     manage_streams: bool = True
-    """Make the streams and durables that are missing. False: only use what is there."""
-
     replicas: int = 1
-    """Of the streams that are made. 3 outlives the loss of a machine, a power cut included."""
-
     result_ttl: float = 24 * 60 * 60.0
-    """Seconds that a result is kept, where the stream of results is made."""
-
     ack_wait: float = 30.0
-    """Seconds after which a silent worker's task goes to another, where a durable is made."""
-
     reconnect_timeout: float = math.inf
-    """Seconds without a server after which the connection counts as lost for good."""
 
     def __post_init__(self) -> None:
         for setting in ("url", "name", "user", "password", "token", "credentials", "nkey_seed"):

@@ -86,9 +86,8 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
           BrokerError: if the server is lost for good, or refuses for good; with ``not_before``, if
             it is older than 2.12.
           ClosedError: if this dispatcher is closed.
-
-        Source: JetStream's publish acknowledgement and its header ``Nats-Msg-Id``.
         """
+        # JetStream's publish acknowledgement, and its header Nats-Msg-Id.
         self._check_open()
         start = self._starter.prepare(capability, message, not_before=not_before)
         stored = False
@@ -128,9 +127,8 @@ class Dispatcher(DispatcherBase, CanMap, metaclass=NoPublicConstructor):
             another form; nothing was sent.
           BrokerError: if the server is lost for good, refuses, or is older than 2.14.
           ClosedError: if this dispatcher is closed.
-
-        Source: JetStream's message schedules, header ``Nats-Schedule``.
         """
+        # JetStream's message schedules: the header Nats-Schedule.
         self._check_open()
         plan = make_plan(name, capability, message, cron, every, self._starter.fill)
         await self._outbox.timetable.put(plan)

@@ -44,12 +44,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A task that was set aside."""
+    """A task that was set aside.
+
+    Attributes:
+      capability: The one that the task was sent to.
+      task_id: The task's ID.
+      data: The envelope, as it was.
+      reason: Why nobody could do it.
+      deliveries: How often it was delivered.
+    """
 
     capability: str
     task_id: str
     data: bytes
-    """The envelope, as it was."""
     reason: str
     deliveries: int
 

@@ -58,17 +58,19 @@ class Retry:
 
     Raises:
       TypeError, ValueError: if a field has a value that can't be used.
+
+    Attributes:
+      on: Exception types, or a function that says whether one is. Of a group, each one must be.
+      first_delay: Seconds before the second attempt, at most; twice that before the next.
+      max_delay: Seconds before any attempt, at most.
+      timeouts: Whether a handler that took longer than its message's ``timeout`` may be tried
+        again.
     """
 
     on: type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool] = Exception
-    """Exception types, or a function that says whether one is. Of a group, each one must be."""
-
     first_delay: float = 1.0
-
     max_delay: float = 60.0
-
     timeouts: bool = False
-    """Whether a handler that took longer than its message's ``timeout`` may be tried again."""
 
     def __post_init__(self) -> None:
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)

@@ -42,20 +42,21 @@ _read_values: Final = reader(dict[str, Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A task that is started again and again, as the broker keeps it."""
+    """A task that is started again and again, as the broker keeps it.
+
+    Attributes:
+      name: What `Dispatcher.schedule` was given. Its tasks are ``<name>-<milliseconds>``.
+      capability: The one that each task is started in.
+      message: What each task is sent with, but for ``id`` and ``submitted_at``.
+      cron: Six fields, the second first; UTC. None if it has an interval.
+      every: Seconds from one task to the next. None if it goes by ``cron``.
+    """
 
     name: str
-    """What `Dispatcher.schedule` was given. Its tasks are ``<name>-<milliseconds>``."""
-
     capability: str
     message: Message
-    """What each task is sent with, but for ``id`` and ``submitted_at``."""
-
     cron: str | None = None
-    """Six fields, the second first; UTC. None if it has an interval."""
-
     every: int | None = None
-    """Seconds from one task to the next. None if it goes by ``cron``."""
 
 
 @dataclass(frozen=True, slots=True)

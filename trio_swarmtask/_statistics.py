@@ -18,47 +18,46 @@ class DispatcherStatistics:
 
     Of tasks: one ID that is started again, or attached, while its result is waited for is one.
     ``started + starting + attached == outstanding + resolved + given_up``.
+
+    Attributes:
+      outstanding: Tasks whose result has not come yet, those that are starting among them.
+      started: Tasks that were started here: the broker confirmed them, or their result came before
+        that.
+      starting: Tasks that are being started. One whose start fails, or is cut off, is in no count
+        then.
+      attached: Tasks whose future `Dispatcher.attach` was asked for.
+      resolved: Tasks whose result came, for a future that somebody held.
+      given_up: Tasks whose result did not come while somebody held the future: it was forgotten, a
+        `run` was cut off, or the dispatcher was closed, or lost its server for good.
     """
 
     outstanding: int
-    """Tasks whose result has not come yet, those that are starting among them."""
-
     started: int
-    """Tasks that were started here: the broker confirmed them, or their result came before that."""
-
     starting: int
-    """Tasks that are being started. One whose start fails, or is cut off, is in no count then."""
-
     attached: int
-    """Tasks whose future `Dispatcher.attach` was asked for."""
-
     resolved: int
-    """Tasks whose result came, for a future that somebody held."""
-
     given_up: int
-    """Tasks whose result did not come while somebody held the future: it was forgotten, a `run` was
-    cut off, or the dispatcher was closed, or lost its server for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Counts of one task group, at one moment. ``started`` is the sum of the others."""
+    """Counts of one task group, at one moment. ``started`` is the sum of the others.
+
+    Attributes:
+      started: Tasks of the group so far: one that was refused too, one ID that was started twice
+        once.
+      outstanding: Tasks that have no result yet, or had none when the block was left.
+      succeeded: Tasks whose result is a success.
+      failed: Tasks whose result is a failure or a timeout, or can't come any more; that others have
+        cancelled; or that were refused.
+      cancelled: Tasks that were cancelled by the group, or by `Future.cancel` here.
+    """
 
     started: int
-    """Tasks of the group so far: one that was refused too, one ID that was started twice once."""
-
     outstanding: int
-    """Tasks that have no result yet, or had none when the block was left."""
-
     succeeded: int
-    """Tasks whose result is a success."""
-
     failed: int
-    """Tasks whose result is a failure or a timeout, or can't come any more; that others have
-    cancelled; or that were refused."""
-
     cancelled: int
-    """Tasks that were cancelled by the group, or by `Future.cancel` here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +65,39 @@ class WorkerStatistics:
     """Counts of one worker, at one moment.
 
     ``deliveries`` is the sum of all that follow.
+
+    Attributes:
+      capabilities: How many it handles.
+      deliveries: Deliveries that it took in hand so far. One of a task that was in hand is no other
+        one.
+      in_flight: Tasks that it holds: running, or ended and waiting for their result's confirmation.
+      succeeded: Tasks whose result, a success, this worker stored.
+      failed: Tasks whose result, a failure, this worker stored.
+      timed_out: Tasks whose result, a timeout, this worker stored.
+      cancelled: Tasks that were cancelled, or had another's result, while this worker had them in
+        hand.
+      retried: Tasks that failed, and were put back to be tried again.
+      superseded: Deliveries of tasks that had another result: one that was there before a handler
+        was called, or that was stored before its own.
+      given_back: Deliveries given back to the queue.
+      dead_letters: Tasks set aside as dead letters.
+      leases_lost: Deliveries let be because the lease was not renewed in time: the task is another
+        worker's. A handler that ran was cancelled. And those that could not be given back: the
+        lease lapses.
     """
 
     capabilities: int
-    """How many it handles."""
-
     deliveries: int
-    """Deliveries that it took in hand so far. One of a task that was in hand is no other one."""
-
     in_flight: int
-    """Tasks that it holds: running, or ended and waiting for their result's confirmation."""
-
     succeeded: int
-    """Tasks whose result, a success, this worker stored."""
-
     failed: int
-    """Tasks whose result, a failure, this worker stored."""
-
     timed_out: int
-    """Tasks whose result, a timeout, this worker stored."""
-
     cancelled: int
-    """Tasks that were cancelled, or had another's result, while this worker had them in hand."""
-
     retried: int
-    """Tasks that failed, and were put back to be tried again."""
-
     superseded: int
-    """Deliveries of tasks that had another result: one that was there before a handler was called,
-    or that was stored before its own."""
-
     given_back: int
-    """Deliveries given back to the queue."""
-
     dead_letters: int
-    """Tasks set aside as dead letters."""
-
     leases_lost: int
-    """Deliveries let be because the lease was not renewed in time: the task is another worker's.
-    A handler that ran was cancelled. And those that could not be given back: the lease lapses."""
 
 
 class Tally:

@@ -1,5 +1,5 @@
-# Two small things that every layer needs: classes that only `open_*` makes, and a nursery that does
-# not show in the user's errors.
+# Three small things that every layer needs: classes that only `open_*` makes, names that show where
+# users find them, and a nursery that does not show in the user's errors.
 #
 # A nursery wraps what leaves its block in an exception group. The nurseries of this library are
 # its own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as
@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import inspect
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 T = TypeVar("T")
 
@@ -28,6 +29,21 @@ class NoPublicConstructor(type):
 
     def _create(cls: type[T], *args: Any, **kwargs: Any) -> T:
         return super().__call__(*args, **kwargs)  # type: ignore[misc, no-any-return]  # type.__call__
+
+
+def show_public_paths(namespace: Mapping[str, Any]) -> None:
+    """Let what a public module imports from private ones show the public path.
+
+    That is what tracebacks, ``repr`` and ``help`` name. Of what is in several, the first counts.
+    """
+    for name, value in namespace.items():
+        origin = getattr(value, "__module__", None) or ""
+        if not name.startswith("_") and origin.startswith("trio_swarmtask.") and "._" in origin:
+            if isinstance(value, type):
+                # Whoever evaluates annotations that are text does so in the module that is named.
+                with suppress(NameError):  # what is imported for type checkers alone
+                    value.__annotations__ = inspect.get_annotations(value, eval_str=True)
+            value.__module__ = namespace["__name__"]
 
 
 def open_flat_nursery() -> AbstractAsyncContextManager[trio.Nursery]:

@@ -1,8 +1,8 @@
 # The two structs that users hold: Message and Result.
 #
-# Go programs read and write the same bytes. What the bytes look like, and how a struct becomes
-# bytes and comes back, is the affair of `_envelope.py` and `_codec.py`; here are the fields, what
-# they mean, and what a user can do.
+# Go programs read and write the same bytes: version 1 of the structs `Message` and `Result`. What
+# the bytes look like is in `_envelope.py`, and how a struct becomes bytes and comes back is in
+# `_codec.py`; here are the fields, what they mean, and what a user can do.
 
 from __future__ import annotations
 
@@ -32,56 +32,43 @@ T = TypeVar("T")
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One task on the wire: a JSON object on ``work.<capability>.<id>``.
 
-    Unknown keys are ignored. Source: version 1 of the Go struct ``Message``.
+    Unknown keys are ignored.
+
+    Attributes:
+      version: Of the envelope's form.
+      id: 1 to 128 of ``A-Z a-z 0-9 _ -``. Empty: the dispatcher makes one.
+      idempotency: A key of the caller's own for the effect that the task has.
+      correlation_id: Carried over to the result.
+      parent: ID of the task that started this one.
+      root: ID of the first task of the chain.
+      timeout: Whole seconds that one run of the handler may take. 0: the worker's default.
+      max_attempts: How often the task may be tried. 0: not said.
+      attempt: One-indexed. 0: not said, which counts as the first.
+      inputs: ``{name: text}``. May be empty.
+      prior: ``{task id: what it gave}``: anything JSON can carry; received as `msgspec.Raw`.
+      created_at: Aware. None: the dispatcher fills it in.
+      submitted_at: Aware. None: the dispatcher fills it in.
+      submitted_by: Who sent it. Empty: the dispatcher's ``name``.
+      tags: Free labels.
+      metadata: ``{name: text}``. May be empty.
     """
 
     version: int = VERSION
-    """Of the envelope's form."""
-
     id: str = ""
-    """1 to 128 of ``A-Z a-z 0-9 _ -``. Empty: the dispatcher makes one."""
-
     idempotency: str = ""
-    """A key of the caller's own for the effect that the task has."""
-
     correlation_id: str = ""
-    """Carried over to the result."""
-
     parent: str = ""
-    """ID of the task that started this one."""
-
     root: str = ""
-    """ID of the first task of the chain."""
-
     timeout: Int64 = 0
-    """Whole seconds that one run of the handler may take. 0: the worker's default."""
-
     max_attempts: Int64 = 0
-    """How often the task may be tried. 0: not said."""
-
     attempt: Int64 = 0
-    """One-indexed. 0: not said, which counts as the first."""
-
     inputs: dict[str, str] = {}
-    """``{name: text}``. May be empty."""
-
     prior: dict[str, Any] = {}
-    """``{task id: what it gave}``: anything JSON can carry; received as `msgspec.Raw`."""
-
     created_at: Time | None = None
-    """Aware. None: the dispatcher fills it in."""
-
     submitted_at: Time | None = None
-    """Aware. None: the dispatcher fills it in."""
-
     submitted_by: str = ""
-    """Who sent it. Empty: the dispatcher's ``name``."""
-
     tags: list[str] = []
-    """Free labels."""
-
     metadata: dict[str, str] = {}
-    """``{name: text}``. May be empty."""
 
     def encode(self) -> bytes:
         """The envelope's JSON.
@@ -160,41 +147,33 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How one task ended: a JSON object on ``done.<id>``.
 
-    Unknown keys are ignored. Source: version 1 of the Go struct ``Result``.
+    Unknown keys are ignored.
+
+    Attributes:
+      version: Of the envelope's form.
+      id: The task's. Empty in what a handler returns: the worker fills it in.
+      correlation_id: The message's.
+      status: How it ended.
+      outputs: Any JSON. None: no outputs.
+      error: What went wrong, in words; empty on success.
+      agent: The name of the worker.
+      attempt: One-indexed.
+      duration: Whole milliseconds that the handler took.
+      completed_at: Aware; the worker's clock.
+      metadata: ``{name: text}``. May be empty.
     """
 
     version: int = VERSION
-    """Of the envelope's form."""
-
     id: str = ""
-    """The task's. Empty in what a handler returns: the worker fills it in."""
-
     correlation_id: str = ""
-    """The message's."""
-
     status: Status
-    """How it ended."""
-
     outputs: Any = None
-    """Any JSON. None: no outputs."""
-
     error: str = ""
-    """What went wrong, in words; empty on success."""
-
     agent: str = ""
-    """The name of the worker."""
-
     attempt: Int64 = 0
-    """One-indexed."""
-
     duration: Int64 = 0
-    """Whole milliseconds that the handler took."""
-
     completed_at: Time | None = None
-    """Aware; the worker's clock."""
-
     metadata: dict[str, str] = {}
-    """``{name: text}``. May be empty."""
 
     def encode(self) -> bytes:
         """The envelope's JSON.

@@ -12,3 +12,6 @@ from ._errors import (
 )
 from ._memory_bus import MemoryBus as MemoryBus
 from ._open_bus import open_nats_bus as open_nats_bus
+from ._util import show_public_paths as _show_public_paths
+
+_show_public_paths(globals())

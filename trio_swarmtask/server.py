@@ -38,16 +38,17 @@ _READY: Final = "Server is ready"
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """A running nats-server. Made by `open_server`."""
+    """A running nats-server. Made by `open_server`.
+
+    Attributes:
+      port: The port for clients, on 127.0.0.1.
+      pid: The number of its process. Valid until the block is left.
+      store_dir: Where JetStream keeps its files.
+    """
 
     port: int
-    """The port for clients, on 127.0.0.1."""
-
     pid: int
-    """The number of its process. Valid until the block is left."""
-
     store_dir: Path
-    """Where JetStream keeps its files."""
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@
 #   _select  _merge               listing, updating
 #   _types  _errors  _locks       what the rest stands on
 
+from .._util import show_public_paths as _show_public_paths
 from ._bridge import as_result as as_result, publish_results as publish_results
 from ._errors import (
     InvalidResultError as InvalidResultError,
@@ -28,3 +29,5 @@ from ._types import (
     validate_result as validate_result,
     validate_task_id as validate_task_id,
 )
+
+_show_public_paths(globals())

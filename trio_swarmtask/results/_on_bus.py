@@ -56,16 +56,17 @@ class BusPublisherConfig:
     Raises:
       InvalidSubjectError: if results can't be announced under ``subject_prefix``.
       ValueError, TypeError: if a number is not a whole one from 1 up.
+
+    Attributes:
+      subject_prefix: Updates are announced on ``<prefix>.<task id>``.
+      buffer_size: Updates that a subscription holds for a slow reader.
+      max_results: Results that this process holds. Past that the oldest ones go, first those that
+        ended.
     """
 
     subject_prefix: str = "results"
-    """Updates are announced on ``<prefix>.<task id>``."""
-
     buffer_size: int = 16
-    """Updates that a subscription holds for a slow reader."""
-
     max_results: int = 10_000
-    """Results that this process holds. Past that the oldest ones go, first those that ended."""
 
     def __post_init__(self) -> None:
         check_subject(self.subject_prefix)

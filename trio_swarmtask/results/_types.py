@@ -26,23 +26,23 @@ _STATUSES: Final = frozenset(["pending", "success", "failed"])
 
 
 class ResultFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which results to list. All conditions must hold; a blank one always does."""
+    """Which results to list. All conditions must hold; a blank one always does.
+
+    Attributes:
+      status: That of the result. None: any.
+      task_id_prefix: What its task's ID begins with.
+      created_after: Exclusive. With a time zone.
+      created_before: Exclusive. With a time zone.
+      limit: How many results at most, the oldest ones. 0: no limit.
+      metadata: What a result's metadata must hold, beside anything else.
+    """
 
     status: ResultStatus | None = None
-
     task_id_prefix: str = ""
-
     created_after: datetime | None = None
-    """Exclusive. With a time zone."""
-
     created_before: datetime | None = None
-    """Exclusive. With a time zone."""
-
     limit: int = 0
-    """How many results at most, the oldest ones. 0: no limit."""
-
     metadata: dict[str, str] | None = None
-    """What a result's metadata must hold, beside anything else."""
 
     def matches(self, result: Result) -> bool:
         """Whether ``result`` fulfils all conditions; ``limit`` is none."""
