@@ -14,7 +14,7 @@ import trio_swarmtask.bus
 import trio_swarmtask.results
 import trio_swarmtask.server
 
-MODULES = (trio_swarmtask, trio_swarmtask.bus, trio_swarmtask.results, trio_swarmtask.server)
+MODULES = (trio_swarmtask, trio_swarmtask.bus, trio_swarmtask.results)
 
 
 def public_names(module: ModuleType) -> dict[str, object]:
