@@ -44,6 +44,21 @@ class Durable:
     """What to add to Trio's clock to have the server's, in seconds of 1970."""
 
 
+def _wanted(name: str, capability: str, ack_wait: float) -> dict[str, object]:
+    return {
+        "name": name,
+        "durable_name": name,
+        "filter_subject": f"work.{capability}.*",
+        "ack_policy": "explicit",
+        "ack_wait": round(ack_wait * _NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": 1_000_000,
+        "max_waiting": 65_536,  # pulls; the default of 512 is one for each of so many workers
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+    }
+
+
 async def find_durable(
     connection: Connection, requests: Requests, streams: Streams, capability: str
 ) -> Durable:
@@ -53,18 +68,7 @@ async def find_durable(
       BrokerError: if it may not be made, or the one that is there can't be used.
     """
     name = f"work-{capability}"
-    wanted = {
-        "name": name,
-        "durable_name": name,
-        "filter_subject": f"work.{capability}.*",
-        "ack_policy": "explicit",
-        "ack_wait": round(connection.config.ack_wait * _NANOSECONDS),
-        "max_deliver": -1,
-        "max_ack_pending": 1_000_000,
-        "max_waiting": 65_536,  # pulls; the default of 512 is one for each of so many workers
-        "deliver_policy": "all",
-        "replay_policy": "instant",
-    }
+    wanted = _wanted(name, capability, connection.config.ack_wait)
 
     async def look(stream: str) -> dict[str, Any] | None:
         try:
