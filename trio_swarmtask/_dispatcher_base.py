@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -19,8 +19,15 @@ from ._statistics import DispatcherStatistics
 
 if TYPE_CHECKING:
     from ._broker import Outbox
-    from ._group import TaskGroup
     from ._wire import Message
+
+
+class OpenGroup(Protocol):
+    """A group, or a map: its tasks are to end before their dispatcher does."""
+
+    _time_to_stop: float
+
+    async def _close(self, error: SwarmTaskError) -> None: ...
 
 
 class DispatcherBase:
@@ -34,7 +41,7 @@ class DispatcherBase:
         self._closing = False
         self._ended: SwarmTaskError | None = None
         self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
-        self._groups: set[TaskGroup] = set()  # that are open, those of maps too
+        self._groups: set[OpenGroup] = set()  # that are open, those of maps too
         self._aborted = 0
         self._host: DispatcherBase | None = None  # of a worker, of which this is one task's view
         self._parent: Message | None = None  # that task

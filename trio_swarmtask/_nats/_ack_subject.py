@@ -7,15 +7,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._durables import Durable
+
+class Consumer(Protocol):
+    """A durable, as far as the subjects of its deliveries name it."""
+
+    @property
+    def stream(self) -> str: ...
+    @property
+    def name(self) -> str: ...
 
 
-def is_first_delivery(durable: Durable) -> Callable[[bytes], object]:
+def is_first_delivery(durable: Consumer) -> Callable[[bytes], object]:
     """What tells that an ack subject is that of a task's first delivery, in the usual form.
 
     Nearly every one is. What it does not take is for `delivery_number` to read.
@@ -25,7 +32,7 @@ def is_first_delivery(durable: Durable) -> Callable[[bytes], object]:
     return re.compile(rb"%b%b\.%b\.%b\.%b" % (before, count, count, count, count)).fullmatch
 
 
-def delivery_number(reply: str, durable: Durable) -> int | None:
+def delivery_number(reply: str, durable: Consumer) -> int | None:
     """How often the task was delivered, from the ack subject; None if it is not our durable's."""
     tokens = _ack_tokens(reply)
     if len(tokens) < 9 or tokens[:4] != ["$JS", "ACK", durable.stream, durable.name]:
