@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trio_swarmtask._nats._jetstream import APIError, call, publish
+from trio_swarmtask._jetstream._api import APIError, call, publish
 
 if TYPE_CHECKING:
     from trio_swarmtask._nats._connection import Connection

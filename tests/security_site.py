@@ -23,8 +23,9 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _client, _outbox, _watch
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _bucket as _watch, _outbox
+from trio_swarmtask._nats import _client
 from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask.results import (
     Result as Record,
@@ -37,7 +38,7 @@ from trio_swarmtask.results import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask.server import Server
 
 

@@ -27,10 +27,10 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import Broker, Outbox, ResultListener
-from trio_swarmtask._memory_queue import Task
+from trio_swarmtask._abc import Broker, Outbox, ResultListener
+from trio_swarmtask._jetstream._reports import Following
+from trio_swarmtask._memory._queue import Task
 from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._following import Following
 from trio_swarmtask._nats._requests import open_requests
 
 AsyncTest = Callable[..., Awaitable[None]]

@@ -7,7 +7,7 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_swarmtask import AuthenticationError, BrokerError
-from trio_swarmtask._buffer import LossyBuffer
+from trio_swarmtask._sync import LossyBuffer
 
 
 async def rest(buffer: LossyBuffer[int]) -> list[int | str]:

@@ -17,8 +17,8 @@ import trio
 import trio.testing
 
 from trio_swarmtask import Message, Result, Status, _cli, _demo, server
-from trio_swarmtask._demo_report import Progress, Tally, problems, table
-from trio_swarmtask._demo_worker import count_words, summarize
+from trio_swarmtask._demo._report import Progress, Tally, problems, table
+from trio_swarmtask._demo._worker import count_words, summarize
 from trio_swarmtask._process import open_process
 
 if TYPE_CHECKING:

@@ -269,7 +269,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_architecture_names_what_is_there() -> None:
-    """Its modules and tests exist: `_job.py`, `tests/test_layers.py`, `test_chain`."""
+    """Its modules and tests exist: `_worker/_job.py`, `tests/test_layers.py`, `test_chain`."""
     folders = (ROOT, ROOT / "trio_swarmtask", ROOT / "tests")
     tests = {
         name

@@ -18,12 +18,12 @@ from trio_swarmtask import (
     TaskState,
     UnsupportedVersionError,
 )
-from trio_swarmtask._future import Holder
+from trio_swarmtask._dispatcher._future import Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_swarmtask._source import Source
+    from trio_swarmtask._abc import Source
 
 SUCCESS = Result(id="t-1", status=Status.SUCCESS, outputs={"a": [1]})
 FAILED = Result(id="t-1", status=Status.FAILED, error="disk full")

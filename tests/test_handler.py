@@ -11,12 +11,7 @@ from unittest import mock
 import pytest
 
 from trio_swarmtask import InvalidMessageError, Message, Result, Status
-from trio_swarmtask._handler import (
-    check_handler,
-    describe,
-    failed_result,
-    fill_result,
-)
+from trio_swarmtask._worker._handler import check_handler, describe, failed_result, fill_result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

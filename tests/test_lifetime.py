@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from trio_swarmtask import ClosedError
-from trio_swarmtask._lifetime import Lifetime
+from trio_swarmtask._sync import Lifetime
 
 
 def closed() -> ClosedError:

@@ -19,7 +19,7 @@ from trio_swarmtask import (
     open_idempotency,
     open_worker,
 )
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 from trio_swarmtask.bus import MemoryBus
 from trio_swarmtask.results import (
     BusPublisher,
@@ -34,7 +34,7 @@ from trio_swarmtask.results import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
 
     Run = Callable[[Callable[[], Awaitable[None]]], None]
 

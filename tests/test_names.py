@@ -11,15 +11,15 @@ from typing import Any, Final
 import pytest
 
 from trio_swarmtask import InvalidCapabilityError, InvalidMessageError
-from trio_swarmtask._names import (
+from trio_swarmtask._check import (
     check_capability,
     check_task_id,
     check_timeout,
     is_task_id,
     make_key,
     make_secrets,
-    shorten,
 )
+from trio_swarmtask._util import shorten
 
 GOOD: Final = ("a", "Z", "0", "-", "_", "a--b", "-a", "a-", "code-review_2", "A" * 64)
 BAD: Final = (

@@ -46,7 +46,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[NATSConfig]:
         finally:
             opened.append(None)
 
-    monkeypatch.setattr("trio_swarmtask._nats.open_nats_broker", open_nats_broker)
+    monkeypatch.setattr("trio_swarmtask._jetstream.open_nats_broker", open_nats_broker)
     monkeypatch.delenv("NATS_URL", raising=False)
     return opened
 
@@ -136,7 +136,7 @@ async def test_connecting_fails(opener: Open, monkeypatch: pytest.MonkeyPatch) -
         raise BrokerError(f"no server at {config.safe_url}")
         yield
 
-    monkeypatch.setattr("trio_swarmtask._nats.open_nats_broker", refused)
+    monkeypatch.setattr("trio_swarmtask._jetstream.open_nats_broker", refused)
     await refuse(BrokerError, "no server at nats://h", opener, "nats://h")
 
 

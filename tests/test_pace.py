@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_swarmtask._pace import Pace, Paced
+from trio_swarmtask._sync import Pace, Paced
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

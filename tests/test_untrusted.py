@@ -16,23 +16,26 @@ from zoo import ZOO, spoiled
 
 import trio_swarmtask
 from trio_swarmtask import InvalidMessageError, Message, Result, UnsupportedVersionError
-from trio_swarmtask._bucket import Entry
-from trio_swarmtask._codec import read_as
+from trio_swarmtask._abc import Entry
+from trio_swarmtask._check import Malformed, reader
+from trio_swarmtask._dispatcher._future import Future
+from trio_swarmtask._envelope import read_as
 from trio_swarmtask._errors import InvalidResultError
-from trio_swarmtask._future import Future
 from trio_swarmtask._idempotency import _read as read_entry
-from trio_swarmtask._nats._ack_subject import delivery_number, parse_count
-from trio_swarmtask._nats._answers import read_ack, read_answer
-from trio_swarmtask._nats._deadline import measure_clock, read_headers
-from trio_swarmtask._nats._durables import Durable
+from trio_swarmtask._jetstream._answers import read_ack, read_answer
+from trio_swarmtask._jetstream._api import measure_clock
+from trio_swarmtask._jetstream._headers import (
+    delivery_number,
+    find_firing,
+    parse_count,
+    read_headers,
+)
+from trio_swarmtask._jetstream._streams import Durable
 from trio_swarmtask._nats._error_lines import ErrorLine, read_refusal
-from trio_swarmtask._nats._firing import find_firing
-from trio_swarmtask._nats._incoming import Incoming, parse_headers
-from trio_swarmtask._nats._parser import Parser
+from trio_swarmtask._nats._protocol import Incoming, Parser, parse_headers
 from trio_swarmtask._nats._requests import status_of
-from trio_swarmtask._record_wire import decode as decode_record
+from trio_swarmtask._record import decode as decode_record
 from trio_swarmtask._schedule import Plan, make_firing, read_plans
-from trio_swarmtask._untrusted import Malformed, reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,12 +243,12 @@ DECODERS = re.compile(
     r"json\.decode\(|Decoder\(|json\.loads|b64decode|fromisoformat|literal_eval|pickle|yaml"
 )
 KNOWN = {
-    "_untrusted.py": 1,
-    "_nats/_parser.py": 1,  # INFO: whatever it raises replaces the connection
+    "_check.py": 1,
+    "_nats/_protocol.py": 1,  # INFO: whatever it raises replaces the connection
     # Of answers that `_answers.py` has found to be base64.
-    "_nats/_bucket.py": 2,
-    "_nats/_result_store.py": 1,
-    "_nats/_stored.py": 2,
+    "_jetstream/_api.py": 2,
+    "_jetstream/_bucket.py": 2,
+    "_jetstream/_results.py": 1,
 }
 
 
@@ -265,13 +268,13 @@ def test_readers_of_the_package_are_in_the_table() -> None:
         if count := len(re.findall(r"\breader\(", path.read_text())):
             made[path.name] = count
     assert made == {
-        "_untrusted.py": 2,  # itself, and read_json
+        "_check.py": 2,  # itself, and read_json
         "_answers.py": 2,
-        "_codec.py": 4,
+        "_envelope.py": 4,
         "_idempotency.py": 2,  # the second reads what was just written here
-        "_record_wire.py": 1,
+        "_record.py": 1,
         "_schedule.py": 2,
-        "_wire.py": 2,
+        "_message.py": 2,
     }
 
 

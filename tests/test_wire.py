@@ -23,7 +23,7 @@ from trio_swarmtask import (
     TaskTimeoutError,
     UnsupportedVersionError,
 )
-from trio_swarmtask._codec import encode_success
+from trio_swarmtask._envelope import encode_success
 
 WIRE: Final = Path(__file__).parent / "wire"
 INDIA: Final = timezone(timedelta(hours=5, minutes=30))

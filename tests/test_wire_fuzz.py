@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from trio_swarmtask import InvalidMessageError, Message, Result, Status, UnsupportedVersionError
-from trio_swarmtask._codec import encode_success
+from trio_swarmtask._envelope import encode_success
 
 settings.register_profile(
     "quick",

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from trio_swarmtask import VERSION, InvalidMessageError, Message, Result, Status
-from trio_swarmtask._codec import encode_success
+from trio_swarmtask._envelope import encode_success
 
 # What a field may not hold. Every field is one of these kinds.
 NOT_TEXT: Final = (None, 1, 1.5, True, b"x", ["x"], {"x": "y"})

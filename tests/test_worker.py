@@ -20,17 +20,17 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import Broker
-from trio_swarmtask._job import Job
-from trio_swarmtask._lane import Lanes
-from trio_swarmtask._memory_queue import _MemoryDelivery
-from trio_swarmtask._retry import NO_RETRY
-from trio_swarmtask._runner import JobRunner
+from trio_swarmtask._abc import Broker
+from trio_swarmtask._memory._queue import _MemoryDelivery
+from trio_swarmtask._worker._job import Job
+from trio_swarmtask._worker._lanes import Lanes
+from trio_swarmtask._worker._retry import NO_RETRY
+from trio_swarmtask._worker._runner import JobRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from trio_swarmtask._broker import Delivery, Intake, ResultListener
+    from trio_swarmtask._abc import Delivery, Intake, ResultListener
 
 
 async def stick(message: Message) -> None:

@@ -19,8 +19,8 @@ from stage import SOON, Different, Scene, Stage, Theatre
 from swarm import NATSSwarm, until
 
 from trio_swarmtask import MemoryBroker
-from trio_swarmtask._nats._jetstream import APIError
-from trio_swarmtask._nats._refusals import NO_CONSUMER, NO_MESSAGE, NO_STREAM
+from trio_swarmtask._jetstream._api import APIError
+from trio_swarmtask._jetstream._refusals import NO_CONSUMER, NO_MESSAGE, NO_STREAM
 from trio_swarmtask._util import leaves
 
 if TYPE_CHECKING:

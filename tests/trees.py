@@ -38,7 +38,7 @@ from trio_swarmtask import (
     Worker,
     current_task,
 )
-from trio_swarmtask._map import MapResults
+from trio_swarmtask._dispatcher._map import MapResults
 from trio_swarmtask._util import leaves
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 import msgspec
 import trio
 
-from ._buffer import LossyBuffer
+from ._abc import Source
+from ._check import check_count
 from ._errors import BusClosedError, InvalidMessageError
-from ._names import check_count, shorten
-from ._source import Source
 from ._subjects import check_pattern, check_queue, check_subject
-from ._util import leaves
+from ._sync import LossyBuffer
+from ._util import leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 T = TypeVar("T")
-
 logger: Final = logging.getLogger("trio_swarmtask.bus")
 
 

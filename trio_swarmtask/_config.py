@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ._names import shorten
+from ._util import shorten
 
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 _MOST_REPLICAS: Final = 5  # JetStream's limit

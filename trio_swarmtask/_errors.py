@@ -7,12 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
-
-if TYPE_CHECKING:
-    from ._wire import Result
 
 
 class SwarmTaskError(Exception):
@@ -64,38 +59,3 @@ class InvalidSubjectError(SwarmTaskError, ValueError):
 
 class InvalidResultError(SwarmTaskError, ValueError):
     """A result or filter with a field of a wrong type; a result too large, or malformed."""
-
-
-class TaskFailedError(SwarmTaskError):
-    """`Result.raise_for_status` on a result whose status is ``failed``."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__(result)
-        self.result = result
-        """The result as it was stored."""
-
-    def __str__(self) -> str:
-        return _tell(self.result, "failed")
-
-
-class TaskCancelledError(TaskFailedError):
-    """`Result.raise_for_status` on the result of a task that was cancelled."""
-
-    def __str__(self) -> str:
-        return f"task {self.result.id} was cancelled by {self.result.cancelled_by}"
-
-
-class TaskTimeoutError(SwarmTaskError):
-    """`Result.raise_for_status` on a result whose status is ``timeout``."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__(result)
-        self.result = result
-        """The result as it was stored."""
-
-    def __str__(self) -> str:
-        return _tell(self.result, "ran out of time")
-
-
-def _tell(result: Result, what: str) -> str:
-    return f"task {result.id} {what} at {result.agent or 'nobody'}: {result.error}"

@@ -21,7 +21,7 @@ import functools
 import hashlib
 import logging
 import secrets
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -29,33 +29,28 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 import trio
 
-from ._bucket import Refused
-from ._current import current_task
+from ._abc import Refused
+from ._check import Malformed, read_json, reader
 from ._envelope import Status
 from ._errors import ClosedError, InvalidMessageError, SwarmTaskError
-from ._handler import Handler, Value, check_handler, encode_result
-from ._lifetime import Lifetime
-from ._names import shorten
-from ._untrusted import Malformed, read_json, reader
-from ._util import NoPublicConstructor, open_flat_nursery
-from ._wire import Message, Result
+from ._message import Message, Result
+from ._sync import Lifetime
+from ._util import NoPublicConstructor, open_flat_nursery, shorten
+from ._worker._handler import Handler, Value, check_handler, encode_result
+from ._worker._job import current_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from ._bucket import Bucket, Entry
+    from ._abc import Broker, Bucket, Entry
 
 logger: Final = logging.getLogger("trio_swarmtask.idempotency")
-
 # Seconds that giving up a claim may take, or keeping an outcome while all is being cancelled.
 _SETTLE_SECONDS: Final = 1.0
-
 _NOTHING: Final = b"null"
-
 # In the attributes of a wrapped handler, where decorators that use `functools.wraps` copy it from:
 # by whom it is wrapped, and for which scope.
 _WRAPPED: Final = "_swarmtask_idempotent"
-
 _held: Final[ContextVar[frozenset[str]]] = ContextVar("trio_swarmtask.claims", default=frozenset())
 """The holders of the claims under which this runs."""
 
@@ -394,3 +389,25 @@ def _read(entry: Entry | None) -> Record | None:
         )
         return None
     return record
+
+
+# open_idempotency: which broker, which bucket.
+
+
+@asynccontextmanager
+async def host_idempotency(
+    broker: Broker, bucket: str, ttl: float, lease: float
+) -> AsyncIterator[Idempotency]:
+    """The same on an open broker."""
+    # In this order: whoever opens a bucket first makes it, and it is to keep outputs.
+    async with (
+        broker.open_bucket(bucket, ttl) as outcomes,
+        broker.open_bucket(bucket, lease) as claims,
+        open_flat_nursery() as late,
+    ):
+        idempotent = Idempotency._create(claims, outcomes, lease, late)
+        try:
+            yield idempotent
+        finally:
+            idempotent._close()
+            late.cancel_scope.cancel()

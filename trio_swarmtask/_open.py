@@ -13,14 +13,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ._broker import Broker
+from ._abc import Broker
+from ._check import check_bucket, check_count, check_timeout, check_ttl
 from ._config import NATSConfig
-from ._dispatcher import Dispatcher, host_dispatcher
-from ._names import check_count, shorten
-from ._worker import Worker, host_worker
+from ._dispatcher._dispatcher import Dispatcher, host_dispatcher
+from ._idempotency import Idempotency, host_idempotency
+from ._util import shorten
+from ._worker._worker import Worker, host_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from ._bus import MessageBus
 
 
 @asynccontextmanager
@@ -115,7 +119,7 @@ async def connect(
     if isinstance(broker, Broker):
         yield broker
         return
-    from ._nats import open_nats_broker
+    from ._jetstream import open_nats_broker
 
     async with open_nats_broker(named(as_config(broker), name or default_name())) as opened:
         yield opened
@@ -155,3 +159,84 @@ def _check_name(name: str | None) -> str:
 def default_name() -> str:
     """Host, process, a few random characters."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+# open_nats_bus: which server, whose connection.
+
+
+@asynccontextmanager
+async def open_nats_bus(
+    broker: str | NATSConfig | Broker | None = None, *, buffer_size: int = 256
+) -> AsyncIterator[MessageBus]:
+    """Open a bus on a NATS server; leaving the block is its `MessageBus.aclose`.
+
+    It is core NATS: no JetStream, nothing is made on the server.
+
+    Args:
+      broker: A URL, a `NATSConfig`, an open `Broker` to share, or None for the environment's
+        ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      buffer_size: Messages that a subscription holds before it drops the oldest.
+
+    Raises:
+      BrokerError: if the server can't be reached or refuses; also out of the block, when it is lost
+        for good.
+    """
+    from ._jetstream import NATSBroker
+    from ._nats import open_bus_on, open_nats_bus as connect
+
+    check_count("buffer_size", buffer_size)
+    if isinstance(broker, NATSBroker):
+        async with open_bus_on(broker.connection, buffer_size) as bus:
+            yield bus
+    elif isinstance(broker, Broker):
+        raise TypeError(f"a {type(broker).__name__} has no server: use MemoryBus() beside it")
+    else:
+        config = named(as_config(broker), default_name())
+        async with connect(config, buffer_size) as bus:
+            yield bus
+
+
+@asynccontextmanager
+async def open_idempotency(
+    broker: str | NATSConfig | Broker | None = None,
+    *,
+    bucket: str = "idempotency",
+    ttl: float = 24 * 60 * 60.0,
+    lease: float = 30.0,
+) -> AsyncIterator[Idempotency]:
+    """Open what makes a handler answer a second task of one key with what the first one gave.
+
+    ``await worker.handle("payer", idempotent(pay))``. The key is `Message.idempotency`. The outputs
+    of a success are kept in a key-value bucket, before they are the task's result. A task of the
+    same key and capability gets them, whatever its inputs. While the first one runs, others wait
+    for it, each in its place at its worker and within its own timeout. Failures, timeouts and
+    cancellations are not remembered: then one of the others runs, or the next to come.
+
+    At least once, all the same: a worker that dies after the effect, and before the outputs are
+    kept, leaves nothing to answer with.
+
+    Open it before the worker, so that its block is left after the worker's.
+
+    Args:
+      broker: A URL, a `NATSConfig`, an open `Broker` to share (a `MemoryBroker` too), or None for
+        the environment's ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+      bucket: 1 to 128 of ``A-Z a-z 0-9 _ -``. Made if it is missing; one that is there must allow
+        TTLs of single messages, or the claim of a worker that has died stays as long as outputs.
+      ttl: Seconds that outputs are remembered, from 1 up; ``math.inf``: for ever.
+      lease: Seconds that a key stays claimed if nothing is heard of the worker that runs its
+        handler, from 1 up to ``ttl``. A worker that can't reach the bucket for so long cancels the
+        handler.
+
+    Raises:
+      BrokerError: if the server can't be reached or refuses, or has no JetStream; also out of the
+        block, when it is lost for good.
+    """
+    check_bucket(bucket)
+    check_ttl(ttl)
+    if not 1 <= check_timeout(lease, "lease") <= ttl:
+        raise ValueError(f"lease must be from 1 second to the ttl of {ttl:g}, not {lease!r}")
+    async with (
+        connect(broker) as opened,
+        host_idempotency(opened, bucket, ttl, lease) as idempotent,
+    ):
+        yield idempotent

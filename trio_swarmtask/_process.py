@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
 KEPT_LINES: Final = 50
 """How many of the last lines of the output are kept for an error's message."""
-
 LINE_BYTES: Final = 4096
 """A longer line is cut."""
-
 END_SECONDS: Final = 5.0
 """Seconds between the SIGTERM at the end of the block and the SIGKILL."""
 

@@ -122,7 +122,6 @@ class Tally:
 
 
 _ENDS: Final = [field.name for field in fields(WorkerStatistics)][3:]
-
 ENDS_BY_STATUS: Final = {
     Status.SUCCESS: "succeeded",
     Status.FAILED: "failed",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ._errors import InvalidSubjectError
-from ._names import shorten
+from ._util import shorten
 
 # The server closes the connection over a line of more than 4,096 bytes, and a request's has two
 # subjects.
@@ -84,3 +84,16 @@ def _misplaced_wildcard(pattern: object) -> str:
     if ">" in tokens[:-1]:
         return "'>' stands for the rest, so it comes last"
     return ""
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether every subject that ``subject`` matches is matched by ``pattern`` too."""
+    held, needed = pattern.split("."), subject.split(".")
+    for index, token in enumerate(held):
+        if token == ">":
+            return index < len(needed)
+        if index >= len(needed) or needed[index] == ">":
+            return False
+        if token not in ("*", needed[index]):
+            return False
+    return len(held) == len(needed)

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -109,3 +110,20 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield exc
+
+
+_URL: Final = re.compile(r"\b(nats|tls|wss?)://.*", re.DOTALL)
+
+
+def shorten(value: object, limit: int = 160) -> str:
+    """The repr of ``value`` for an error message, cut to ``limit`` characters.
+
+    The URL of a server, which somebody has put into the wrong place, may hold a password: it is cut
+    off behind its scheme.
+    """
+    try:
+        text = repr(value)
+    except Exception as exc:  # noqa: BLE001 - a user's __repr__ may raise anything
+        text = f"<a {type(value).__name__}, whose repr raised {type(exc).__name__}>"
+    text = _URL.sub(r"\1://… (not shown: it may hold a password)", text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

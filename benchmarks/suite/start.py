@@ -26,7 +26,7 @@ TASK_ROUNDS: Final = 10
 IMPORTS: Final = {
     "trio, msgspec": "import trio, msgspec",
     "trio_swarmtask": "import trio_swarmtask",
-    "trio_swarmtask, NATS": "import trio_swarmtask, trio_swarmtask._nats",
+    "trio_swarmtask, NATS": "import trio_swarmtask, trio_swarmtask._jetstream",
     "trio, msgspec, nats, trio_asyncio": "import trio, msgspec, nats, trio_asyncio",
 }
 ONE_TASK: Final[dict[str, int | str]] = {"do": "run", "tasks": 1, "in_flight": 1, "payload": 0}

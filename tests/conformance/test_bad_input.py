@@ -7,8 +7,8 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._admission import NEWER_WORKER_DELAY
-from trio_swarmtask._broker import Delivery, NewTask
+from trio_swarmtask._abc import Delivery, NewTask
+from trio_swarmtask._worker._runner import NEWER_WORKER_DELAY
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_newer_version_is_left_for_newer_workers(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert NEWER_WORKER_DELAY >= 5
-    monkeypatch.setattr("trio_swarmtask._admission.NEWER_WORKER_DELAY", 0.3)
+    monkeypatch.setattr("trio_swarmtask._worker._runner.NEWER_WORKER_DELAY", 0.3)
     async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher:
         await outbox.store(NewTask("coder", "t1", b'{"version":2,"id":"t1","inputs":["?"]}'))
         async with swarm.worker(max_deliveries=2) as worker:

@@ -16,7 +16,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 from trio_swarmtask.results import (
     MemoryPublisher,
     Result,

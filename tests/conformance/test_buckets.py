@@ -9,7 +9,7 @@ from swarm import Swarm, until, within
 if TYPE_CHECKING:
     import pytest
 
-    from trio_swarmtask._bucket import Entry
+    from trio_swarmtask._abc import Entry
 
 
 @within(20)

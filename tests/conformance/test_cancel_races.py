@@ -8,21 +8,17 @@ import trio
 from staff import Waiting
 from swarm import Swarm, echo, until, within
 
-from trio_swarmtask import (
-    Message,
-    Result,
-    Status,
-    _service,
-)
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._cancelled import encode_cancelled
-from trio_swarmtask._memory_queue import _MemoryDelivery
-from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask import Message, Result, Status
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._memory._queue import _MemoryDelivery
+from trio_swarmtask._message import encode_cancelled
+from trio_swarmtask._worker import _capability as _service
 
 if TYPE_CHECKING:
     import pytest
 
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
 
 
 @within(20)

@@ -12,7 +12,7 @@ from staff import Waiting
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Message, TaskState
-from trio_swarmtask._nats import _cancel
+from trio_swarmtask._jetstream import _cancel
 
 
 @within(20)

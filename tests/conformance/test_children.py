@@ -16,10 +16,10 @@ from trio_swarmtask import (
     InvalidCapabilityError,
     Message,
     Status,
-    _children,
     current_task,
 )
 from trio_swarmtask._util import open_flat_nursery
+from trio_swarmtask._worker import _own_dispatcher as _children
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

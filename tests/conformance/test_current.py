@@ -17,7 +17,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._job import Job
+from trio_swarmtask._worker._job import Job
 
 
 def test_outside_of_a_handler() -> None:

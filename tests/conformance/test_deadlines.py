@@ -14,7 +14,7 @@ from trio_swarmtask import (
     Status,
     TaskTimeoutError,
 )
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 from trio_swarmtask._envelope import PAST_DEADLINE
 
 

@@ -23,7 +23,7 @@ from trio_swarmtask import (
 from trio_swarmtask._envelope import PAST_DEADLINE
 
 if TYPE_CHECKING:
-    from trio_swarmtask._broker import NewTask
+    from trio_swarmtask._abc import NewTask
 
 
 @within(20)

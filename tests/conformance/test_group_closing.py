@@ -17,7 +17,7 @@ from trio_swarmtask import (
     Result,
     TaskState,
 )
-from trio_swarmtask._map import MapResults
+from trio_swarmtask._dispatcher._map import MapResults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

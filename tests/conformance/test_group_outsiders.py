@@ -20,14 +20,14 @@ from trio_swarmtask import (
     TaskCancelledError,
     TaskState,
     TaskTimeoutError,
-    _group,
 )
+from trio_swarmtask._dispatcher import _group
 from trio_swarmtask._envelope import CANCELLED_BY, CAPABILITY, PAST_DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_swarmtask._broker import NewTask
+    from trio_swarmtask._abc import NewTask
 
     Canceller = Callable[[Swarm, Future], Awaitable[None]]
 

@@ -10,14 +10,8 @@ import trio
 from staff import WAIT, Staff
 from swarm import Swarm, until, within
 
-from trio_swarmtask import (
-    Message,
-    Retry,
-    RetryTask,
-    TaskFailedError,
-    TaskState,
-    _group,
-)
+from trio_swarmtask import Message, Retry, RetryTask, TaskFailedError, TaskState
+from trio_swarmtask._dispatcher import _group
 
 if TYPE_CHECKING:
     from trio_swarmtask import Future

@@ -20,7 +20,7 @@ from trio_swarmtask import (
     Status,
     open_idempotency,
 )
-from trio_swarmtask._bucket import Bucket, Entry, Refused, Watch
+from trio_swarmtask._abc import Bucket, Entry, Refused, Watch
 from trio_swarmtask._idempotency import Claim, _hash
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from trio_swarmtask import (
     TaskFailedError,
     TaskState,
 )
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 
 
 def in_seconds(seconds: float) -> datetime:

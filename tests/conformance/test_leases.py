@@ -10,8 +10,8 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import Delivery, Intake, NewTask
-from trio_swarmtask._service import Service
+from trio_swarmtask._abc import Delivery, Intake, NewTask
+from trio_swarmtask._worker._capability import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

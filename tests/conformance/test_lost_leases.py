@@ -13,15 +13,15 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Retry, Status
-from trio_swarmtask._broker import Delivery, Intake, NewTask
-from trio_swarmtask._memory_queue import _MemoryDelivery
-from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask._abc import Delivery, Intake, NewTask
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._memory._queue import _MemoryDelivery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_swarmtask import Worker
-    from trio_swarmtask._job import Job
+    from trio_swarmtask._worker._job import Job
 
 ACK_WAIT = 1.0
 

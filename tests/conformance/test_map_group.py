@@ -15,12 +15,12 @@ from trio_swarmtask import (
     Status,
     TaskState,
 )
-from trio_swarmtask._map import MapResults
+from trio_swarmtask._dispatcher._map import MapResults
 
 if TYPE_CHECKING:
     import pytest
 
-    from trio_swarmtask._broker import NewTask
+    from trio_swarmtask._abc import NewTask
 
 
 @within(20)

@@ -15,12 +15,12 @@ import trio
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Message
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_swarmtask._broker import Delivery, Outbox
+    from trio_swarmtask._abc import Delivery, Outbox
 
 
 async def store(outbox: Outbox, names: str, **settings: Any) -> None:

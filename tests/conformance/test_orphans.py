@@ -8,8 +8,8 @@ from staff import Waiting
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, TaskState
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._lease import Lease
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._dispatcher._group import Lease
 
 
 def orphan(task_id: str) -> NewTask:

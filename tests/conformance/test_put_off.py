@@ -12,11 +12,11 @@ import trio
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._service import Service
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._worker._capability import Service
 
 if TYPE_CHECKING:
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
 
 ACK_WAIT = 1.0
 AGAIN = Message(id="t1", inputs={"sent": "again"})

@@ -12,9 +12,9 @@ import trio
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Handler, Message, Result, Retry, RetryTask, Status, TaskState
-from trio_swarmtask._broker import Delivery
-from trio_swarmtask._memory_queue import _MemoryDelivery
-from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask._abc import Delivery
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._memory._queue import _MemoryDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable

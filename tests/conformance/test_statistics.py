@@ -37,12 +37,12 @@ from trio_swarmtask import (
     Worker,
     WorkerStatistics,
 )
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from trio_swarmtask._job import Job
+    from trio_swarmtask._worker._job import Job
     from trio_swarmtask.server import Server
 
     Run = Callable[[Callable[[], Awaitable[None]]], None]

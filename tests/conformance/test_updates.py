@@ -15,7 +15,7 @@ from trio_swarmtask import (
     Status,
     Updates,
 )
-from trio_swarmtask._record_wire import encode
+from trio_swarmtask._record import encode
 from trio_swarmtask.results import (
     Result,
     ResultStatus,

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_swarmtask import _admission
-from trio_swarmtask._nats import _delivery, _outbox, _result_store, _task_store
+from trio_swarmtask._jetstream import (
+    _delivery,
+    _outbox,
+    _results as _result_store,
+    _tasks as _task_store,
+)
+from trio_swarmtask._jetstream._api import PubAck, publish
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._jetstream._intake import NATSIntake
 from trio_swarmtask._nats._connection import NotConnected
-from trio_swarmtask._nats._delivery import NATSDelivery
-from trio_swarmtask._nats._intake import NATSIntake
-from trio_swarmtask._nats._jetstream import PubAck, publish
-from trio_swarmtask._service import Service
+from trio_swarmtask._worker import _runner as _admission
+from trio_swarmtask._worker._capability import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

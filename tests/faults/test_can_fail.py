@@ -12,7 +12,7 @@ from cases import CASES
 from ledger import BrokenInvariant
 from swarm import within
 
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     import random

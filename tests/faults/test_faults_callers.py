@@ -12,7 +12,9 @@ import trio
 from arena import Arena, open_arena
 from swarm import echo, within
 
-from trio_swarmtask import Message, Status, _handler, _starter, open_worker
+from trio_swarmtask import Message, Status, open_worker
+from trio_swarmtask._dispatcher import _core as _starter
+from trio_swarmtask._worker import _handler
 
 if TYPE_CHECKING:
     import random

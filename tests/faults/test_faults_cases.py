@@ -9,7 +9,7 @@ from arena import open_arena
 from cases import CASES, push_is_missed
 from swarm import within
 
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     import random

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fault_rows import Row
     from proxy import Proxy
 
-    from trio_swarmtask._group import OnFailure
+    from trio_swarmtask._dispatcher._group import OnFailure
 
 SIZE = 10  # tasks of a group
 ROUNDS_AT_ONCE = 4

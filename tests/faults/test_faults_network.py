@@ -14,7 +14,7 @@ from proxy import Proxy, open_proxy
 from swarm import within
 
 from trio_swarmtask import Dispatcher, Future, NATSConfig, open_dispatcher
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     import random

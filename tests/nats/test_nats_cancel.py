@@ -19,18 +19,18 @@ from trio_swarmtask import (
     Result,
     Status,
     TaskState,
-    _service,
     open_dispatcher,
     open_worker,
 )
 from trio_swarmtask._envelope import CAPABILITY
-from trio_swarmtask._nats import _cancel, _outbox, _stored
-from trio_swarmtask._nats._delivered import Delivered, Progress
-from trio_swarmtask._nats._jetstream import APIError, call
+from trio_swarmtask._jetstream import _api as _stored, _cancel, _outbox
+from trio_swarmtask._jetstream._api import APIError, call
+from trio_swarmtask._jetstream._cancel import Delivered, Progress
+from trio_swarmtask._worker import _capability as _service
 
 if TYPE_CHECKING:
-    from trio_swarmtask._broker import Delivery
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._abc import Delivery
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 

@@ -21,10 +21,10 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _lease_terms, _outbox, _streams
-from trio_swarmtask._nats._durables import Durable
-from trio_swarmtask._nats._lease_terms import LeaseTerms
-from trio_swarmtask._nats._outbox import NATSOutbox
+from trio_swarmtask._jetstream import _intake as _lease_terms, _outbox, _streams
+from trio_swarmtask._jetstream._intake import LeaseTerms
+from trio_swarmtask._jetstream._outbox import NATSOutbox
+from trio_swarmtask._jetstream._streams import Durable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from trio_swarmtask.bus import BusClosedError, MessageBus, NoRespondersError, op
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask._nats._requests import Requests
 
 numbers = itertools.count()

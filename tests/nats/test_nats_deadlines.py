@@ -10,10 +10,11 @@ import trio
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _durables
-from trio_swarmtask._nats._deadline import find_deadline, measure_clock
-from trio_swarmtask._nats._task_store import HEADER_BYTES
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _streams as _durables
+from trio_swarmtask._jetstream._api import measure_clock
+from trio_swarmtask._jetstream._headers import find_deadline
+from trio_swarmtask._jetstream._tasks import HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,9 @@ from trio_swarmtask import (
     Message,
     TaskState,
 )
-from trio_swarmtask._nats import _intake
+from trio_swarmtask._jetstream import _intake
+from trio_swarmtask._jetstream._cancel import Delivered, Progress
 from trio_swarmtask._nats._connection import NotConnected
-from trio_swarmtask._nats._delivered import Delivered, Progress
 from trio_swarmtask._nats._requests import NoAnswer
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from swarm import NATSSwarm, echo, until, within
 from test_nats_permissions import permitting
 
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _outbox
-from trio_swarmtask._nats._delivery import NATSDelivery, Settlement
-from trio_swarmtask._nats._reports import Reports
-from trio_swarmtask._nats._result_store import ResultStore
-from trio_swarmtask._nats._streams import Streams
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _outbox
+from trio_swarmtask._jetstream._delivery import NATSDelivery, Settlement
+from trio_swarmtask._jetstream._reports import Reports
+from trio_swarmtask._jetstream._results import ResultStore
+from trio_swarmtask._jetstream._streams import Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ async def test_newer_version_waits_where_no_notes_are_kept(
     nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would pass the limit of deliveries, and be a dead letter."""
-    monkeypatch.setattr("trio_swarmtask._admission.NEWER_WORKER_DELAY", 0.1)
+    monkeypatch.setattr("trio_swarmtask._worker._runner.NEWER_WORKER_DELAY", 0.1)
     async with nats_swarm.raw() as raw:
         await make(raw, "TASKS", "work.>", retention="workqueue")
         await make(raw, "TASK_RESULTS", "done.>", allow_direct=True)

@@ -30,7 +30,9 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _client, _outbox
+from trio_swarmtask._jetstream import _outbox
+from trio_swarmtask._jetstream._outbox import NATSOutbox
+from trio_swarmtask._nats import _client
 from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask._nats._error_lines import (
     MEANINGS,
@@ -39,7 +41,6 @@ from trio_swarmtask._nats._error_lines import (
     line_of,
     read_refusal,
 )
-from trio_swarmtask._nats._outbox import NATSOutbox
 from trio_swarmtask._nats._subscriptions import Ledger, find_refused
 from trio_swarmtask.bus import open_nats_bus
 from trio_swarmtask.server import Server, _open_server

@@ -20,7 +20,6 @@ from trio_swarmtask import (
     Message,
     NATSConfig,
     Status,
-    _service,
     open_broker,
     open_dispatcher,
     open_worker,
@@ -28,9 +27,10 @@ from trio_swarmtask import (
 from trio_swarmtask._nats import _client, _connection
 from trio_swarmtask._nats._connection import Connection, open_connection
 from trio_swarmtask._nats._requests import open_requests
+from trio_swarmtask._worker import _capability as _service
 
 if TYPE_CHECKING:
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask.server import Server
 
 

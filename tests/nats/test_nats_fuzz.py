@@ -43,10 +43,10 @@ from trio_swarmtask import (
     open_idempotency,
     open_worker,
 )
-from trio_swarmtask._bucket import Entry
+from trio_swarmtask._abc import Entry
 from trio_swarmtask._idempotency import _hash, _read
-from trio_swarmtask._nats._ack_subject import parse_count
-from trio_swarmtask._nats._delivery import LONGEST_REST
+from trio_swarmtask._jetstream._delivery import LONGEST_REST
+from trio_swarmtask._jetstream._headers import parse_count
 from trio_swarmtask.bus import open_nats_bus
 from trio_swarmtask.results import BusPublisher, Result, ResultStatus, open_kv_publisher
 

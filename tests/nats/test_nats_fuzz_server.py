@@ -23,16 +23,16 @@ from siege import BrokenServer, Siege, open_broken, open_siege
 from swarm import within
 
 from trio_swarmtask import Message, Status, UnsupportedVersionError
-from trio_swarmtask._nats import _client, _intake, _jetstream, _outbox, _requests
-from trio_swarmtask._nats._ack_subject import delivery_number
-from trio_swarmtask._nats._answers import read_ack, read_answer
+from trio_swarmtask._check import Malformed
+from trio_swarmtask._jetstream import _intake, _outbox
+from trio_swarmtask._jetstream._answers import read_ack, read_answer
+from trio_swarmtask._jetstream._headers import delivery_number
+from trio_swarmtask._jetstream._intake import NATSIntake
+from trio_swarmtask._nats import _client, _requests
 from trio_swarmtask._nats._client import Sink
 from trio_swarmtask._nats._error_lines import TOO_MANY_SUBSCRIPTIONS, ErrorLine, Meaning
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._nats._intake import NATSIntake
-from trio_swarmtask._nats._parser import Parser
+from trio_swarmtask._nats._protocol import Incoming, Parser
 from trio_swarmtask._nats._requests import Requests
-from trio_swarmtask._untrusted import Malformed
 from trio_swarmtask.results import (
     InvalidResultError,
     Result,
@@ -55,8 +55,8 @@ END = Result(status=ResultStatus.SUCCESS)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked again is asked soon, and what is missed is looked up soon."""
-    monkeypatch.setattr(_jetstream, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(_jetstream, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_requests, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(_requests, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(_intake, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(_intake, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(_requests, "REQUEST_SECONDS", 0.4)

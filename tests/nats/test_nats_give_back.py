@@ -9,7 +9,7 @@ import trio
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import Message, Status
-from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask._jetstream._delivery import NATSDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,16 +17,16 @@ from trio_swarmtask import (
     Status,
     TaskFailedError,
     TaskState,
-    _group,
     open_broker,
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._dispatcher import _group
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     from trio_swarmtask import Future
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
     from trio_swarmtask.server import Server
 
 

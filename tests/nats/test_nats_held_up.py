@@ -11,8 +11,8 @@ from plain_nats import open_plain_client
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._nats import _intake
-from trio_swarmtask._nats._intake import NATSIntake
+from trio_swarmtask._jetstream import _intake
+from trio_swarmtask._jetstream._intake import NATSIntake
 
 if TYPE_CHECKING:
     import pytest

@@ -15,7 +15,7 @@ from siege import MIB, BrokenServer, open_broken, open_siege
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import BrokerError, Message, Result, RetryTask, Status, open_dispatcher
-from trio_swarmtask._nats._delivery import NATSDelivery
+from trio_swarmtask._jetstream._delivery import NATSDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,17 +20,17 @@ from trio_swarmtask import (
     NATSConfig,
     open_dispatcher,
 )
-from trio_swarmtask._nats import _connection, _parser, _requests
-from trio_swarmtask._nats._ack_subject import delivery_number, is_first_delivery
+from trio_swarmtask._jetstream._api import Publish, _is_usual_ack, publish_soon
+from trio_swarmtask._jetstream._headers import delivery_number, is_first_delivery
+from trio_swarmtask._jetstream._results import result_id
+from trio_swarmtask._jetstream._streams import Durable
+from trio_swarmtask._nats import _connection, _protocol as _parser, _requests
 from trio_swarmtask._nats._connection import NotConnected, open_connection
-from trio_swarmtask._nats._durables import Durable
 from trio_swarmtask._nats._error_lines import Refusal
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._nats._jetstream import Publish, _is_usual_ack, in_time, publish_soon
 from trio_swarmtask._nats._loop import open_loop
-from trio_swarmtask._nats._requests import NoAnswer
-from trio_swarmtask._nats._result_store import result_id
-from trio_swarmtask._nats._streams import covers
+from trio_swarmtask._nats._protocol import Incoming
+from trio_swarmtask._nats._requests import NoAnswer, in_time
+from trio_swarmtask._subjects import covers
 
 if TYPE_CHECKING:
     from raw import Raw

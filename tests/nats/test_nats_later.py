@@ -19,16 +19,16 @@ from trio_swarmtask import (
     Status,
     open_dispatcher,
 )
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _later, _stored, _task_store
-from trio_swarmtask._nats._jetstream import APIError, call
-from trio_swarmtask._nats._refusals import NO_STREAM, SCHEDULES_DISABLED
-from trio_swarmtask._nats._streams import Streams
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _api as _stored, _tasks as _later, _tasks as _task_store
+from trio_swarmtask._jetstream._api import APIError, call
+from trio_swarmtask._jetstream._refusals import NO_STREAM, SCHEDULES_DISABLED
+from trio_swarmtask._jetstream._streams import Streams
 
 if TYPE_CHECKING:
     from swarm import Raw
 
-    from trio_swarmtask._nats._jetstream import PubAck
+    from trio_swarmtask._jetstream._api import PubAck
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 

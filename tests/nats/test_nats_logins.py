@@ -34,7 +34,7 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._subscribe import subscribe
+from trio_swarmtask._nats._requests import subscribe
 from trio_swarmtask.results import ResultStatus, open_kv_publisher, publish_results
 from trio_swarmtask.server import Server, _open_server
 

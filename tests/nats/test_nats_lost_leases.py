@@ -9,15 +9,15 @@ from proxy import open_proxy
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import Message, NATSConfig, Retry, Status, open_dispatcher, open_worker
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats._delivery import NATSDelivery
-from trio_swarmtask._nats._result_store import ResultStore
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._jetstream._results import ResultStore
 
 if TYPE_CHECKING:
     import pytest
 
-    from trio_swarmtask._broker import Delivery
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._abc import Delivery
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask.server import Server
 
 ACK_WAIT = 1.0

@@ -11,19 +11,25 @@ from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_connect import refusal
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _delivery, _durables, _result_store, _streams
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import (
+    _delivery,
+    _results as _result_store,
+    _streams,
+    _streams as _durables,
+)
+from trio_swarmtask._jetstream._api import APIError, call
+from trio_swarmtask._jetstream._refusals import NO_STREAM
 from trio_swarmtask._nats._client import Client
 from trio_swarmtask._nats._connection import Connection, NotConnected, open_connection
 from trio_swarmtask._nats._error_lines import Refusal
-from trio_swarmtask._nats._jetstream import APIError, RefusedError, call
-from trio_swarmtask._nats._refusals import NO_STREAM
+from trio_swarmtask._nats._requests import RefusedError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from trio_swarmtask._broker import Delivery
-    from trio_swarmtask._nats._broker import NATSBroker
+    from trio_swarmtask._abc import Delivery
+    from trio_swarmtask._jetstream._broker import NATSBroker
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 

@@ -13,13 +13,14 @@ from zoo import ZOO
 
 from trio_swarmtask import Message, open_dispatcher, open_idempotency, open_worker
 from trio_swarmtask._idempotency import Claim, _hash
-from trio_swarmtask._nats import _client, _watch
-from trio_swarmtask._nats._bucket import NATSBucket
-from trio_swarmtask._nats._incoming import Incoming
+from trio_swarmtask._jetstream import _bucket as _watch
+from trio_swarmtask._jetstream._bucket import NATSBucket
+from trio_swarmtask._nats import _client
+from trio_swarmtask._nats._protocol import Incoming
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
 if TYPE_CHECKING:
-    from trio_swarmtask._bucket import Entry
+    from trio_swarmtask._abc import Entry
     from trio_swarmtask.server import Server
 
 HASH = _hash("payer", "order-17")

@@ -26,7 +26,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -11,9 +11,8 @@ import pytest
 import trio
 from hypothesis import given, settings, strategies as st
 
-from trio_swarmtask._nats import _parser
-from trio_swarmtask._nats._incoming import Incoming, parse_headers
-from trio_swarmtask._nats._parser import Parser, Unreadable
+from trio_swarmtask._nats import _protocol as _parser
+from trio_swarmtask._nats._protocol import Incoming, Parser, Unreadable, parse_headers
 
 
 class Subscriptions:

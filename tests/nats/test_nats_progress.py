@@ -28,7 +28,7 @@ from trio_swarmtask.results import (
 )
 
 if TYPE_CHECKING:
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
     from trio_swarmtask.server import Server
 
 

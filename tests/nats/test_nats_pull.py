@@ -22,18 +22,19 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _durables, _intake, _requests
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _intake, _streams as _durables
+from trio_swarmtask._jetstream._intake import NATSIntake
+from trio_swarmtask._jetstream._outbox import NATSOutbox
+from trio_swarmtask._nats import _requests
 from trio_swarmtask._nats._connection import NotConnected
 from trio_swarmtask._nats._error_lines import Refusal
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._nats._intake import NATSIntake
-from trio_swarmtask._nats._outbox import NATSOutbox
+from trio_swarmtask._nats._protocol import Incoming
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
     from trio_swarmtask.server import Server
 
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import nats.errors
 import pytest
 
-from trio_swarmtask._nats import _reader
+from trio_swarmtask._nats import _io as _reader
 from trio_swarmtask._nats._loop import open_loop
-from trio_swarmtask._nats._parser import Parser
+from trio_swarmtask._nats._protocol import Parser
 
 
 class Socket:

@@ -10,11 +10,11 @@ import trio
 from swarm import within
 
 from trio_swarmtask import BrokerError, NATSConfig, open_dispatcher
-from trio_swarmtask._nats import _jetstream
-from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._jetstream import APIError, in_time, persist
-from trio_swarmtask._nats._refusals import FINAL, IN_FLIGHT, PASSING, passes
-from trio_swarmtask._nats._troubles import Troubles
+from trio_swarmtask._jetstream._api import APIError
+from trio_swarmtask._jetstream._refusals import FINAL, IN_FLIGHT, PASSING, passes
+from trio_swarmtask._nats import _requests
+from trio_swarmtask._nats._connection import Troubles, open_connection
+from trio_swarmtask._nats._requests import in_time, persist
 
 if TYPE_CHECKING:
     from trio_swarmtask.server import Server
@@ -127,6 +127,6 @@ async def test_pause_grows(autojump_clock: object, monkeypatch: pytest.MonkeyPat
     pauses = [0.0]
     for _ in range(8):
         before = trio.current_time()
-        pauses.append(await _jetstream._pause(pauses[-1], 2.0))
+        pauses.append(await _requests._pause(pauses[-1], 2.0))
         assert trio.current_time() - before == pytest.approx(pauses[-1])
     assert pauses[1:] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]

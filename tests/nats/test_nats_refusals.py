@@ -21,7 +21,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from streams import REPUBLISH, config_of, make, make_durable, use
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import NewTask
+from trio_swarmtask._abc import NewTask
 
 ONE_EACH = {"max_msgs_per_subject": 1, "discard": "new", "discard_new_per_subject": True}
 

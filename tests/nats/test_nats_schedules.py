@@ -12,15 +12,15 @@ from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, Status, TaskState, open_dispatcher
 from trio_swarmtask._cron import parse_cron
-from trio_swarmtask._nats import _schedules
-from trio_swarmtask._nats._jetstream import APIError, publish
+from trio_swarmtask._jetstream import _schedules
+from trio_swarmtask._jetstream._api import APIError, publish
 from trio_swarmtask._schedule import Plan
 
 if TYPE_CHECKING:
     from raw import Raw
 
-    from trio_swarmtask._broker import Delivery
-    from trio_swarmtask._nats._jetstream import PubAck
+    from trio_swarmtask._abc import Delivery
+    from trio_swarmtask._jetstream._api import PubAck
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 

@@ -38,14 +38,13 @@ from trio_swarmtask import (
     open_worker,
 )
 from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._requests import open_requests
-from trio_swarmtask._nats._subscribe import subscribe
+from trio_swarmtask._nats._requests import open_requests, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
 
 
 class Entry(NamedTuple):

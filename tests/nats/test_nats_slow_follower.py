@@ -15,8 +15,8 @@ from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import BrokerError, Message, open_dispatcher, open_worker
 from trio_swarmtask._nats import _client, _requests
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._record_wire import encode
+from trio_swarmtask._nats._protocol import Incoming
+from trio_swarmtask._record import encode
 from trio_swarmtask.results import Result, ResultStatus
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from test_nats_results import ONE_EACH, result_bytes
 from trio.testing import MockClock
 
 from trio_swarmtask import Message, NATSConfig, Status, open_broker, open_dispatcher, open_worker
-from trio_swarmtask._nats import _client, _intake, _outbox, _portions, _requests
+from trio_swarmtask._jetstream import _intake, _outbox, _portions
+from trio_swarmtask._jetstream._portions import Portions
+from trio_swarmtask._nats import _client, _requests
 from trio_swarmtask._nats._connection import open_connection
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._nats._jetstream import NoResponders
-from trio_swarmtask._nats._portions import Portions
-from trio_swarmtask._nats._requests import NoAnswer
+from trio_swarmtask._nats._protocol import Incoming
+from trio_swarmtask._nats._requests import NoAnswer, NoResponders
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,26 +21,26 @@ from trio_swarmtask import (
     TaskState,
     open_idempotency,
 )
-from trio_swarmtask._bucket import Refused
+from trio_swarmtask._abc import Refused
 from trio_swarmtask._idempotency import Claim
-from trio_swarmtask._nats import (
+from trio_swarmtask._jetstream import (
+    _api as _jetstream,
     _bucket,
     _delivery,
-    _jetstream,
-    _later,
-    _result_store,
+    _results as _result_store,
     _schedules,
-    _task_store,
+    _tasks as _later,
+    _tasks as _task_store,
 )
-from trio_swarmtask._nats._jetstream import APIError, Publish
+from trio_swarmtask._jetstream._api import APIError, Publish
 from trio_swarmtask._nats._requests import NoAnswer
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_swarmtask._bucket import Bucket
-    from trio_swarmtask._nats._jetstream import PubAck
+    from trio_swarmtask._abc import Bucket
+    from trio_swarmtask._jetstream._api import PubAck
     from trio_swarmtask._nats._requests import Requests
 
 MODULES: Final = (_bucket, _delivery, _later, _result_store, _schedules, _task_store)

@@ -10,7 +10,7 @@ from streams import REPUBLISH, config_of, make, make_durable, use
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_worker
-from trio_swarmtask._nats._streams import Streams
+from trio_swarmtask._jetstream._streams import Streams
 
 DAY = 24 * 60 * 60 * 1_000_000_000
 

@@ -13,17 +13,17 @@ from swarm import NATSSwarm, echo, until, within
 from test_nats_permissions import permitting
 
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _delivery
-from trio_swarmtask._nats._delivery import NATSDelivery
-from trio_swarmtask._nats._intake import NATSIntake
-from trio_swarmtask._nats._jetstream import APIError
-from trio_swarmtask._nats._leases import Leases
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _delivery
+from trio_swarmtask._jetstream._api import APIError
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._jetstream._group_leases import Leases
+from trio_swarmtask._jetstream._intake import NATSIntake
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server
 
@@ -150,7 +150,7 @@ async def test_lease_that_can_not_be_looked_up_now(
 ) -> None:
     """Their stream has no leader, say. The task is put off, and has no place of the worker's."""
     monkeypatch.setattr(_delivery, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr("trio_swarmtask._admission.NEWER_WORKER_DELAY", 0.2)
+    monkeypatch.setattr("trio_swarmtask._worker._runner.NEWER_WORKER_DELAY", 0.2)
     find = Leases.find
     monkeypatch.setattr(Leases, "find", hang)
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker(max_deliveries=2) as worker:

@@ -15,25 +15,18 @@ from streams import make
 from swarm import NATSSwarm, until, within
 from test_nats_permissions import permitting
 
-from trio_swarmtask import (
-    Message,
-    Result,
-    Status,
-    TaskState,
-    _group,
-    open_dispatcher,
-    open_worker,
-)
-from trio_swarmtask._nats import _cancel_many
-from trio_swarmtask._nats._cancel_many import _is_success
-from trio_swarmtask._nats._incoming import Incoming
+from trio_swarmtask import Message, Result, Status, TaskState, open_dispatcher, open_worker
+from trio_swarmtask._dispatcher import _group
+from trio_swarmtask._jetstream import _cancel_many
+from trio_swarmtask._jetstream._cancel_many import _is_success
+from trio_swarmtask._nats._protocol import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio_swarmtask import Dispatcher, Future, TaskGroup
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
     from trio_swarmtask.server import Server
 
 COUNT = 10

@@ -21,8 +21,8 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats import _outbox
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,17 +14,17 @@ import trio
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
-from trio_swarmtask._broker import NewTask
-from trio_swarmtask._nats._incoming import Incoming
-from trio_swarmtask._nats._intake import NATSIntake
-from trio_swarmtask._nats._jetstream import APIError
+from trio_swarmtask._abc import NewTask
+from trio_swarmtask._jetstream._api import APIError
+from trio_swarmtask._jetstream._intake import NATSIntake
+from trio_swarmtask._nats._protocol import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from raw import Raw
 
-    from trio_swarmtask._broker import Delivery
+    from trio_swarmtask._abc import Delivery
 
 VECTORS = Path(__file__).parents[1] / "wire"
 

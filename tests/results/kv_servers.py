@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trio_swarmtask._nats._jetstream import persist
+from trio_swarmtask._nats._requests import persist
 
 if TYPE_CHECKING:
     from raw import Raw

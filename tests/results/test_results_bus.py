@@ -11,7 +11,7 @@ import pytest
 import trio
 from publishers import FAILED, PENDING, SUCCESS, Reader, outputs, pending, rest, success
 
-from trio_swarmtask._record_wire import encode
+from trio_swarmtask._record import encode
 from trio_swarmtask.bus import BusClosedError, MemoryBus
 from trio_swarmtask.results import (
     BusPublisher,

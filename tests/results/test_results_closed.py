@@ -21,7 +21,7 @@ from trio_swarmtask.results import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_swarmtask._nats._incoming import Incoming
+    from trio_swarmtask._nats._protocol import Incoming
 
     Call = Callable[[ResultPublisher, str], Awaitable[None]]
 

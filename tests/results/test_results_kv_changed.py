@@ -13,9 +13,9 @@ from swarm import NATSSwarm, until, within
 from test_results_kv_watch import bucket_of
 
 from trio_swarmtask import BrokerError, NATSConfig
-from trio_swarmtask._nats import _watch
-from trio_swarmtask._nats._bucket import NATSBucket
-from trio_swarmtask._nats._jetstream import NoResponders
+from trio_swarmtask._jetstream import _bucket as _watch
+from trio_swarmtask._jetstream._bucket import NATSBucket
+from trio_swarmtask._nats._requests import NoResponders
 from trio_swarmtask.results import open_kv_publisher
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
     from raw import Raw
 
-    from trio_swarmtask._nats._bucket_stream import BucketStream
+    from trio_swarmtask._jetstream._bucket_stream import BucketStream
     from trio_swarmtask.results import ResultPublisher
     from trio_swarmtask.server import Server
 

@@ -13,7 +13,7 @@ from publishers import Reader, outputs, pending, success
 from swarm import NATSSwarm, until, within
 
 from trio_swarmtask import BrokerError, NATSConfig, open_broker
-from trio_swarmtask._nats import _watch
+from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask.results import PublisherClosedError, ResultNotFoundError, open_kv_publisher
 from trio_swarmtask.results._in_bucket import KVPublisher
 

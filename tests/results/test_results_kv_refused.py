@@ -14,9 +14,9 @@ from publishers import outputs, pending, success
 from swarm import NATSSwarm, until, within
 
 from trio_swarmtask import BrokerError, NATSConfig
-from trio_swarmtask._nats import _bucket, _watch
-from trio_swarmtask._nats._bucket import NATSBucket
-from trio_swarmtask._nats._jetstream import APIError
+from trio_swarmtask._jetstream import _bucket, _bucket as _watch
+from trio_swarmtask._jetstream._api import APIError
+from trio_swarmtask._jetstream._bucket import NATSBucket
 from trio_swarmtask.results import ResultNotFoundError, ResultPublisher, open_kv_publisher
 from trio_swarmtask.results._in_bucket import KVPublisher
 

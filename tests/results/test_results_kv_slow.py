@@ -12,13 +12,14 @@ from slow_link import open_link
 from swarm import NATSSwarm, within
 from test_results_kv_watch import bucket_of
 
-from trio_swarmtask._nats import _client, _watch
-from trio_swarmtask._nats._portions import Portions
+from trio_swarmtask._jetstream import _bucket as _watch
+from trio_swarmtask._jetstream._portions import Portions
+from trio_swarmtask._nats import _client
 from trio_swarmtask._nats._requests import NoAnswer
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
 if TYPE_CHECKING:
-    from trio_swarmtask._bucket import Entry
+    from trio_swarmtask._abc import Entry
     from trio_swarmtask.server import Server
 
 

@@ -13,7 +13,7 @@ from publishers import Reader, outputs, pending, success
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Status, open_broker, open_dispatcher, open_worker
-from trio_swarmtask._nats import _watch
+from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask.results import (
     ResultFilter,
     ResultNotFoundError,

@@ -13,12 +13,12 @@ from swarm import NATSSwarm, until, within
 from test_results_kv_refused import bucket_of
 
 from trio_swarmtask import open_broker
-from trio_swarmtask._nats import _portions, _watch
-from trio_swarmtask._nats._jetstream import APIError
+from trio_swarmtask._jetstream import _bucket as _watch, _portions
+from trio_swarmtask._jetstream._api import APIError
 from trio_swarmtask.results import Result, ResultStatus, open_kv_publisher
 
 if TYPE_CHECKING:
-    from trio_swarmtask._bucket import Entry
+    from trio_swarmtask._abc import Entry
     from trio_swarmtask.server import Server
 
 REPUBLISH = {"src": "$KV.results.>", "dest": "copies.of.>"}

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
+from trio_swarmtask._sync import KeyedLocks
 from trio_swarmtask.results import Result, ResultFilter, ResultStatus
-from trio_swarmtask.results._locks import KeyedLocks
 from trio_swarmtask.results._select import Selection
 
 NOON = datetime(2026, 4, 19, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from trio_swarmtask._record_wire import decode, encode
+from trio_swarmtask._record import decode, encode
 from trio_swarmtask.results import InvalidResultError, Result, ResultStatus
 from trio_swarmtask.results._types import clean
 

@@ -11,9 +11,7 @@ from .._bus import BusMessage, Listener, MessageBus
 from .._errors import BusClosedError, NoRespondersError
 from .._util import open_flat_nursery
 from ._connection import NotConnected, open_connection
-from ._jetstream import NO_RESPONDERS
-from ._requests import Requests, open_requests, status_of
-from ._subscribe import subscribe
+from ._requests import NO_RESPONDERS, Requests, open_requests, status_of, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
     from .._config import NATSConfig
     from ._connection import Connection
-    from ._incoming import Incoming
+    from ._protocol import Incoming
 
 
 @final

@@ -1,4 +1,4 @@
-# The one place that touches nats-py's insides, with `_parser.py`.
+# The one place that touches nats-py's insides, with `_protocol.py`.
 #
 # Everything else goes through its public methods. What is here has no public way:
 #
@@ -13,8 +13,8 @@
 # - Any error line but that of a permission closes the client for good: see `_error_lines.py`.
 #
 # - A message costs several tasks' turns and a future on its way through nats-py and asyncio. So
-#   where `is_known`, a Trio task reads the socket (`_reader.py`), and what is published is written
-#   by another one (`_outgoing.py`). Else, and with TLS for the reading, nats-py does both.
+#   where `is_known`, a Trio task reads the socket (`_io.py`), and what is published is written
+#   by another one (`_io.py`). Else, and with TLS for the reading, nats-py does both.
 #
 # The parser hands every message to the `Sink` that was given as the future of its subscription. A
 # coroutine of the client is stepped once from a Trio task: it only suspends when a buffer is full,
@@ -39,8 +39,8 @@ from ._error_lines import (
     TooManySubscriptions,
     read_refusal,
 )
-from ._parser import Parser
-from ._reader import read_socket
+from ._io import read_socket
+from ._protocol import Parser
 from ._subscriptions import Ledger
 
 if TYPE_CHECKING:
@@ -50,18 +50,14 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from .._config import NATSConfig
-    from ._incoming import Incoming
+    from ._protocol import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
-
-
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
-
 # The versions whose reading and writing are known well enough to do them for it.
 _KNOWN_VERSIONS: Final = "2.16."
-
 # A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
 # `Connection.wait_room` keeps to a lower one.
 _OUT_OF_REACH: Final = 1 << 40

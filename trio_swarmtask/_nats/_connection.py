@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections import Counter
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
@@ -23,28 +24,70 @@ from ._client import Client, Sink, connect_options, is_known
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
 from ._errors import connect_error, fatal_error, lost_error
-from ._incoming import parse_headers
+from ._io import Outgoing
 from ._loop import Loop, open_loop
-from ._outgoing import Outgoing
-from ._troubles import Troubles
+from ._protocol import parse_headers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from nats.aio.subscription import Subscription
+    from nats.aio.subscription import Subscription as Subscription
 
     from .._config import NATSConfig
-    from ._incoming import Incoming
+    from ._protocol import Incoming
+
+
+# What is wrong at the server just now, as many callers meet it: told once, not once for each.
+#
+# Where a disk is too slow or a stream is full, a thousand callers wait for the same. The first of
+# them tells. While any of them still waits, the others have nothing to add; after the last one is
+# through, the same trouble is news again.
+
+
+class Troubles:
+    """The troubles of one connection."""
+
+    def __init__(self) -> None:
+        self._waiting: Counter[str] = Counter()
+
+    @contextmanager
+    def open(self) -> Iterator[Trouble]:
+        """Those of one caller, for as long as it tries."""
+        trouble = Trouble(self._waiting)
+        try:
+            yield trouble
+        finally:
+            trouble.end()
+
+
+class Trouble:
+    """What one caller has met."""
+
+    def __init__(self, waiting: Counter[str]) -> None:
+        self._waiting = waiting
+        self._met: set[str] = set()
+
+    def is_news(self, problem: str) -> bool:
+        """Whether to tell of it: this caller has told of nothing yet, and no other has."""
+        first = not self._met
+        if problem in self._met:
+            return False
+        self._met.add(problem)
+        self._waiting[problem] += 1
+        return first and self._waiting[problem] == 1
+
+    def end(self) -> None:
+        for problem in self._met:
+            self._waiting[problem] -= 1
+            if not self._waiting[problem]:
+                del self._waiting[problem]
+
 
 T = TypeVar("T")
-
 logger: Final = logging.getLogger("trio_swarmtask.nats")
-
 _CLOSE_SECONDS: Final = 2.0
-
 # Seconds; nats-py asks for a number.
 _AS_LONG_AS_IT_TAKES: Final = 24 * 60 * 60
-
 # Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
 

@@ -37,7 +37,6 @@ class Meaning(enum.Enum):
 
 
 TOO_MANY_SUBSCRIPTIONS: Final = "maximum subscriptions exceeded"
-
 # How a line begins, in lower case. The first match counts.
 MEANINGS: Final = {
     # Which one it is of, the client has to find out by itself (see `_subscriptions.py`). The limit
@@ -79,7 +78,6 @@ MEANINGS: Final = {
     "invalid client protocol": Meaning.OUTAGE,
     "no responders requires headers support": Meaning.OUTAGE,
 }
-
 _QUOTED: Final = re.compile(
     r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"(.*)'
 )

@@ -29,13 +29,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import trio_asyncio
     from trio_asyncio._handles import AsyncHandle
-
 T = TypeVar("T")
-
 # What `drain_in_batches` builds on is trio-asyncio's own affair: only where it is as in these.
 _KNOWN_VERSIONS: Final = "0.16."
 _BATCH: Final = 64
-
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 

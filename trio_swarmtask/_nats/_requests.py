@@ -15,31 +15,38 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import outcome
 import trio
 from trio.lowlevel import current_task
 
-from .._errors import BrokerError, ClosedError
-from .._lifetime import Lifetime
+from .._errors import BrokerError, ClosedError, InvalidMessageError
+from .._sync import Lifetime
+from ._connection import Connection, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from ._connection import Connection
+    from nats.aio.subscription import Subscription
+
     from ._error_lines import Refusal
-    from ._incoming import Incoming
+    from ._protocol import Incoming
 
 # A reply takes a millisecond. This is for one that never comes, or a server that is overloaded.
 REQUEST_SECONDS: Final = 5.0
-
 STATUS: Final = "Status"
 # Of a message that is stored.
 _STORED: Final = ("Nats-Stream", "Nats-Sequence")
+
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 
 class NoAnswer(Exception):
@@ -325,3 +332,159 @@ async def open_requests(connection: Connection, nursery: trio.Nursery) -> AsyncI
     finally:
         requests.close()
         requests.release()
+
+
+T = TypeVar("T")
+NO_RESPONDERS: Final = "503"
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+# Of what passes in milliseconds where all is well: told when the pauses have grown to this. They
+# stay there, for a stall that ends is to be noticed soon.
+_IN_FLIGHT_PAUSE: Final = 0.4
+_last_problem: Final[ContextVar[list[str]]] = ContextVar("trio_swarmtask.last_problem")
+
+
+class Refused(Exception):
+    """The server's no to a request. Whoever asks JetStream raises one."""
+
+    err_code = 0
+    may_pass = False
+    is_in_flight = False
+    """Something of the same name is on its way, which takes milliseconds."""
+
+
+class NoResponders(Exception):
+    """Nobody listens on the subject: no such stream, or it has no leader now."""
+
+
+class RefusedError(BrokerError):
+    """A refusal that no waiting will change."""
+
+    err_code = 0
+
+
+async def persist(
+    connection: Connection,
+    what: str,
+    attempt: Callable[[], Awaitable[T]],
+    before_retry: Callable[[], Awaitable[T | None]] | None = None,
+    *,
+    tried: bool = False,
+) -> T:
+    """Call ``attempt`` until it has an answer: through outages, and refusals that may pass.
+
+    ``before_retry`` is called before each further attempt; what it returns, if not None, is the
+    answer. ``tried``: the caller has made the first one, and it had none.
+
+    Raises:
+      RefusedError: if the server says no for good.
+    """
+    pause = _FIRST_PAUSE if tried else 0.0
+    with connection.troubles.open() as trouble:
+        while True:
+            longest = _LONGEST_PAUSE
+            try:
+                if pause and before_retry is not None:
+                    found = await before_retry()
+                    if found is not None:
+                        return found
+                return await attempt()
+            except NotConnected:
+                await connection.wait_up()
+                pause = pause or _FIRST_PAUSE
+                continue
+            except NoAnswer as exc:
+                problem = str(exc)
+            except NoResponders as exc:
+                problem = f"nobody answers on {exc}: no stream, or no leader now"
+            except Refused as exc:
+                if not exc.may_pass:
+                    url = connection.config.safe_url
+                    error = RefusedError(f"{url} refuses to {what}: {exc}")
+                    error.err_code = exc.err_code
+                    raise error from exc
+                problem = str(exc)
+                if exc.is_in_flight:
+                    longest = _IN_FLIGHT_PAUSE
+                    if pause < longest:
+                        pause = await _pause(pause, longest)
+                        continue
+            _last_problem.get([]).append(problem)
+            if connection.is_up and trouble.is_news(problem):
+                logger.warning("could not %s, trying again: %s", what, problem)
+            pause = await _pause(pause, longest)
+
+
+async def _pause(last: float, longest: float) -> float:
+    """Wait for longer than the last time, and say how long that was."""
+    pause = min(max(_FIRST_PAUSE, 2 * last), longest)
+    await trio.sleep(pause)
+    return pause
+
+
+async def in_time(connection: Connection, what: str, act: Callable[[], Awaitable[T]]) -> T:
+    """``act`` within the config's ``connect_timeout``, or BrokerError."""
+    seconds = connection.config.connect_timeout
+    problems: list[str] = []
+    token = _last_problem.set(problems)
+    try:
+        with trio.move_on_after(seconds):
+            return await act()
+    finally:
+        _last_problem.reset(token)
+    why = f": {problems[-1]}" if problems else ""
+    raise BrokerError(
+        f"{connection.config.safe_url} did not {what} within {seconds:g} seconds{why}"
+    )
+
+
+def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:
+    """Raise InvalidMessageError if the server would close the connection over this message."""
+    limit = connection.client.max_payload - header_bytes
+    if len(data) > limit:
+        raise InvalidMessageError(
+            f"an envelope of {len(data)} bytes is larger than the {limit} that the server takes; "
+            "keep large data elsewhere and send a reference"
+        )
+
+
+# A subscription that stands: the server has it, and permits it.
+#
+# SUB has no answer. A refusal comes as an error of its own, before the answer to whatever is asked
+# next: so an echo tells both that the server listens for us and that nothing was refused. An error
+# that names no subject is waited out, until it is known whose it was.
+
+
+async def subscribe(
+    requests: Requests, subject: str, callback: Callable[[Incoming], None], queue: str = ""
+) -> Subscription:
+    """Subscribe; return when the server listens for us. Waits through an outage.
+
+    Raises:
+      BrokerError: if the server does not permit it, or is lost for good.
+      ClosedError: if the role was closed.
+    """
+    connection = requests.connection
+    refused: list[Refusal] = []
+
+    def on_refused(refusal: Refusal) -> None:
+        if refusal.is_of(subscription):
+            refused.append(refusal)
+
+    async def stand() -> None:
+        await requests.echo()
+        await connection.wait_certain()
+
+    subscription = connection.subscribe(subject, callback, queue)
+    connection.on_refused.append(on_refused)
+    stands = False
+    try:
+        await requests.lifetime.run(partial(persist, connection, f"subscribe to {subject}", stand))
+        stands = not refused
+    finally:
+        connection.on_refused.remove(on_refused)
+        if not stands:
+            connection.unsubscribe(subscription)
+    if refused:
+        raise refused_error(connection, refused[0])
+    return subscription

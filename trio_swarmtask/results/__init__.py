@@ -1,13 +1,5 @@
 """Publish results of tasks by their IDs; get, list and follow them, from other processes too."""
 
-# Highest first:
-#
-#   _open  _bridge                open_kv_publisher; publish_results
-#   _in_bucket  _on_bus  _local   three publishers
-#   _publisher                    the interface; subscriptions
-#   _select  _merge               listing, updating
-#   _types  _errors  _locks       what the rest stands on
-
 from .._util import show_public_paths as _show_public_paths
 from ._bridge import as_result as as_result, publish_results as publish_results
 from ._errors import (
@@ -18,9 +10,9 @@ from ._errors import (
     ResultExistsError as ResultExistsError,
     ResultNotFoundError as ResultNotFoundError,
 )
+from ._in_bucket import open_kv_publisher as open_kv_publisher
 from ._local import MemoryPublisher as MemoryPublisher
 from ._on_bus import BusPublisher as BusPublisher, BusPublisherConfig as BusPublisherConfig
-from ._open import open_kv_publisher as open_kv_publisher
 from ._publisher import ResultPublisher as ResultPublisher, Subscription as Subscription
 from ._types import (
     Result as Result,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, final
 import msgspec
 import trio
 
-from .._memory import MemoryBroker
-from .._names import shorten
-from .._observer import Observer
-from .._wire import Message, Result as TaskResult
-from .._worker import Worker
+from .._memory._broker import MemoryBroker
+from .._message import Message, Result as TaskResult
+from .._util import shorten
+from .._worker._observers import Observer
+from .._worker._worker import Worker
 from ._errors import InvalidResultError, ResultExistsError
 from ._on_bus import BusPublisher
 from ._publisher import ResultPublisher
@@ -28,11 +28,10 @@ from ._types import Result, ResultStatus, copy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._buffer import LossyBuffer
-    from .._observer import Ending
+    from .._sync import LossyBuffer
+    from .._worker._observers import Ending
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
-
 # Seconds that one announcement may take. During an outage the task itself goes on.
 _SECONDS: Final = 5.0
 

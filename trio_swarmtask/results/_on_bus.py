@@ -23,29 +23,27 @@ import msgspec
 import trio
 
 from .._bus import MessageBus
+from .._check import check_count
 from .._errors import SwarmTaskError
-from .._memory_bus import MemoryBus
-from .._names import check_count, shorten
-from .._pace import Pace
-from .._record_wire import decode, encode
+from .._memory._bus import MemoryBus
+from .._record import decode, encode
 from .._subjects import check_subject
+from .._sync import KeyedLocks, Pace
+from .._util import shorten
 from ._errors import InvalidResultError
 from ._local import LocalPublisher
-from ._locks import KeyedLocks
 from ._merge import merge, supersedes
 from ._types import Result, clean, validate_task_id
 
 if TYPE_CHECKING:
+    from .._abc import Source
     from .._bus import BusMessage
-    from .._source import Source
     from ._publisher import Topic
 
 # Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
 _MOST_UNDER_WAY: Final = 1000
-
 # Announcements of one task without a pause between them.
 _AT_ONCE: Final = 64
-
 logger: Final = logging.getLogger("trio_swarmtask.results")
 
 

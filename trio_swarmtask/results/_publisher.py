@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from .._buffer import LossyBuffer
-from .._lifetime import Lifetime
-from .._names import check_count
-from .._source import NoSource, Source
+from .._abc import NoSource, Source
+from .._check import check_count
+from .._sync import Lifetime, LossyBuffer
 from ._errors import PublisherClosedError
 from ._types import Result, ResultFilter, copy
 

@@ -11,17 +11,16 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from .._check import is_task_id
 from .._envelope import GO_ZERO_TIME
-from .._names import is_task_id, shorten
 from .._record import Result as Result, ResultStatus as ResultStatus
+from .._util import shorten
 from ._errors import InvalidResultError, InvalidStatusError, InvalidTaskIDError
 
 # msgspec would also take a string for a time, and base64 for bytes.
 _AS_THEY_ARE: Final = (datetime, bytes)
-
 _FIELD: Final = re.compile(r"\$\.(\w+)")
 _S = TypeVar("_S", bound=msgspec.Struct)
-
 _STATUSES: Final = frozenset(["pending", "success", "failed"])
 
 

@@ -1,0 +1,514 @@
+# A nursery whose tasks run elsewhere.
+#
+# It is a Trio nursery with one task of its own, the keeper, which waits until every child has
+# ended. A child costs no Trio task: its future tells the group. So what a nursery does with its
+# block, with cancellations, and with several failures at once, is done by Trio's own. A failure of
+# a child is raised in a task of the nursery, as if the child had run there. Once the nursery's
+# scope is cancelled, whatever by, the keeper cancels the children that are left, in the queue and
+# at their workers, and stays until they are confirmed to run no more, `grace` seconds at most once
+# they were told.
+#
+# Deadlines travel: each child has that of the scopes round the group, and its worker cuts it off
+# then. That is no failure of the child's, for the same deadline is about to cancel the group, or
+# the call that started the child: this is waited for.
+#
+# A start that is cancelled half way leaves open whether the task is stored. It is stored once more
+# then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
+# start it after all.
+#
+# A child may be cancelled by others: by its future, by another group, by another dispatcher. Its
+# handler's end is waited for all the same, and its worker asked for it.
+#
+# A call of `start` or `run` may be made, and cancelled, by a task outside the block. So a child is
+# let go of only when it is over: it has a result, nobody here is cancelling it any more, whoever
+# began that, and it is decided what it counts as.
+#
+# Where the dispatcher is closed while there are children, they are cancelled first, and the block
+# raises what a future without a result does: at once, or, if it collects, in the end. Where the
+# server is lost for good, nobody can be told, and it raises that.
+#
+# One ID may be started and run any number of times at once: that is one child. So it is let go of
+# when the last of its starts was refused, and what came of it is counted once: each child is in one
+# of the counts of `statistics`, from its start on.
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal, final
+
+import trio
+
+from .._envelope import Status
+from .._errors import BrokerError, ClosedError, SwarmTaskError
+from .._message import _ALMOST, Result, TaskTimeoutError
+from .._statistics import GroupStatistics
+from .._util import NoPublicConstructor
+from ._core import Chain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
+
+    from .._abc import NewTask, Outbox
+    from .._message import Message
+    from ._core import DispatcherBase, Start
+    from ._future import Future
+
+# Seconds after a deadline in which a scope that has the same one is cancelled for sure.
+SAME_TIME: Final = 0.1
+
+
+def was_cut_off(result: Result, deadline: float) -> bool:
+    """Whether it timed out by this deadline, not by that of another who has started the task."""
+    return result.past_deadline and deadline - trio.current_time() < _ALMOST
+
+
+# The lease that a group holds for its tasks, if they are to end with the program that started them.
+logger: Final = logging.getLogger("trio_swarmtask.group")
+
+
+class Lease:
+    """Renewed for as long as `keep` runs."""
+
+    def __init__(self, outbox: Outbox, name: str) -> None:
+        self._outbox = outbox
+        self._name = name
+        self._seconds = 0.0
+        self._scope = trio.CancelScope()
+
+    async def begin(self) -> None:
+        """Have it for the first time."""
+        self._seconds = await self._outbox.renew_lease(self._name)
+
+    async def keep(self) -> None:
+        """Renew it, until `end`."""
+        with self._scope:
+            while True:
+                await trio.sleep(self._seconds / 3)
+                try:
+                    self._seconds = await self._outbox.renew_lease(self._name)
+                except BrokerError as exc:
+                    logger.warning("the lease of a group can't be renewed: %s", exc)
+
+    def end(self) -> None:
+        """Renew it no more. It lapses by itself."""
+        self._scope.cancel()
+
+
+OnFailure = Literal["cancel", "collect"]
+# Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
+# handler that was not told would run on.
+_TELLING: Final = 5.0
+
+
+class Child:
+    """One task of a group: of one ID, however often it was started."""
+
+    __slots__ = (
+        "_watchers",
+        "count",
+        "cut_off",
+        "deadline",
+        "future",
+        "runs",
+        "stopping",
+        "unconfirmed",
+    )
+
+    def __init__(self, start: Start) -> None:
+        self.future = start.future
+        self.deadline = start.task.deadline
+        self.count = "outstanding"  # the one of the group's counts that it is in
+        # By the broker, so it may not be stored: what its starts, all that are under way, store.
+        self.unconfirmed: tuple[NewTask, ...] = (start.task,)
+        self.runs = 0  # how many calls of `run` wait for it
+        self.cut_off = False  # by a deadline here: it counts as cancelled, until that is decided
+        self.stopping: trio.Event | None = None  # while it is cancelled; set when that is over
+        self._watchers: list[Callable[[Future], None]] = []
+
+    def confirm(self) -> None:
+        """It is stored for sure, or it makes no difference any more."""
+        self.unconfirmed = ()
+
+    def watch(self, watcher: Callable[[Future], None]) -> None:
+        """Call it when the task has a result, or can't get one any more, unless let go before."""
+        self._watchers.append(watcher)
+        self.future._watch(watcher)
+
+    def unwatch(self) -> None:
+        """Nobody here is to hear of it any more."""
+        for watcher in self._watchers:
+            self.future._unwatch(watcher)
+
+    def is_over(self) -> bool:
+        """Whether nothing of it is to be waited for."""
+        return self.future._is_resolved() and self.stopping is None and not self.cut_off
+
+
+@final
+class TaskGroup(metaclass=NoPublicConstructor):
+    """Tasks that end together. Made by `Dispatcher.open_group`.
+
+    Safe to use from any number of tasks of one Trio run, until the block is left.
+    """
+
+    def __init__(
+        self,
+        dispatcher: DispatcherBase,
+        nursery: trio.Nursery,
+        task_id: str,
+        parent: Message | None,
+        on_failure: OnFailure,
+        grace: float,
+        lease: Lease | None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._nursery = nursery
+        self._id = task_id
+        self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
+        self._cancels_on_failure = on_failure == "cancel"
+        self._grace = grace
+        self._time_to_stop = _TELLING + grace
+        self._lease = lease
+        self._deadline = trio.current_effective_deadline()
+        self._children: dict[Future, Child] = {}  # that are not over
+        self._counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        self._is_stopping = False  # all children, for it was cancelled
+        self._ended_by: SwarmTaskError | None = None  # for the dispatcher was closed, or lost
+        self._left = trio.Event()
+        self._all_ended = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<TaskGroup {self._id!r}, {len(self._children)} outstanding>"
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The scope of the block. Cancelling it cancels every task of the group."""
+        return self._nursery.cancel_scope
+
+    def statistics(self) -> GroupStatistics:
+        """Counts at this moment."""
+        return GroupStatistics(started=sum(self._counts.values()), **self._counts)
+
+    async def start(
+        self, capability: str, message: Message, *, not_before: datetime | None = None
+    ) -> Future:
+        """As `Dispatcher.start`; the task belongs to the group from now on.
+
+        A blank ``parent``, ``root`` and ``correlation_id`` are filled in a copy of the message. If
+        cancelled, the task is cancelled.
+
+        Raises:
+          ClosedError: if the block was left or has been cancelled, or the dispatcher is closed.
+          And what else `Dispatcher.start` raises.
+        """
+        start, child = self._begin(capability, message, math.inf, not_before)
+        try:
+            await self._store(start, child)
+        except BaseException:
+            self._dispatcher._futures.release(start.future)
+            raise
+        return start.future
+
+    async def run(self, capability: str, message: Message) -> Result:
+        """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
+
+        That is waited for, as for any call in Trio: until its handler has cleaned up, or for the
+        group's ``grace``. A result that is not a success ends the group as that of any other task,
+        and this call by the cancellation; with ``on_failure="collect"`` it is returned.
+
+        Raises:
+          What `start` and `Future.wait` raise.
+        """
+        start, child = self._begin(capability, message, trio.current_effective_deadline())
+        future = start.future
+        child.runs += 1
+        try:
+            tried = start.own and await self._dispatcher._starter.store_soon(start, child.confirm)
+            if not future._is_resolved():
+                await self._store(start, child, tried=tried)
+                await future.wait()
+            child.confirm()
+            result = future._take()
+            if result.status is not Status.SUCCESS:
+                if was_cut_off(result, start.task.deadline):
+                    await trio.sleep_until(start.task.deadline + SAME_TIME)
+                self._count_cut_off(child, result)  # the scopes of this call have more time
+            await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
+            return result
+        except trio.Cancelled:
+            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
+            raise
+        finally:
+            child.runs -= 1
+            if not child.runs and child.cut_off:
+                child.cut_off = False  # what it counts as is decided
+                self._let_go_if_over(child)
+            self._dispatcher._futures.release(future)
+
+    def _begin(
+        self,
+        capability: str,
+        message: Message,
+        deadline: float,
+        not_before: datetime | None = None,
+    ) -> tuple[Start, Child]:
+        if self._left.is_set():
+            raise ClosedError("this group was left, or cancelled; open another one to start tasks")
+        self._dispatcher._check_open()
+        deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
+        start = self._dispatcher._starter.prepare(
+            capability,
+            self._chain.fill(message),
+            deadline,
+            self._id if self._lease else "",
+            not_before=not_before,
+        )
+        future = start.future
+        child = self._children.get(future)
+        if child is None:
+            child = self._children[future] = Child(start)
+            self._counts[child.count] += 1
+            child.watch(self._on_end)
+            future._holders += 1  # the group, until `_let_go`
+        elif child.unconfirmed:
+            child.unconfirmed += (start.task,)
+        return start, child
+
+    async def _store(self, start: Start, child: Child, *, tried: bool = False) -> None:
+        try:
+            await self._dispatcher._starter.store(start, tried=tried)
+        except trio.Cancelled:
+            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
+            raise
+        except Exception:
+            if child.unconfirmed:
+                child.unconfirmed = tuple(one for one in child.unconfirmed if one is not start.task)
+                if not child.unconfirmed:
+                    self._count(child, "failed")
+                    self._let_go(
+                        child
+                    )  # it is told here, and not once more at the end of the block
+            raise
+        child.confirm()
+
+    def _on_end(self, future: Future) -> None:
+        """A child has a result, or can't get one any more."""
+        child = self._children[future]
+        child.confirm()
+        try:
+            result = future._take()
+            if result.status is Status.SUCCESS:
+                self._count(child, "succeeded")
+            elif was_cut_off(result, child.deadline):
+                self._count(child, "cancelled")
+                child.cut_off = True
+                if not child.runs:
+                    self._nursery.start_soon(self._await_deadline, child, result)
+            else:
+                result.raise_for_status()
+        except SwarmTaskError as exc:
+            if future._is_failed():
+                self._count(child, "failed")
+                self._end_by(exc)
+                return
+            if not future._was_cancelled():
+                self._count_failure(child, exc)
+                return
+            if future._stopped is None:  # not here
+                future._stopped = False
+                self._count_failure(child, exc)
+            else:
+                self._count(child, "cancelled")
+            if child.stopping is None:  # it is somebody who does not wait for its end
+                child.stopping = trio.Event()
+                self._nursery.start_soon(self._wait_stopped, child)
+        finally:
+            self._let_go_if_over(child)
+
+    async def _await_deadline(self, child: Child, result: Result) -> None:
+        """A child was cut off by the deadline of a scope here, which is about to pass."""
+        await trio.sleep_until(child.deadline + SAME_TIME)
+        self._count_cut_off(child, result)  # that scope was given more time
+
+    def _count_cut_off(self, child: Child, result: Result) -> None:
+        """A child that was cut off has failed, for somebody here has more time than it had."""
+        if child.cut_off:
+            child.cut_off = False
+            self._count_failure(child, TaskTimeoutError(result))
+            self._let_go_if_over(child)
+
+    def _count_failure(self, child: Child, exc: SwarmTaskError) -> None:
+        self._count(child, "failed")
+        if self._cancels_on_failure:
+            self._nursery.start_soon(_raise, exc)
+            self._nursery.cancel_scope.cancel()
+
+    def _count(self, child: Child, count: str) -> None:
+        """A child counts as something else from now on."""
+        self._counts[child.count] -= 1
+        self._counts[count] += 1
+        child.count = count
+
+    def _let_go_if_over(self, child: Child) -> None:
+        if child.is_over() and child.future in self._children:
+            self._let_go(child)
+
+    def _let_go(self, child: Child) -> None:
+        del self._children[child.future]
+        child.confirm()
+        if not child.future._is_resolved():
+            child.unwatch()
+        child.cut_off = False
+        self._dispatcher._futures.release(child.future)
+        if not self._children:
+            self._all_ended.set()
+
+    async def _keep(self) -> None:
+        try:
+            await self._left.wait()
+            while self._children:
+                self._all_ended = trio.Event()
+                await self._all_ended.wait()
+        finally:
+            self._is_stopping = True
+            await self._stop_all()  # noqa: ASYNC102 - it has a shield
+            self._left.set()  # nobody would cancel a child that is begun from here on
+            for child in list(self._children.values()):
+                self._let_go(child)  # and no longer waited for
+            self._dispatcher._groups.discard(self)
+            if self._lease is not None:
+                self._lease.end()
+            if self._ended_by is not None and not self._cancels_on_failure:
+                self._nursery.start_soon(_raise, self._ended_by)
+
+    async def _stop_all(self) -> None:
+        """Cancel the children, and wait until their handlers have ended, if that can be had."""
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            told: set[Child] = set()
+            while new := set(self._children.values()) - told:  # begun while others were stopped
+                told |= new
+                async with trio.open_nursery() as nursery:
+                    together: dict[Future, Child] = {}
+                    for child in new:
+                        if (
+                            child.unconfirmed
+                            or child.stopping is not None
+                            or child.future._is_resolved()
+                        ):
+                            nursery.start_soon(self._stop, child)
+                        else:
+                            child.stopping = trio.Event()
+                            together[child.future] = child
+                    if together:
+                        nursery.start_soon(self._stop_together, together, nursery)
+
+    async def _stop_together(self, children: dict[Future, Child], nursery: trio.Nursery) -> None:
+        """Cancel these, that are marked as being stopped; ``nursery`` runs what takes longer."""
+
+        def on_left(future: Future) -> None:
+            nursery.start_soon(self._finish_stopping, children.pop(future))
+
+        try:
+            await self._dispatcher._futures.cancel_many(list(children), self._grace, on_left)
+        finally:
+            for child in children.values():
+                self._end_stopping(child)
+
+    async def _close(self, error: SwarmTaskError) -> None:
+        """The dispatcher is about to be closed, with ``error``; nothing is begun any more."""
+        if self._counts["outstanding"] and not self._is_stopping:
+            self._end_by(error)
+        await self._stop_all()
+
+    def _end_by(self, error: SwarmTaskError) -> None:
+        """Tasks of the group can get no result any more: the block raises that."""
+        if self._ended_by is None:
+            self._ended_by = error
+            if self._cancels_on_failure:
+                self._nursery.start_soon(_raise, error)
+                self._nursery.cancel_scope.cancel()
+
+    async def _stop(self, child: Child) -> None:
+        """Cancel a child, and wait until its handler has ended."""
+        while child.stopping is not None:  # by its `run` or `start`, which may give up before
+            await child.stopping.wait()
+        if not child.future._is_resolved():
+            child.stopping = trio.Event()
+            await self._finish_stopping(child)
+
+    async def _stop_for_caller(self, child: Child) -> None:
+        """Its `run` or `start` was cancelled."""
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            # The keeper, if it was cancelled with it, is to stop this child with all the others.
+            await trio.lowlevel.checkpoint()
+            await self._stop(child)
+        if child.future in self._children:
+            # The broker was away: the block is not left before it is back.
+            self._nursery.start_soon(self._stop, child)
+
+    async def _wait_stopped(self, child: Child) -> None:
+        """Somebody else has cancelled it, and need not wait for its handler's end."""
+        with trio.move_on_after(self._time_to_stop, shield=True):
+            await self._finish_stopping(child)
+
+    async def _finish_stopping(self, child: Child) -> None:
+        try:
+            await self._cancel(child)
+        finally:
+            self._end_stopping(child)
+
+    def _end_stopping(self, child: Child) -> None:
+        stopping, child.stopping = child.stopping, None
+        assert stopping is not None
+        stopping.set()
+        self._let_go_if_over(child)
+
+    async def _cancel(self, child: Child) -> None:
+        dispatcher = self._dispatcher
+        try:
+            if child.unconfirmed:
+                await dispatcher._outbox.store(child.unconfirmed[0], tried=True)
+                dispatcher._futures.confirm(child.future)
+                child.confirm()
+            await dispatcher._futures.cancel(child.future, self._grace)
+        except SwarmTaskError as exc:
+            logger.warning("task %s of a group could not be cancelled: %s", child.future.id, exc)
+            if child.unconfirmed:
+                self._count(child, "cancelled")
+                self._let_go(child)  # nor is it stored
+
+
+async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the nursery
+    raise exc
+
+
+# Opening a group: its nursery, its keeper, and its lease, if it is to have one.
+Orphans = Literal["finish", "cancel"]
+
+
+@asynccontextmanager
+async def open_group(
+    dispatcher: DispatcherBase,
+    task_id: str,
+    parent: Message | None,
+    on_failure: OnFailure,
+    grace: float,
+    orphans: Orphans,
+) -> AsyncIterator[TaskGroup]:
+    lease = None
+    if orphans == "cancel":
+        lease = Lease(dispatcher._outbox, task_id)
+        await lease.begin()
+    async with trio.open_nursery(strict_exception_groups=True) as nursery:
+        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace, lease)
+        dispatcher._groups.add(group)  # until its keeper has ended
+        nursery.start_soon(group._keep)
+        if lease is not None:
+            nursery.start_soon(lease.keep)
+        try:
+            yield group
+        finally:
+            group._left.set()

@@ -1,0 +1,122 @@
+# The broker on a NATS server: one connection, for any number of dispatchers and workers.
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from .._abc import Broker, Delivery, Intake, Outbox, ResultListener
+from .._nats._connection import Connection, open_connection
+from .._nats._requests import in_time, open_requests
+from .._util import open_flat_nursery
+from ._bucket import open_nats_bucket
+from ._delivery import Settlement
+from ._intake import NATSIntake
+from ._outbox import NATSOutbox
+from ._reports import Reports
+from ._results import ResultStore
+from ._streams import Streams, find_durable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from .._abc import Bucket
+    from .._config import NATSConfig
+
+
+class NATSBroker(Broker):
+    """Made by `open_nats_broker`."""
+
+    def __init__(self, connection: Connection, streams: Streams) -> None:
+        self.connection = connection
+        self._streams = streams
+
+    def __repr__(self) -> str:
+        return f"<Broker at {self.connection.config.safe_url}>"
+
+    def open_outbox(
+        self, key: str, listener: ResultListener
+    ) -> AbstractAsyncContextManager[Outbox]:
+        return _open_outbox(self.connection, self._streams, key, listener)
+
+    def open_intake(
+        self, capability: str, on_delivery: Callable[[Delivery], None]
+    ) -> AbstractAsyncContextManager[Intake]:
+        return _open_intake(self.connection, self._streams, capability, on_delivery)
+
+    def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
+        return open_nats_bucket(self.connection, name, ttl)
+
+
+@asynccontextmanager
+async def open_nats_broker(config: NATSConfig) -> AsyncIterator[Broker]:
+    """Connect, and see that there is JetStream."""
+    async with (
+        open_connection(config) as connection,
+        open_flat_nursery() as nursery,
+        open_requests(connection, nursery) as requests,
+    ):
+        streams = Streams(connection, requests)
+        await in_time(connection, "say what JetStream has", streams.check_jetstream)
+        yield NATSBroker(connection, streams)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_outbox(
+    connection: Connection, streams: Streams, key: str, listener: ResultListener
+) -> AsyncIterator[Outbox]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        stream = await in_time(connection, "name the stream of results", streams.results)
+        outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
+        await nursery.start(outbox.find_missed)
+        connection.on_down.append(outbox.on_down)
+        connection.on_refused.append(outbox.on_refused)
+        try:
+            await in_time(connection, "subscribe to results", outbox.begin)
+            yield outbox
+        finally:
+            connection.on_down.remove(outbox.on_down)
+            connection.on_refused.remove(outbox.on_refused)
+            outbox.end()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_intake(
+    connection: Connection,
+    streams: Streams,
+    capability: str,
+    on_delivery: Callable[[Delivery], None],
+) -> AsyncIterator[Intake]:
+    async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
+        await in_time(connection, "name the stream of results", streams.results)
+        durable = await in_time(
+            connection,
+            f"give the durable of {capability}",
+            lambda: find_durable(connection, requests, streams, capability),
+        )
+        await in_time(connection, "name the stream of dead letters", streams.dead)
+        results = ResultStore(requests, streams)
+        settlement = Settlement(
+            connection,
+            requests,
+            streams,
+            results,
+            durable.ack_wait,
+            durable.clock,
+            Reports(connection),
+        )
+        intake = NATSIntake(durable, settlement, capability, on_delivery)
+        connection.on_down.append(intake.on_down)
+        connection.on_refused.append(intake.on_refused)
+        try:
+            await in_time(connection, f"let {capability} be pulled", intake.begin)
+            nursery.start_soon(intake.stand)
+            yield intake
+        finally:
+            connection.on_down.remove(intake.on_down)
+            connection.on_refused.remove(intake.on_refused)
+            intake.pushes.end()
+            intake.end_pull()
+            nursery.cancel_scope.cancel()

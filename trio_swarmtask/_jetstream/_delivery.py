@@ -1,0 +1,349 @@
+# One task at a worker, and how it is settled.
+#
+# The order is what makes a loss impossible: first the result is stored and its PubAck is there,
+# only then is the task acked.
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .._abc import Delivery
+from .._errors import BrokerError, SwarmTaskError
+from .._nats._connection import Connection, NotConnected
+from .._nats._requests import NoResponders, check_size, status_of
+from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish, publish_soon
+from ._group_leases import Leases
+from ._headers import find_deadline, message_key, parse_count
+from ._refusals import NO_STREAM
+from ._results import FIRST, FIRST_BLOCK, FIRST_BYTES, ResultStore
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .._nats._protocol import Incoming
+    from .._nats._requests import Requests
+    from ._reports import Reports
+    from ._streams import Streams
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+_NOTE_SECONDS: Final = 0.5
+# A lease that is not found within this, though there is a server, is left for later: its task has
+# one of the worker's places meanwhile.
+_LOOK_SECONDS: Final = 5.0
+_REASON_LIMIT: Final = 1000
+LONGEST_REST: Final = 9.2e9
+"""Seconds of a pause before a task is to be had again: JetStream counts nanoseconds in 64 bits."""
+_CLOCKS_DIFFER: Final = 60.0
+_NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+async def _no_doubt() -> float:  # noqa: ASYNC124 - as what it stands for
+    return 0.0
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What deliveries of one capability need to be settled. Kept up to date by their intake."""
+
+    connection: Connection
+    requests: Requests
+    streams: Streams
+    results: ResultStore
+    ack_wait: float
+    clock: float
+    """What to add to Trio's clock to have the server's, in seconds of 1970."""
+    reports: Reports
+    doubt: Callable[[], Awaitable[float]] = _no_doubt
+
+
+class _Completion(Publish):
+    __slots__ = ("_delivery", "_on_end")
+
+    def __init__(self, delivery: NATSDelivery, on_end: Callable[[bool], None]) -> None:
+        self._delivery = delivery
+        self._on_end = on_end
+
+    def on_end(self, *, stored: bool, duplicate: bool = False, receipt: bytes = b"") -> None:
+        if stored:
+            self._delivery._settle(b"+ACK")
+        self._on_end(stored)
+
+
+class NATSDelivery(Delivery):
+    """Made by the intake, for each message of a pull."""
+
+    __slots__ = ("_due", "_raw_reply", "_seconds_left", "_settlement")
+
+    def __init__(
+        self,
+        settlement: Settlement,
+        capability: str,
+        task_id: str,
+        data: bytes,
+        raw_reply: bytes,
+        number: int,
+        seconds_left: float,
+        lease: str,
+        *,
+        again: bool,
+        due: float | None = None,
+    ) -> None:
+        self.capability = capability
+        self.task_id = task_id
+        self.data = data
+        self.number = number
+        self.again = again
+        self.lease_until = trio.current_time() + settlement.ack_wait
+        self.lease = lease
+        self.deadline = math.inf
+        self._raw_reply = raw_reply
+        if seconds_left < math.inf:
+            self.deadline = find_deadline(self._reply, seconds_left, settlement.clock, due)
+        self._seconds_left = seconds_left
+        self._due = due
+        self._settlement = settlement
+
+    @property
+    def _reply(self) -> str:
+        return self._raw_reply.decode("utf-8", "backslashreplace")
+
+    def repeats(self, other: Delivery) -> bool:
+        assert isinstance(other, NATSDelivery)
+        return message_key(self._reply) == message_key(other._reply)
+
+    def renew(self) -> None:
+        settlement = self._settlement
+        asked_at = trio.current_time()
+
+        def renewed(reply: Incoming | None) -> None:
+            # A 503 says that nobody has heard it.
+            if reply is not None and status_of(reply) is None:
+                self.lease_until = asked_at + settlement.ack_wait
+
+        try:
+            settlement.requests.tell(self._reply, b"+WPI", renewed)
+        except NotConnected:
+            logger.debug("can't renew the lease of task %s now", self.task_id)
+
+    async def doubt(self) -> float:
+        return await self._settlement.doubt()
+
+    async def is_leased(self) -> bool | None:
+        connection = self._settlement.connection
+        leases = Leases(self._settlement.requests, self._settlement.streams)
+        while True:
+            with trio.move_on_after(_LOOK_SECONDS):
+                return bool(await leases.find([self.lease]))
+            if connection.is_up:
+                return None  # their stream has no leader, say
+            await connection.wait_up()
+
+    async def measure_deadline(self) -> float:
+        settlement = self._settlement
+
+        async def measure() -> float:
+            stream = await settlement.streams.tasks(self.capability)
+            asked_at = trio.current_time()
+            answer = await call(settlement.requests, f"STREAM.INFO.{stream}")
+            return measure_clock(answer.get("ts"), asked_at)
+
+        clock = await settlement.streams.persist("say what time it is", measure)
+        self.deadline = find_deadline(self._reply, self._seconds_left, clock, self._due)
+        return self.deadline
+
+    def check_report(self, data: bytes) -> None:
+        check_size(self._settlement.connection, data, 0)
+
+    def report(self, data: bytes) -> None:
+        self._settlement.reports.send(self.task_id, data)
+
+    async def complete(self, result: bytes) -> bool:
+        settlement = self._settlement
+        check_size(settlement.connection, result, FIRST_BYTES)
+        first = True
+        # The way of nearly every result, without the frames that are for the rest.
+        try:
+            await publish(settlement.requests, f"done.{self.task_id}", result, FIRST)
+        except NO_ANSWER_YET:
+            first = await settlement.results.put(self.task_id, result) == result
+        self._settle(b"+ACK")
+        return first
+
+    def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
+        subject = b"done.%b" % self.task_id.encode()
+        completion = _Completion(self, on_end)
+        stream = self._settlement.streams.known_results
+        # A stream that keeps one result a task refuses a second one by itself.
+        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
+        requests = self._settlement.requests
+        return publish_soon(requests, completion, subject, result, block, FIRST_BYTES)
+
+    async def is_done(self) -> bool:
+        settlement = self._settlement
+
+        done = await settlement.results.get(self.task_id) is not None
+        if done:
+            self._settle(b"+ACK")
+        return done
+
+    async def give_back(self, delay: float = 0) -> bool:
+        # The note first: a worker that has the task again must find it, if the limit is passed.
+        # Whatever becomes of it, the task is given back: that waits for nothing, so it is not lost
+        # to a cancellation either. A note that is missing counts as one failed delivery.
+        given_back = False
+        try:
+            if not self.is_lost():
+                with trio.move_on_after(_NOTE_SECONDS, shield=True):
+                    await self._note()
+        finally:
+            given_back = self._put_back(delay)
+        return given_back
+
+    async def retry(self, delay: float) -> bool:
+        if self.is_lost():
+            return False
+        headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
+        # The note says until when, for a server that is killed forgets the delay of a NAK.
+        delay = min(delay, LONGEST_REST)
+        until = trio.current_time() + self._settlement.clock + delay
+        subject = f"{self._retries()}.{math.ceil(until * 1000)}"
+        await self._keep("the note of a retry", subject, b"", headers)
+        return self._put_back(delay)
+
+    def _put_back(self, delay: float) -> bool:
+        # The server takes the NAK of a delivery that is another worker's by now, and hands the task
+        # out while it runs there (seen on nats-server 2.15.1).
+        if self.is_lost():
+            return False
+        if delay > 0:
+            nanoseconds = round(min(delay, LONGEST_REST) * 1_000_000_000)
+            self._settle(b'-NAK {"delay": %d}' % nanoseconds)
+        else:
+            self._settle(b"-NAK")
+        return True
+
+    async def count_given_back(self) -> int:
+        notes = await self._find_notes(f"back.{self.capability}.{self._token()}")
+        return sum(notes.values())
+
+    async def count_retries(self) -> int:
+        return sum((await self._find_notes(f"{self._retries()}.*")).values())
+
+    async def rests_for(self) -> float:
+        notes = await self._find_notes(f"{self._retries()}.*")
+        ends = [parse_count(subject.rpartition(".")[2]) or 0 for subject in notes]
+        now = trio.current_time() + self._settlement.clock
+        rests = [end / 1000 - now for end in ends]
+        # One that says more is no note of ours: the task would never be run.
+        return max((rest for rest in rests if rest <= LONGEST_REST + _CLOCKS_DIFFER), default=0.0)
+
+    def _retries(self) -> str:
+        return f"back.{self.capability}.{self._token()}.retry"
+
+    async def _find_notes(self, pattern: str) -> dict[str, int]:
+        """How many there are, by subject."""
+        settlement = self._settlement
+
+        async def find() -> dict[str, int]:
+            stream = await settlement.streams.dead()
+            if stream is None:
+                return {}
+            try:
+                info = await call(
+                    settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=pattern
+                )
+            except APIError as exc:
+                if exc.err_code == NO_STREAM:
+                    raise NoResponders(f"stream {stream}, which was there before") from exc
+                raise
+            subjects: dict[str, int] = info["state"].get("subjects") or {}
+            return subjects
+
+        what = f"count the give-backs of task {self.task_id}"
+        try:
+            return await settlement.streams.persist(what, find)
+        except BrokerError as exc:
+            if settlement.connection.lost is not None:
+                raise
+            # As without a stream of notes. To stop here would stop every worker in turn.
+            logger.error("could not %s, so each was a failure: %s", what, exc)
+            return {}
+
+    async def bury(self, reason: str, result: bytes | None) -> bool:
+        if self.is_lost():
+            return False
+        await self._keep_dead_letter(reason)
+        settlement = self._settlement
+        first = result is not None and await settlement.results.put(self.task_id, result) == result
+        if not self.is_lost():
+            self._settle(f"+TERM {_one_line(reason)}".encode())
+        return first
+
+    async def _keep_dead_letter(self, reason: str) -> None:
+        subject = f"dead.{self.capability}.{self._token()}"
+        headers = {
+            "Nats-Msg-Id": f"dead-{self._once()}",
+            "Swarm-Reason": _one_line(reason),
+            "Swarm-Deliveries": str(self.number),
+        }
+        # The bytes as they were come before what we say of them.
+        await self._keep("a dead letter", subject, self.data, self._fitting(headers))
+
+    async def _keep(
+        self, kind: str, subject: str, data: bytes, headers: dict[str, str] | None
+    ) -> None:
+        settlement = self._settlement
+
+        async def keep() -> None:
+            if await settlement.streams.dead() is not None:
+                await publish(settlement.requests, subject, data, headers)
+
+        try:
+            await settlement.streams.persist(f"keep {kind} of task {self.task_id}", keep)
+        except BrokerError as exc:
+            if settlement.connection.lost is not None:
+                raise
+            # What is left is the result. To stop here would stop every worker in turn.
+            logger.error("%s is lost: %s", kind, exc)
+
+    def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
+        size = 12 + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+        limit = self._settlement.connection.client.max_payload
+        return headers if len(self.data) + size <= limit else None
+
+    async def _note(self) -> None:
+        settlement = self._settlement
+        subject = f"back.{self.capability}.{self._token()}"
+        headers = {"Nats-Msg-Id": f"back-{self._once()}"}
+        try:
+            if await settlement.streams.dead() is not None:
+                await publish(settlement.requests, subject, b"", headers)
+        except (*NO_ANSWER_YET, SwarmTaskError) as exc:
+            settlement.streams.forget()  # it may have been deleted
+            # Not noted, it counts as a failed delivery. The task is given back all the same.
+            logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
+
+    def _settle(self, answer: bytes) -> None:
+        try:
+            self._settlement.connection.publish_raw(self._raw_reply, answer, b"", b"")
+        except (NotConnected, BrokerError):
+            # The lease lapses, and whoever gets the task then finds its result.
+            logger.debug("can't settle task %s now", self.task_id)
+
+    def _once(self) -> str:
+        # Tasks with different IDs may have the same token.
+        return f"{self.capability}-{message_key(self._reply)}-{self.number}"
+
+    def _token(self) -> str:
+        # An ID from the network may hold anything that a subject can, a literal wildcard too.
+        return _NOT_IN_TOKEN.sub("_", self.task_id)[:128] or "_"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_LIMIT]

@@ -1,0 +1,153 @@
+# The results of tasks on the server: stored, and fetched, one by one or many after an outage.
+#
+# The first result of a task is the one that counts. The header FIRST lets that one in and no other,
+# so a result that is published twice because its PubAck got lost is stored once. A refusal alone
+# proves nothing: what counts is a PubAck, or a result that is found. Until there is one of these,
+# the result is published again.
+#
+# A stream that keeps one a task and refuses others is asked for the last; any other is asked for
+# the first from sequence 1. Replicas may lag behind a PubAck, so a stream that has some asks its
+# leader for a single one; in bulk a result that is missed is found by the next sweep: none found is
+# never a verdict there.
+#
+# Many results are handed on as they come, and asked for until there is an answer for each: what has
+# come is not asked for again, whatever becomes of the connection in between (see `_portions.py`).
+
+from __future__ import annotations
+
+import base64
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from .._errors import InvalidMessageError
+from .._nats._io import encode_headers
+from .._nats._requests import NoAnswer, NoResponders, RefusedError, Requests
+from ._api import APIError, call, direct_get, publish
+from ._portions import Portions
+from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .._nats._protocol import Incoming
+    from ._streams import ResultStream, Streams
+
+FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
+FIRST_BLOCK: Final = encode_headers(FIRST)
+FIRST_BYTES: Final = len(FIRST_BLOCK)
+_SUBJECT: Final = b"\r\nNats-Subject: done."
+
+
+class ResultStore:
+    """Results, stored and fetched through outages, for one role."""
+
+    def __init__(self, requests: Requests, streams: Streams) -> None:
+        self._requests = requests
+        self._streams = streams
+        self._portions = Portions(requests)
+
+    async def put(self, task_id: str, result: bytes) -> bytes:
+        """Store the result of a task, unless one is there; return the one that counts.
+
+        Raises:
+          InvalidMessageError: if it is larger than the stream takes.
+        """
+        try:
+            return await self._streams.persist(
+                f"store the result of task {task_id}", partial(self._put, task_id, result)
+            )
+        except RefusedError as exc:
+            if exc.err_code in MESSAGE_TOO_LARGE:
+                raise InvalidMessageError(
+                    f"an envelope of {len(result)} bytes is larger than the stream of results "
+                    f"takes: {exc}"
+                ) from exc
+            raise
+
+    async def _put(self, task_id: str, result: bytes) -> bytes:
+        # The stream is made again, if it went and is ours to make.
+        stream = await self._streams.results()
+        try:
+            await publish(self._requests, f"done.{task_id}", result, FIRST)
+        except APIError as exc:
+            if exc.err_code != STORED_BEFORE:
+                raise
+        else:
+            return result
+        # Ours, if only the answer to an attempt before this one was lost.
+        found = await fetch_result(self._requests, stream, task_id)
+        if found is None:
+            # It has just expired, or whoever was asked does not know of it yet.
+            raise NoAnswer(f"a result of task {task_id} is said to be there, and is not found")
+        return found
+
+    async def get(self, task_id: str) -> bytes | None:
+        """The first result stored for a task, or None."""
+
+        async def fetch() -> bytes | None:
+            return await fetch_result(self._requests, await self._streams.results(), task_id)
+
+        return await self._streams.persist(f"look up task {task_id}", fetch)
+
+    async def get_many(self, task_ids: Iterable[str]) -> dict[str, bytes]:
+        """The results stored for these tasks."""
+        found: dict[str, bytes] = {}
+        missing = dict.fromkeys(task_ids)
+        while missing:
+            await self.get_some(missing, found.__setitem__)
+        return found
+
+    async def get_some(self, missing: dict[str, None], take: Callable[[str, bytes], None]) -> None:
+        """Look up some of these tasks: the first, as many results as the link carries well.
+
+        ``take`` is called with each task and its result, as they come. What needs no further look,
+        for it was found or is not there, is taken out of ``missing``; that is at least one.
+        """
+
+        async def fetch() -> None:
+            stream = await self._streams.results()
+            if not missing:
+                return  # all has come, but for the end of the answer
+            if stream.direct and stream.one_each:
+                await self._portions.find(
+                    stream.name,
+                    "done.",
+                    missing,
+                    lambda task_id, message: take(task_id, message.data),
+                )
+                return
+            task_id = next(iter(missing))
+            data = await fetch_result(self._requests, stream, task_id)
+            del missing[task_id]
+            if data is not None:
+                take(task_id, data)
+
+        await self._streams.persist("look up results", fetch)
+
+
+async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -> bytes | None:
+    """The first result stored for a task, or None."""
+    subject = f"done.{task_id}"
+    if stream.direct and stream.one_each and not stream.replicated:
+        reply = await direct_get(requests, stream.name, subject)
+        return None if reply is None else reply.data
+    body = {"last_by_subj": subject} if stream.one_each else {"seq": 1, "next_by_subj": subject}
+    try:
+        answer = await call(requests, f"STREAM.MSG.GET.{stream.name}", **body)
+    except APIError as exc:
+        if exc.err_code == NO_MESSAGE:
+            return None
+        if exc.err_code == NO_STREAM:
+            raise NoResponders(f"the stream {stream.name}") from exc
+        raise
+    return base64.b64decode(answer["message"].get("data") or "")
+
+
+def result_id(message: Incoming) -> str:
+    """The task of a result that the server hands out by another subject than its own."""
+    head = message.head
+    begin = head.rfind(_SUBJECT)  # the server's own is the last
+    if begin < 0:
+        return ""
+    begin += len(_SUBJECT)
+    return head[begin : head.find(b"\r", begin)].decode(errors="replace")

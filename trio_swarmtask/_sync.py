@@ -1,0 +1,278 @@
+# Calls that end when what they belong to is closed, wherever they wait.
+#
+# Each role has an error of its own for that. What a role stands on (a bus, a bucket, the inbox of
+# its requests) is closed after it, and has another one. A call that has just got its answer meets
+# that one before it notices that it is cancelled: it is told the role's all the same.
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+T = TypeVar("T")
+
+
+class Lifetime:
+    """From the opening of something to its closing."""
+
+    def __init__(self) -> None:
+        self._make_error: Callable[[], Exception] | None = None
+        self._scopes: set[trio.CancelScope] = set()
+
+    @property
+    def is_over(self) -> bool:
+        return self._make_error is not None
+
+    def check(self) -> None:
+        """Raise if it is over."""
+        if self._make_error is not None:
+            raise self._make_error()
+
+    async def run(self, act: Callable[[], Awaitable[T]]) -> T:
+        """What ``act`` gives; if the lifetime ends first, ``act`` is cancelled, and this raises."""
+        self.check()
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                return await act()
+            except trio.ClosedResourceError as exc:
+                if self._make_error is None:
+                    raise
+                raise self._make_error() from exc
+            finally:
+                self._scopes.discard(scope)
+        assert self._make_error is not None
+        raise self._make_error()
+
+    def end(self, make_error: Callable[[], Exception]) -> None:
+        """End every call, and refuse further ones. The first end counts."""
+        if self._make_error is None:
+            self._make_error = make_error
+            for scope in self._scopes:
+                scope.cancel()
+
+
+# A bounded buffer that never makes its producer wait: the oldest is dropped when it is full.
+#
+# For what comes in by callbacks. The newest is always kept, so where the last item says how a thing
+# ended, a reader that is too slow misses what came before, never the end.
+
+
+class LossyBuffer(Generic[T]):
+    """Items between callbacks and any number of readers, each item for one of these."""
+
+    def __init__(self, size: int) -> None:
+        self._items: deque[T] = deque(maxlen=size)
+        self._readers = trio.lowlevel.ParkingLot()
+        self._ended = False
+        self._error: Exception | None = None
+        self.dropped = 0
+
+    def put(self, item: T) -> None:
+        """Add an item; ignored once ended."""
+        if self._ended:
+            return
+        if len(self._items) == self._items.maxlen:
+            self.dropped += 1
+        self._items.append(item)
+        self._readers.unpark()
+
+    def end(self, error: Exception | None = None, *, discard: bool = False) -> None:
+        """Take no more. Readers get what is left, or with ``discard`` nothing, then ``error``."""
+        if discard:
+            self._items.clear()
+        if not self._ended:
+            self._ended = True
+            self._error = error
+        self._readers.unpark_all()
+
+    async def get(self) -> T:
+        """Wait for the next item.
+
+        Raises:
+          StopAsyncIteration: if the buffer has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._items:
+            if self._error is not None:
+                raise type(self._error)(*self._error.args)
+            if self._ended:
+                raise StopAsyncIteration
+            await self._readers.park()
+        return self._items.popleft()
+
+
+# What is remembered for a while, on Trio's clock.
+
+
+class Expiring(Generic[T]):
+    """Values by name, each kept for ``ttl`` seconds; first in, first out."""
+
+    def __init__(self, ttl: float, limit: float) -> None:
+        self._ttl = ttl
+        self._limit = limit
+        self._values: dict[str, tuple[float, T]] = {}
+
+    def put(self, name: str, value: T) -> None:
+        self._values.pop(name, None)  # it is the latest again
+        self._values[name] = (trio.current_time() + self._ttl, value)
+
+    def get(self, name: str) -> T | None:
+        self._expire()
+        entry = self._values.get(name)
+        return None if entry is None else entry[1]
+
+    def __contains__(self, name: object) -> bool:
+        self._expire()
+        return name in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def is_full(self) -> bool:
+        self._expire()
+        return len(self._values) >= self._limit
+
+    def shift(self, seconds: float) -> None:
+        """Let all times be so much later: Trio's clock has begun anew."""
+        self._values = {
+            name: (expires + seconds, value) for name, (expires, value) in self._values.items()
+        }
+
+    async def wait_for_expiry(self) -> None:
+        """Wait until the oldest value expires."""
+        oldest = next(iter(self._values.values()))
+        await trio.sleep_until(oldest[0])
+
+    def _expire(self) -> None:
+        now = trio.current_time()
+        while self._values:
+            name, (expires, _) = next(iter(self._values.items()))
+            if expires > now:
+                break
+            del self._values[name]
+
+
+# How often what is told of a task goes out: its handler's reports, and its records on a bus.
+#
+# What is followed is a state, and whoever follows it may be behind a slow link, on which much else
+# waits its turn. So what is told without pause goes out ten times a second, a few at once at most,
+# and large ones less often; of what came meanwhile the newest goes out, at its time or before the
+# task's end, whichever is first. Nobody waits for that.
+_SECONDS: Final = 0.1  # from one to the next, in the long run
+_BYTES: Final = 10_000  # in that time
+_AT_ONCE: Final = 16  # what a reader holds
+# Of those that are held up, for these go out at once right before the task's end. The newest is
+# kept whatever its size.
+_MOST_HELD: Final = 50_000  # bytes
+
+
+class Pace:
+    """When the next may go out. Times are on Trio's clock.
+
+    Args:
+      at_once: How many may go out without a pause, after a while without any.
+    """
+
+    def __init__(self, at_once: int = _AT_ONCE) -> None:
+        self._tolerance = (at_once - 0.5) * _SECONDS  # half, for sums of floats are not exact
+        self._paid_until = -math.inf
+
+    @property
+    def free_at(self) -> float:
+        """When the next may go."""
+        return self._paid_until - self._tolerance
+
+    def spend(self, size: int) -> None:
+        """One of so many bytes goes out now."""
+        now = trio.current_time()
+        self._paid_until = max(self._paid_until, now) + _SECONDS * max(1.0, size / _BYTES)
+
+
+class Paced(Generic[T]):
+    """Sends what is told of one task, at its pace.
+
+    Args:
+      send: Sends one. Never raises.
+      nursery: Where the newest waits for its time.
+    """
+
+    def __init__(self, send: Callable[[bytes, T], None], nursery: trio.Nursery) -> None:
+        self._send = send
+        self._nursery = nursery
+        self._pace = Pace()
+        self._held: deque[tuple[bytes, T]] = deque()  # the newest of them
+        self._held_bytes = 0
+        self._waiting: trio.CancelScope | None = None
+
+    def tell(self, data: bytes, value: T) -> None:
+        """Send this now, or hold it until its time, or until there is a newer one."""
+        if not self._held and self._pace.free_at <= trio.current_time():
+            self._go(data, value)
+            return
+        self._held.append((data, value))
+        self._held_bytes += len(data)
+        while len(self._held) > 1 and self._is_too_much():
+            self._held_bytes -= len(self._held.popleft()[0])
+        if self._waiting is None:
+            self._waiting = trio.CancelScope()
+            self._nursery.start_soon(self._send_newest, self._waiting)
+
+    def end(self) -> None:
+        """There will be no more. What is held goes out now, in its order."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        for data, value in self._take():
+            self._go(data, value)
+
+    def _is_too_much(self) -> bool:
+        return len(self._held) > _AT_ONCE or self._held_bytes > _MOST_HELD
+
+    def _take(self) -> list[tuple[bytes, T]]:
+        held = list(self._held)
+        self._held.clear()
+        self._held_bytes = 0
+        return held
+
+    def _go(self, data: bytes, value: T) -> None:
+        self._pace.spend(len(data))
+        self._send(data, value)
+
+    async def _send_newest(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while self._held:
+                await trio.sleep_until(self._pace.free_at)
+                self._go(*self._take()[-1])
+        self._waiting = None
+
+
+# A lock for each key, for as long as somebody holds or wants it.
+
+
+class KeyedLocks:
+    """``async with locks.hold(key)``: one task at a time for each key, in their order."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, trio.Lock] = {}
+
+    def is_held(self, key: str) -> bool:
+        return key in self._locks
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = trio.Lock()
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._locks.get(key) is lock:
+                del self._locks[key]

@@ -1,0 +1,259 @@
+# One capability at a worker: what it holds of it, and the leases.
+#
+# Leases. A delivery is ours for the durable's ack_wait. One task a capability renews all that are
+# in hand, every third of that time. It outlives the handlers: during a shutdown they may run on,
+# and a lease that lapses then starts the same task in a second worker. One that could not be
+# renewed for ack_wait is another worker's by now, so its handler is cancelled, and the task is let
+# be: it is not given back, put back for another attempt, buried, nor noted, also where the lease
+# lapses while one of these waits for the broker. Except where the handler itself held up the
+# renewal by keeping the Trio thread: it would do the same at the next worker, so it is left to
+# finish; but its task, too, is only ended by a result. Where the broker changes ack_wait, all that
+# is in hand is renewed at once; that is looked at in each round, when a task comes after a pause,
+# and when one that is in hand comes again.
+#
+# A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
+# or the durable was made anew. It is not run a second time here; the job has the newer lease. Nor
+# is another one of the same ID, which was sent when the broker had forgotten the first: that is put
+# off, noted as no failure, until the first one has ended.
+#
+# Cancellations. The broker tells of each task that is cancelled: its handler's scope is cancelled,
+# and the one who asked is told when the task is let go. What is not heard (the connection was down,
+# the push got lost) is found by looking for results of what runs: after a gap, and in each round of
+# renewal for what has run through the one before. A task that is not here yet may be on its way: it
+# is remembered, and its result is looked for before it is started; the one who asked is told then.
+# Remembered is also one that was cancelled and has ended here, or had ended with a result that came
+# after the canceller's: others who hold it may ask later still. A task that has a lease is
+# cancelled here when that has lapsed.
+#
+# A delivery may have waited in the socket while the thread was held up, and be another's by now. So
+# what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
+# for first.
+#
+# Invariant: a job is in `jobs` from its arrival until it is settled; no longer, no less.
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .._errors import BrokerError
+from .._sync import Expiring
+from .._util import open_flat_nursery
+from ._job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._abc import Delivery, Intake, Notice
+    from ._lanes import Lanes
+    from ._retry import Retry
+
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+# A task that was cancelled before it came is remembered for so many seconds; so many are.
+_REMEMBERED_SECONDS: Final = 60.0
+_REMEMBERED: Final = 100_000
+# Those that wait for one handler to end; anybody may send any number.
+_NOTICES: Final = 100
+# Results that may wait to be stored, above the number of handlers, before no more is asked for.
+_UNSETTLED: Final = 100
+
+
+class Service:
+    """One capability that a worker handles."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self.intake: Intake  # these two are set before the first delivery
+        self.lanes: Lanes
+        self.jobs: dict[str, Job] = {}  # by task
+        self.running = 0  # handlers that have not ended
+        self._over: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._resting: dict[str, float] = {}  # to be tried again, and not before that time
+        self._early: Expiring[list[Notice]] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._look_due = trio.Event()
+        self._look_at_all = False
+        self._leases_due = trio.Event()
+        self._owed = 0  # places that are free, and not asked for yet
+        # Of the leases of deliveries that can't have waited anywhere for long.
+        self._fresh_from = 0.0
+        self._fresh_until = math.inf
+        self._look_from = math.inf  # of such a lease: so long no round has looked
+        self._all_due = trio.Event()  # to be renewed
+
+    @property
+    def ack_wait(self) -> float:
+        return self.intake.ack_wait
+
+    def receive(self, delivery: Delivery) -> None:
+        """Run a task that has arrived."""
+        held = self.jobs.get(delivery.task_id)
+        if held is not None:
+            if delivery.repeats(held.delivery) and not held.lost:
+                held.delivery = delivery
+                held.lapsed = False
+                self._look_due.set()  # the lease has lapsed, for the broker
+                self.intake.ask(1)
+            else:
+                # Another one of that ID, or one whose handler has yet to clean up, is to come
+                # again. Not by its lease, which would count as a failure each time.
+                self.lanes.put_off(delivery, self.ack_wait, partial(self.intake.ask, 1))
+            return
+        if delivery.lease_until > self._look_from:
+            self._look_due.set()
+        if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
+            delivery.again = True
+        early = self._early.get(delivery.task_id) if self._early else None
+        if early is not None:
+            delivery.again = True
+        self.jobs[delivery.task_id] = job = Job(delivery, self._retry)
+        for notice in early or ():
+            notice.running()
+            job.notices.append(notice)
+        self.running += 1
+        self.lanes.start(job)
+
+    def let_go(self, job: Job) -> None:
+        """The job is settled."""
+        del self.jobs[job.delivery.task_id]
+        for notice in job.notices:
+            notice.ended()
+        if job.rests_until:
+            self._resting[job.delivery.task_id] = job.rests_until
+        if (job.superseded or job.cancelled) and not self._over.is_full():
+            self._over.put(job.delivery.task_id, None)
+        if self._owed:
+            self._owed -= 1
+            self.intake.ask(1)
+
+    def free_place(self) -> None:
+        """A handler has ended: ask for another task, unless too many results wait to be stored."""
+        if len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
+            self._owed += 1
+        else:
+            self.intake.ask(1)
+
+    # Cancellations
+
+    def cancel(self, notice: Notice) -> None:
+        """A task of this capability was cancelled."""
+        job = self.jobs.get(notice.task_id)
+        if job is not None:
+            notice.running()
+            if len(job.notices) < _NOTICES:
+                job.notices.append(notice)
+            job.cancel()
+        elif (self._over and notice.task_id in self._over) or (
+            self._resting.get(notice.task_id, 0.0) > trio.current_time()  # nobody has it before
+        ):
+            notice.running()  # both, for whoever asks counts those who have had it
+            notice.ended()
+        elif (early := self._early.get(notice.task_id)) is not None:
+            if len(early) < _NOTICES:
+                early.append(notice)
+        elif not self._early.is_full():
+            self._early.put(notice.task_id, [notice])
+
+    def look(self) -> None:
+        """Some cancellation may have been missed."""
+        self._look_at_all = True
+        self._look_due.set()
+        self._leases_due.set()
+
+    async def _find_cancelled(self) -> None:
+        told = ""
+        while True:
+            await self._look_due.wait()
+            self._look_due = trio.Event()
+            since = math.inf if self._look_at_all else trio.current_time() - self.ack_wait / 3
+            self._look_at_all = False
+            await self.intake.look()
+            self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
+            running = [name for name, job in self.jobs.items() if job.runs_since(since)]
+            try:
+                found = await self.intake.find_done(running)
+            except BrokerError as exc:
+                if str(exc) != told:
+                    told = str(exc)
+                    logger.warning("can't look whether running tasks are cancelled: %s", exc)
+                continue
+            for task_id, result in found.items():
+                job = self.jobs.get(task_id)
+                if job is not None and job.scope is not None:  # else it may be its own
+                    job.stored = result
+                    job.cancel()
+
+    async def _find_orphans(self) -> None:
+        # Apart from what is above: leases that can't be looked up concern the tasks that have some.
+        told = ""
+        while True:
+            await self._leases_due.wait()
+            self._leases_due = trio.Event()
+            leased = [job for job in self.jobs.values() if job.delivery.lease]
+            if not leased:
+                continue
+            try:
+                held = await self.intake.find_leases({job.delivery.lease for job in leased})
+            except BrokerError as exc:
+                if str(exc) != told:
+                    told = str(exc)
+                    logger.warning("can't look whether the groups of running tasks live: %s", exc)
+                continue
+            for job in leased:
+                if job.delivery.lease not in held:
+                    job.cancel()
+
+    # Leases
+
+    def renew_all(self) -> None:
+        """The broker has another `ack_wait`."""
+        self._all_due.set()
+
+    async def stand(self, on_round: Callable[[], None]) -> None:
+        """Renew leases and look for cancellations, for ever."""
+        self._look_from = trio.current_time() + 4 / 3 * self.ack_wait
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(self._find_cancelled)
+            nursery.start_soon(self._find_orphans)
+            await self.keep_leases(on_round)
+
+    async def keep_leases(self, on_round: Callable[[], None]) -> None:
+        """Renew what is held, and cancel what could not be renewed, for ever."""
+        next_round = self._plan_round()
+        while True:
+            held = [job.delivery.lease_until for job in self.jobs.values() if not job.lost]
+            with trio.move_on_at(min([next_round, *held])):
+                await self._all_due.wait()
+            now = trio.current_time()
+            if self._all_due.is_set():
+                self._all_due, next_round = trio.Event(), now
+            for job in self.jobs.values():
+                if job.lost:
+                    continue
+                if job.blocked:
+                    job.blocked = False
+                    job.lapsed |= job.delivery.is_lost()
+                    job.delivery.lease_until = now + self.intake.ack_wait
+                    job.delivery.renew()
+                elif job.delivery.lease_until <= now:
+                    job.lose_lease()
+                elif now >= next_round:
+                    job.delivery.lease_until = min(job.delivery.lease_until, now + self.ack_wait)
+                    job.delivery.renew()
+            if now >= next_round:
+                if now + self.ack_wait > self._fresh_until:
+                    self._fresh_from = now + 4 / 3 * self.ack_wait
+                next_round = self._plan_round()
+                self._resting = {name: end for name, end in self._resting.items() if end > now}
+                on_round()
+                if self.jobs:
+                    self._look_due.set()
+                    self._leases_due.set()
+
+    def _plan_round(self) -> float:
+        now, ack_wait = trio.current_time(), self.ack_wait
+        self._fresh_until = now + 2 / 3 * ack_wait + ack_wait  # another third overdue
+        return now + ack_wait / 3

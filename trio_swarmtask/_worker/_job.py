@@ -1,0 +1,319 @@
+# One delivery at a worker, from its arrival until it is settled.
+#
+# A job ends in exactly one of these ways: its result is stored and the task ended (a success, a
+# failure, a timeout, a cancellation), it is a dead letter, it is given back, or its lease was lost
+# and it is let be. Which one, is decided after the handler's scope was left, from what cancelled
+# it: the scope's own deadline is a timeout; `interrupted`, `cancelled` and `lost` are set before
+# the worker cancels the scope.
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+import msgspec
+import trio
+
+from .._errors import InvalidMessageError
+from .._record import Result as Record, ResultStatus, encode
+from .._sync import Paced
+from .._util import NoPublicConstructor, shorten
+from ._handler import count_attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping
+
+    from .._abc import Delivery, Notice
+    from .._dispatcher._dispatcher import Dispatcher
+    from .._message import Message, Result
+    from ._handler import Value
+    from ._observers import Ending
+    from ._own_dispatcher import Children as OwnDispatcher
+    from ._retry import Retry
+
+
+class Job:
+    """One delivery in hand, and what it came to."""
+
+    __slots__ = (
+        "blocked",
+        "call",
+        "cancelled",
+        "current",
+        "delivery",
+        "encoded",
+        "end",
+        "ending",
+        "failure",
+        "handling",
+        "interrupted",
+        "lapsed",
+        "leased",
+        "lost",
+        "message",
+        "notices",
+        "rests_until",
+        "result",
+        "retry",
+        "scope",
+        "settled",
+        "started",
+        "stored",
+        "superseded",
+        "timeout",
+        "travelled",
+    )
+
+    def __init__(self, delivery: Delivery, retry: Retry) -> None:
+        self.delivery = delivery
+        self.retry = retry
+        self.scope: trio.CancelScope | None = None  # while its handler runs
+        self.call: Awaitable[object] | None = None  # of the handler
+        self.message: Message | None = None
+        self.current: CurrentTask | None = None  # where the handler has asked for it
+        self.result: Result | Value | None = None
+        self.failure: BaseException | None = None  # of the handler, and worth another attempt
+        self.rests_until = 0.0  # it is put back, and not to be tried again before that
+        self.encoded = b""  # the result, as it was sent to be stored
+        self.ending: Ending | None = None  # where somebody follows the task
+        self.handling = False  # the handler was called
+        self.started = 0.0  # when that was
+        self.timeout = math.inf
+        self.travelled = False  # it is what was left of the deadline that came with the task
+        self.interrupted = False  # the worker stops: give the task back
+        self.blocked = False  # its handler kept the Trio thread to itself
+        self.cancelled = False  # the task has a result: another one's, or that of who cancelled it
+        self.stored: bytes | None = None  # that result, where it was looked up
+        self.notices: list[Notice] = []  # of those who wait for the handler to end
+        self.lost = False  # the lease lapsed: the task is another worker's
+        self.lapsed = False  # so it did, and the handler, which kept the thread, was let go on
+        self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
+        self.superseded = False  # another result was stored before its own
+        self.settled = False  # nothing is left to do for it
+        # How it is counted once it is let go: a field of `WorkerStatistics`.
+        self.end = "given_back"
+
+    def was_cancelled(self, scope: trio.CancelScope) -> bool:
+        """Whether the scope that its handler ran in was cancelled: by those below, or in time."""
+        return (
+            self.interrupted
+            or self.lost
+            or self.cancelled
+            or (self.timeout < math.inf and scope.cancel_called)
+        )
+
+    def runs_since(self, time: float) -> bool:
+        """Whether its handler runs, and was called before ``time``."""
+        return self.handling and self.scope is not None and self.started < time
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def lose_lease(self) -> None:
+        self.lost = True
+        for scope in (self.scope, self.leased):
+            if scope is not None:
+                scope.cancel()
+
+    def has_lost_lease(self) -> bool:
+        """Whether the task is another worker's by now, or may be."""
+        return self.lost or self.lapsed or self.delivery.is_lost()
+
+
+# The task that a handler is called for, as the handler sees it.
+#
+# What a handler costs for this is one context variable. The rest is made when somebody asks.
+class Host(Protocol):
+    """Who runs the handler, as far as its task asks for that."""
+
+    children: OwnDispatcher
+    background: trio.Nursery
+    _name: str
+
+
+CURRENT: Final[ContextVar[tuple[Host, Job]]] = ContextVar("trio_swarmtask.current_task")
+"""Set for each handler, in the copy of the context that is its own."""
+# The entries of a report's metadata that the library writes.
+_PROGRESS: Final = "progress"
+_NOTE: Final = "note"
+_AGENT: Final = "agent"
+_ATTEMPT: Final = "attempt"
+_OWN: Final = frozenset((_PROGRESS, _NOTE, _AGENT, _ATTEMPT))
+
+
+def current_task() -> CurrentTask:
+    """The task that this handler was called for; in the Trio tasks and threads it started, too.
+
+    Raises:
+      RuntimeError: outside of a handler.
+    """
+    try:
+        runner, job = CURRENT.get()
+    except LookupError:
+        raise RuntimeError(
+            "there is no current task here: call current_task() in a handler that a worker has "
+            "called, or in what that handler has started"
+        ) from None
+    if job.current is None:
+        job.current = CurrentTask._create()
+        job.current._runner = runner
+        job.current._job = job
+    return job.current
+
+
+@final
+class CurrentTask(metaclass=NoPublicConstructor):
+    """The task that a handler was called for. Given by `current_task`, in the handler."""
+
+    def __init__(self) -> None:
+        self._runner: Host  # both set by current_task
+        self._job: Job
+        self._first_report: datetime | None = None
+        self._reports: Paced[Record] | None = None
+
+    def __repr__(self) -> str:
+        return f"<CurrentTask {self.message.id!r} of {self.capability}>"
+
+    @property
+    def capability(self) -> str:
+        """The capability that it was sent to."""
+        return self._job.delivery.capability
+
+    @property
+    def message(self) -> Message:
+        """What the handler was called with."""
+        assert self._job.message is not None
+        return self._job.message
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, counted from 1: that of the result."""
+        return count_attempt(self.message, self._job.delivery.number)
+
+    @property
+    def deadline(self) -> float:
+        """When the handler is cut off, on Trio's clock; ``math.inf`` if it may take any time."""
+        job = self._job
+        return job.started + job.timeout if job.timeout < math.inf else math.inf
+
+    async def dispatcher(self) -> Dispatcher:
+        """A dispatcher to start tasks below this one with.
+
+        It fills a blank ``parent``, ``root`` and ``correlation_id`` of the tasks that it starts,
+        and of those of its groups. All that is behind it is the worker's one dispatcher, on the
+        worker's broker, which is opened when a handler first asks and closed after the last one
+        has ended. So it can't be closed here, and its `statistics` are those of the whole worker.
+
+        Raises:
+          RuntimeError: if the handler has ended.
+          BrokerError: if the server refuses what a dispatcher needs, or is lost for good.
+        """
+        self._check_running("start tasks below it")
+        dispatcher = await self._runner.children.dispatcher()
+        return dispatcher._below(self.message)
+
+    async def report(
+        self,
+        progress: float | None,
+        note: str = "",
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Tell those who follow the task how far it has come.
+
+        They get it from `Future.updates`, and, as a ``pending`` result, from a publisher of
+        `trio_swarmtask.results`. It is sent once and not waited for: in an outage it is lost, and
+        so it is where nobody follows. Once the task was cancelled it does nothing.
+
+        In the long run ten a second go out at most (fewer of those above 10 kB), up to 16 at once.
+        Of what is reported faster the newest goes out, as soon as it may, and the last in any case
+        before the task's result.
+
+        Args:
+          progress: From 0 to 1; None if there is no telling.
+          note: Anything to go with it.
+          metadata: More of the kind, string to string. The update's ``metadata`` holds it, beside
+            ``progress`` and ``note`` where they are given, ``agent`` and ``attempt``.
+
+        Raises:
+          RuntimeError: if the handler has ended.
+          TypeError: if an argument has another type.
+          ValueError: if ``progress`` is not from 0 to 1, or ``metadata`` has an entry that is
+            written here.
+          InvalidMessageError: if it holds text that is not Unicode, or is larger than the server
+            takes.
+        """
+        self._check_running("report its progress")
+        job = self._job
+        now = datetime.now(UTC)
+        self._first_report = self._first_report or now
+        record = Record(
+            task_id=self.message.id,
+            status=ResultStatus.PENDING,
+            metadata=self._describe(progress, note, metadata),
+            created_at=self._first_report,
+            updated_at=now,
+        )
+        try:
+            data = encode(record)
+        except UnicodeError as exc:
+            raise InvalidMessageError(f"a report holds text that is not Unicode: {exc}") from exc
+        await trio.lowlevel.checkpoint()
+        if job.scope is None or job.cancelled or job.lost:
+            return  # its end is somebody else's to tell
+        job.delivery.check_report(data)
+        if self._reports is None:
+            self._reports = Paced(self._send, self._runner.background)
+        self._reports.tell(data, record)
+
+    def _send(self, data: bytes, record: Record) -> None:
+        job = self._job
+        if not job.cancelled and not job.lost:
+            job.delivery.report(data)
+            if job.ending is not None:
+                job.ending.report(record)
+
+    def _end(self) -> None:
+        """The handler has ended, and what came of it is about to be told."""
+        if self._reports is not None:
+            self._reports.end()
+
+    def _describe(self, progress: object, note: object, metadata: object) -> dict[str, str]:
+        described = {_AGENT: self._runner._name, _ATTEMPT: str(self.attempt)}
+        if progress is not None:
+            if isinstance(progress, bool) or not isinstance(progress, int | float):
+                raise TypeError(
+                    f"progress must be a number from 0 to 1, or None, not {shorten(progress)}"
+                )
+            if not 0 <= progress <= 1:
+                raise ValueError(f"progress must be from 0 to 1, not {shorten(progress)}")
+            described[_PROGRESS] = str(progress)
+        if not isinstance(note, str):
+            raise TypeError(f"note must be a string, not {shorten(note)}")
+        if note:
+            described[_NOTE] = note
+        if metadata is None:
+            return described
+        try:
+            more = msgspec.convert(metadata, dict[str, str], strict=True)
+        except msgspec.ValidationError as exc:
+            raise TypeError(f"metadata {shorten(metadata)} must be of strings: {exc}") from exc
+        if taken := sorted(_OWN & more.keys()):
+            raise ValueError(f"metadata can't hold {taken[0]!r}, which is written by the library")
+        return {**described, **more}
+
+    def _check_running(self, what: str) -> None:
+        if self._job.scope is None:
+            raise RuntimeError(
+                f"task {self.message.id} has ended at this worker, so nobody can {what}; finish "
+                "what a handler has started before it returns"
+            )

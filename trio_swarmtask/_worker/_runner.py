@@ -1,0 +1,513 @@
+# What a worker does with a job: call the handler, store what came of it.
+#
+# The place of a handler is free as soon as it ended; storing its result goes on beside the next
+# one.
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from .._check import check_task_id, is_task_id
+from .._envelope import PAST_DEADLINE, Status
+from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, UnsupportedVersionError
+from .._message import Message, Result, cancelled_result
+from .._statistics import ENDS_BY_STATUS, Tally
+from .._util import find_interrupt, leaves, shorten
+from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
+from ._job import CURRENT
+from ._observers import Observers
+from ._own_dispatcher import Children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._abc import Broker, Delivery
+    from ._job import Job
+
+
+# What a worker does with a delivery before it calls the handler: read it, and see that it is to be
+# run at all.
+#
+# A message that gives `max_attempts` bounds the calls of handlers, those that ended by the death of
+# their worker too. A dead worker can't answer, so whoever gets the task after the last attempt
+# does.
+logger: Final = logging.getLogger("trio_swarmtask.worker")
+# Seconds before a task that can't be run now is offered again: long enough not to spin, short
+# enough for a newer worker that has just come up.
+NEWER_WORKER_DELAY: Final = 15.0
+# Seconds that are waited for in place: clocks differ by as much.
+_SHORT_REST: Final = 0.1
+
+
+class Admission:
+    """Decides which deliveries a worker runs."""
+
+    def __init__(
+        self,
+        name: str,
+        max_deliveries: int,
+        stopping: trio.Event,
+        observers: Observers,
+    ) -> None:
+        self._name = name
+        self._max_deliveries = max_deliveries
+        self._stopping = stopping
+        self._observers = observers
+
+    def admit_soon(self, job: Job) -> Message | None:
+        """As `admit`, of a delivery that has nothing to look up; None: `admit` is to decide."""
+        delivery = job.delivery
+        if (
+            delivery.again
+            or delivery.number > 1
+            or delivery.lease
+            or delivery.deadline < math.inf
+            or job.interrupted
+            or job.lost
+            or self._stopping.is_set()
+        ):
+            return None
+        try:
+            return _read(delivery)
+        except (InvalidMessageError, UnsupportedVersionError):
+            return None
+
+    async def admit(self, job: Job) -> Message | None:
+        """The message to handle; None if the delivery was settled in another way."""
+        delivery = job.delivery
+        if self._stopping.is_set() or job.interrupted or job.lost:
+            return None  # it was under way when the pulls were ended: given back
+        try:
+            message = _read(delivery)
+        except InvalidMessageError as exc:
+            await self._bury(job, str(exc))
+            return None
+        except UnsupportedVersionError as exc:
+            if not await self._has_ended(job):
+                await self._leave(job, exc)
+            return None
+        if delivery.number > 1 and (seconds := await delivery.doubt()) > 0:
+            job.settled = await delivery.give_back(seconds)
+            return None
+        if await self._has_ended(job):
+            return None
+        if delivery.number > self._max_deliveries and await self._is_poison(delivery):
+            await self._bury(job, f"delivered more than {self._max_deliveries} times")
+            return None
+        if message.max_attempts and delivery.number > 1:
+            if not await self._is_rested(job):
+                return None
+            made = max(1, message.attempt) + delivery.number - 2
+            made -= await delivery.count_given_back()
+            if made >= message.max_attempts:
+                job.result = _lost_at_work(made, message.max_attempts)
+        if delivery.lease and not await self._look_at_lease(job):
+            return None
+        if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
+            # A clock that was set must not keep the tasks of a whole queue from being run.
+            try:
+                await delivery.measure_deadline()
+            except BrokerError as exc:  # then it has passed, as far as anybody knows
+                told = (delivery.task_id, delivery.capability, exc)
+                logger.warning("can't measure the deadline of task %s of %s: %s", *told)
+        return message
+
+    async def _look_at_lease(self, job: Job) -> bool:
+        """See that the task is not run without its lease; False if it was put off.
+
+        Anybody may write one into a task. So whatever comes of the look concerns that task alone.
+        """
+        told = (job.delivery.task_id, job.delivery.capability)
+        job.started = trio.current_time()
+        try:
+            leased = await job.delivery.is_leased()
+        except BrokerError as exc:
+            logger.error("task %s of %s has failed: its lease can't be looked up: %s", *told, exc)
+            job.result = failed_result("its worker can't look up the lease of its group")
+            return True
+        if leased is None:
+            logger.warning("put off task %s of %s: its lease can't be looked up now", *told)
+            await self._put_off(job)
+            return False
+        job.cancelled |= not leased
+        return True
+
+    async def _has_ended(self, job: Job) -> bool:
+        # Before a burial: what has a result is no dead letter, however often it was delivered.
+        if job.delivery.again and await job.delivery.is_done():
+            job.end = "superseded"
+            job.superseded = job.settled = True
+        return job.settled
+
+    async def _leave(self, job: Job, exc: UnsupportedVersionError) -> None:
+        delivery = job.delivery
+        told = (delivery.task_id, delivery.capability, exc)
+        logger.warning("left task %s of %s for newer workers: %s", *told)
+        await self._put_off(job)
+
+    async def _put_off(self, job: Job) -> None:
+        job.settled = await job.delivery.give_back(NEWER_WORKER_DELAY)
+
+    async def _is_rested(self, job: Job) -> bool:
+        """Whether the pause before this attempt is over; else the task is put off."""
+        seconds = await job.delivery.rests_for()
+        if seconds > _SHORT_REST:
+            job.settled = await job.delivery.give_back(seconds)
+            return False
+        await trio.sleep(max(0.0, seconds))
+        return True
+
+    async def _is_poison(self, delivery: Delivery) -> bool:
+        # Deployments and shutdowns are not the task's fault, and retries are its sender's affair.
+        # They are looked up only here.
+        failures = delivery.number - await delivery.count_given_back()
+        if failures > self._max_deliveries:
+            failures -= await delivery.count_retries()
+        return failures > self._max_deliveries
+
+    async def _bury(self, job: Job, reason: str) -> None:
+        delivery = job.delivery
+        if job.has_lost_lease():
+            return  # whoever has it by now does this
+        told = (shorten(delivery.task_id), delivery.capability, reason)
+        logger.error("task %s of %s is a dead letter: %s", *told)
+        result: bytes | None = None
+        if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
+            result = fill_result(
+                failed_result(f"dead letter: {reason}"),
+                task_id=delivery.task_id,
+                correlation_id="",
+                agent=self._name,
+                attempt=delivery.number,
+                seconds=0,
+            ).encode()
+        first = await delivery.bury(reason, result)
+        job.end = "dead_letters"
+        job.settled = True
+        if first and result is not None:
+            self._observers.bury(delivery.task_id, result)
+
+
+def _lost_at_work(made: int, most: int) -> Result:
+    result = failed_result(
+        f"attempt {made} of {most} was the last, and was lost at work: its worker has died, or was "
+        "cut off"
+    )
+    return msgspec.structs.replace(result, attempt=made)
+
+
+def _read(delivery: Delivery) -> Message:
+    check_task_id(delivery.task_id)
+    message = Message.decode(delivery.data)
+    if message.id != delivery.task_id:
+        raise InvalidMessageError(
+            f"the envelope names task {shorten(message.id)}, its subject task "
+            f"{shorten(delivery.task_id)}"
+        )
+    return message
+
+
+# Seconds that a part of giving back may take once handlers were cancelled. Without a broker this
+# ends the wait, and the leases lapse by themselves.
+SETTLE_SECONDS: Final = 1.0
+
+
+class JobRunner:
+    """Runs the jobs of one worker."""
+
+    def __init__(
+        self,
+        name: str,
+        default_timeout: float,
+        max_deliveries: int,
+        stopping: trio.Event,
+        pulls_ended: trio.Event,
+        stop_because: Callable[[BaseException], None],
+    ) -> None:
+        self.tally = Tally()
+        self.observers = Observers()
+        self.children: Children  # both set by host_children before the first task
+        self.background: trio.Nursery
+        self._name = name
+        self._default_timeout = default_timeout
+        self._admission = Admission(name, max_deliveries, stopping, self.observers)
+        self._pulls_ended = pulls_ended
+        self._stop_because = stop_because
+        self._now = trio.lowlevel.current_clock().current_time  # two frames less
+
+    def host_children(self, broker: Broker, nursery: trio.Nursery) -> None:
+        """See to it that handlers can start tasks, for as long as ``nursery`` lasts."""
+        self.children = Children(broker, self._name, nursery, self._stop_because)
+        self.background = nursery
+
+    async def handle(self, handler: Handler, job: Job) -> None:
+        """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
+        # All in one frame: this is the way of every task.
+        message = self._admission.admit_soon(job)
+        if message is None:
+            try:
+                message = await self._admission.admit(job)
+            except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+                self._stop_because(exc)
+        job.message = message
+        if message is None or job.cancelled:
+            return
+        if self.observers.any:
+            job.ending = self.observers.follow(message, self._name, job.delivery.number)
+        if job.result is not None or not self._set_deadline(job, message):
+            return  # it is not to be called
+        job.handling = True
+        CURRENT.set((self, job))
+        try:
+            job.call = handler(message)
+            value = await job.call
+            job.result = value if isinstance(value, Result) else Value(value)
+        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+            job.result = self.failure(job, exc)
+
+    def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
+        """Begin `settle`, without waiting, where all that is left is to store what came of it.
+
+        ``on_settled`` is called when it is settled, or has to be settled by `settle` after all.
+
+        Returns:
+          False if nothing was begun.
+        """
+        message, result = job.message, job.result
+        if message is None or result is None or job.failure is not None:
+            return False
+        if job.current is not None:
+            job.current._end()
+        try:
+            job.encoded = self._encode(job, result, message)
+        except InvalidMessageError:
+            return False  # `settle` says why
+        return job.delivery.complete_soon(job.encoded, partial(self._end, job, on_settled))
+
+    def _end(self, job: Job, on_settled: Callable[[Job], None], stored: bool) -> None:
+        if stored and not job.settled:  # or it was given up meanwhile
+            assert job.result is not None
+            self._settled(job, job.result, first=True)
+        on_settled(job)
+
+    async def settle(self, job: Job) -> None:
+        """Store the job's result, or do what there is to do where it has none."""
+        if job.current is not None:
+            job.current._end()
+        try:
+            await self._settle(job)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._stop_because(exc)
+        if not job.settled:
+            await self.give_back(job)
+        elif job.ending is not None:
+            job.ending.tell(None)
+
+    async def _settle(self, job: Job) -> None:
+        message, result = job.message, job.result
+        if message is None or job.settled:
+            if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
+                job.settled = await job.delivery.is_done()
+                job.end = "cancelled" if job.settled else job.end
+            return
+        if result is None and job.lost:
+            self._let_be(job)
+        elif result is None and job.cancelled:
+            # It is there by all accounts: no other is sent, which can only be refused. Else this
+            # one says what happened.
+            result = cancelled_result(self._name, job.delivery.capability)
+            if await job.delivery.is_done():
+                self._settled(job, result, first=False)
+                return
+        elif result is None and not job.interrupted:
+            error = f"the handler did not end within {job.timeout:.4g} seconds"
+            result = timeout_result(error, job)
+            if job.retry.timeouts and message.max_attempts > 1 and not job.travelled:
+                job.failure = TimeoutError(error)
+        if job.failure is not None and not job.cancelled and await self._retry(job, message):
+            return
+        if result is not None:
+            await self._store(job, result, message)
+
+    # The handler
+
+    def _set_deadline(self, job: Job, message: Message) -> bool:
+        """False if it has passed."""
+        timeout = message.timeout if message.timeout > 0 else self._default_timeout
+        job.started = self._now()
+        if job.delivery.deadline < job.started + timeout:
+            job.travelled = True
+            timeout = job.delivery.deadline - job.started
+            if timeout <= 0:
+                error = "its deadline had passed before it was started"
+                job.result = timeout_result(error, job)
+                return False
+        if timeout < math.inf:  # setting one costs, and most have none
+            assert job.scope is not None
+            job.timeout = timeout
+            job.scope.deadline = job.started + timeout
+        return True
+
+    def interrupt(self, job: Job, exc: BaseException) -> bool:
+        """End the worker, in order, by what has come out of a handler and is no ``Exception``.
+
+        Returns:
+          False if that is a cancellation.
+        """
+        interrupt = find_interrupt(exc)
+        if interrupt is None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
+            return False
+        job.interrupted = True
+        self._stop_because(interrupt or exc)
+        return True
+
+    def failure(self, job: Job, exc: Exception) -> Result | None:
+        """What an exception of the handler comes to; None if the cancellation was ours."""
+        if job.interrupted or job.lost or job.cancelled:
+            return None  # its clean-up stumbled over the cancellation: not the task's failure
+        if job.message is not None and job.message.max_attempts > 1 and job.retry.is_worth(exc):
+            job.failure = exc
+        else:
+            self._tell(job, exc)
+        return failed_result(describe(exc))
+
+    def _tell(self, job: Job, exc: BaseException) -> None:
+        told = (job.delivery.task_id, job.delivery.capability)
+        logger.error("the handler of task %s of %s failed", *told, exc_info=exc)
+
+    async def _retry(self, job: Job, message: Message) -> bool:
+        """Put the task back for another attempt, if it is to have one and is still ours to give."""
+        with trio.CancelScope() as job.leased:
+            if not job.has_lost_lease():
+                return await self._put_back(job, message)
+        self._let_be(job)
+        return True
+
+    async def _put_back(self, job: Job, message: Message) -> bool:
+        delivery, exc = job.delivery, job.failure
+        assert exc is not None
+        attempts = max(1, message.attempt) - 1 + delivery.number
+        if delivery.number > 1:
+            attempts -= await delivery.count_given_back()
+        delay = job.retry.delay(attempts, exc)
+        again_at = trio.current_time() + delay
+        if attempts >= message.max_attempts or again_at >= delivery.deadline:
+            if job.result is not None:  # a timeout tells by itself
+                self._tell(job, exc)
+            return False
+        logger.warning(
+            "attempt %d of %d at task %s of %s has failed, the next is in %.3g seconds: %s",
+            attempts,
+            message.max_attempts,
+            delivery.task_id,
+            delivery.capability,
+            delay,
+            describe(exc),
+        )
+        if await job.delivery.retry(delay):  # a newer one may have come meanwhile
+            job.end = "retried"
+            job.rests_until = again_at
+            job.settled = True
+        else:
+            self._let_be(job)
+        return True
+
+    # After the handler
+
+    async def _store(self, job: Job, result: Result | Value, message: Message) -> None:
+        delivery = job.delivery
+        try:
+            if not job.encoded:
+                job.encoded = self._encode(job, result, message)
+            first = await delivery.complete(job.encoded)
+        except InvalidMessageError as exc:
+            logger.error(
+                "the result of task %s of %s can't be stored: %s",
+                delivery.task_id,
+                delivery.capability,
+                exc,
+            )
+            result = failed_result(str(exc))
+            first = await self._store_failure(job, result, message)
+        self._settled(job, result, first=first)
+
+    async def _store_failure(self, job: Job, result: Result, message: Message) -> bool:
+        try:
+            job.encoded = self._encode(job, result, message)
+            return await job.delivery.complete(job.encoded)
+        except InvalidMessageError:
+            # All that is large in it now is the message's correlation ID, which is anybody's.
+            message = msgspec.structs.replace(message, correlation_id="")
+            job.encoded = self._encode(job, result, message)
+            return await job.delivery.complete(job.encoded)
+
+    def _encode(self, job: Job, result: Result | Value, message: Message) -> bytes:
+        seconds = self._now() - job.started
+        return encode_result(result, message, job.delivery.number, self._name, seconds)
+
+    def _settled(self, job: Job, result: Result | Value, *, first: bool) -> None:
+        job.settled = True
+        job.superseded = not first
+        if job.cancelled:
+            job.end = "cancelled"
+        elif not first:
+            job.end = "superseded"
+        else:
+            status = Status.SUCCESS if isinstance(result, Value) else result.status
+            job.end = ENDS_BY_STATUS[status]
+        if job.ending is not None:
+            job.ending.tell(job.encoded if first else self._stored_by_others(job))
+
+    def _stored_by_others(self, job: Job) -> bytes | None:
+        if not job.cancelled:
+            return None  # whoever stored it tells
+        assert job.message is not None
+        result = cancelled_result(self._name, job.delivery.capability)
+        return job.stored or self._encode(job, result, job.message)
+
+    async def give_back(self, job: Job) -> None:
+        """Give the task to others, if that is what is left to do; never raises.
+
+        Shielded, or the task stays leased for all of ``ack_wait``; and whatever became of the time
+        that it has, for another handler may have kept the thread to itself meanwhile.
+        """
+        if job.settled:
+            return
+        job.settled = True
+        if job.ending is not None:
+            job.ending.tell(None)
+        if job.has_lost_lease():
+            self._let_be(job)
+            return
+        if not self._pulls_ended.is_set():  # else it comes straight in again
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                await self._pulls_ended.wait()
+        try:
+            with trio.move_on_after(SETTLE_SECONDS, shield=True):
+                if not await job.delivery.give_back():
+                    self._let_be(job)
+        except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
+            job.end = "leases_lost"
+            logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
+
+    def _let_be(self, job: Job) -> None:
+        """The lease was lost, so the task is another worker's: nothing is done with it here."""
+        job.settled = True
+        job.end = "leases_lost"
+        logger.warning(
+            "lost the lease of task %s of %s, and left it to another worker",
+            job.delivery.task_id,
+            job.delivery.capability,
+        )
+
+
+def timeout_result(error: str, job: Job) -> Result:
+    """The handler was cut off, or not called, because its time was over."""
+    metadata = {PAST_DEADLINE: "of whoever started the task"} if job.travelled else {}
+    return Result(status=Status.TIMEOUT, error=error, metadata=metadata)

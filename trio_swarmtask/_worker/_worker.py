@@ -1,0 +1,338 @@
+# The worker: takes tasks of its capabilities and runs a handler for each.
+#
+# Nurseries. A worker hosts its handlers in a task of its own that is shielded from the block it
+# was opened in, because a cancellation from outside must not reach the handlers before the broker
+# has been told to send no more: a task given back while a pull stands comes straight in again. So
+# the order of stopping is always: mark closed, end the pulls, let handlers finish or cancel them,
+# give back what was cancelled. `_stopping` starts it, `_interrupting` makes it short.
+
+from __future__ import annotations
+
+import contextvars
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from .._check import check_capability, check_count, check_timeout
+from .._errors import ClosedError
+from .._util import NoPublicConstructor, open_flat_nursery
+from ._capability import Service
+from ._handler import Handler, check_handler
+from ._job import CURRENT
+from ._lanes import Lanes
+from ._retry import Retry, check_retry
+from ._runner import SETTLE_SECONDS, JobRunner
+from ._watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .._abc import Broker
+    from .._statistics import WorkerStatistics
+    from ._job import Job
+
+
+@final
+class Worker(metaclass=NoPublicConstructor):
+    """Runs handlers in a nursery of its own. Made by `open_worker`."""
+
+    def __init__(
+        self, broker: Broker, name: str, default_timeout: float, max_deliveries: int
+    ) -> None:
+        self._broker = broker
+        self._name = name
+        self._services: dict[str, Service | None] = {}
+        self._entering: set[trio.CancelScope] = set()
+        self._stopping = trio.Event()
+        self._interrupting = trio.Event()
+        self._pulls_ended = trio.Event()
+        self._handlers_ended = trio.Event()
+        self._finished = trio.Event()
+        self._cause: BaseException | None = None
+        self._cut = 0  # jobs that were cut short
+        self._watchdog = Watchdog()
+        self._runner = JobRunner(
+            name,
+            default_timeout,
+            max_deliveries,
+            self._stopping,
+            self._pulls_ended,
+            self._interrupt,
+        )
+        self._background: trio.Nursery  # both set by _host before anyone sees the worker
+        self._handlers: trio.Nursery
+
+    def __repr__(self) -> str:
+        return f"<Worker {self._name!r} of {', '.join(sorted(self._services)) or 'nothing'}>"
+
+    @property
+    def name(self) -> str:
+        """The agent of its results."""
+        return self._name
+
+    async def handle(
+        self,
+        capability: str,
+        handler: Handler,
+        *,
+        max_in_flight: int = 100,
+        retry: Retry | None = None,
+    ) -> None:
+        """Take tasks of ``capability`` and run ``handler`` for each, from now on.
+
+        Returns once the consumer stands. Handlers run in the worker's nursery, each in a cancel
+        scope of its own that ends at the message's timeout, with this call's context variables.
+
+        Args:
+          capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.
+          handler: An async function of one `Message`. What it returns becomes the result's
+            ``outputs`` (anything that msgspec writes as JSON; None: no outputs), or is the `Result`
+            itself; raising an ``Exception`` gives a result that is ``failed``.
+          max_in_flight: How many handlers of this capability may run at once. The worker asks for
+            no more tasks than it has free places.
+          retry: Which failures are worth another attempt, of a task whose message allows some by
+            its ``max_attempts``. None: those that the handler asks for by `RetryTask`.
+
+        Raises:
+          InvalidCapabilityError: if ``capability`` has another form.
+          TypeError: if ``handler`` is not async, ``max_in_flight`` no whole number, or ``retry``
+            no `Retry`.
+          ValueError: if this worker handles ``capability`` already, or ``max_in_flight`` < 1.
+          BrokerError: if the server refuses the consumer, or has one that can't be used.
+          ClosedError: if this worker is closed.
+        """
+        self._check_open()
+        check_capability(capability)
+        check_handler(handler)
+        check_count("max_in_flight", max_in_flight)
+        service = Service(check_retry(retry))
+        if capability in self._services:
+            raise ValueError(
+                f"this worker handles {capability!r} already; open another worker for a second "
+                "handler, or call both from one"
+            )
+        self._services[capability] = None  # taken, while the consumer is being set up
+        try:
+            # In the worker's nursery, for the consumer outlives this call.
+            failure = await self._background.start(
+                self._serve, capability, service, handler, max_in_flight, contextvars.copy_context()
+            )
+            if failure is not None:
+                raise failure
+        finally:
+            if self._services[capability] is None:
+                del self._services[capability]
+
+    async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
+        """Ask for no more tasks, and wait for the running handlers.
+
+        Args:
+          timeout: Seconds; below 0 is 0. Handlers that still run then are cancelled, and their
+            tasks given back to the queue at once. So too if this call is cancelled.
+
+        Raises:
+          trio.TooSlowError: if a handler was cancelled.
+          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
+        """
+        self._check_outside("shutdown")
+        timeout = check_timeout(timeout)
+        if self._finished.is_set():
+            await trio.lowlevel.checkpoint()
+        elif await self._close(timeout):
+            raise trio.TooSlowError(f"handlers were still running after {timeout} seconds")
+
+    async def aclose(self) -> None:
+        """Ask for no more tasks, and wait for the running handlers, as long as they take.
+
+        If cancelled, the handlers are cancelled too, and their tasks given back.
+
+        Raises:
+          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
+        """
+        self._check_outside("aclose")
+        await self._close(math.inf)
+
+    def statistics(self) -> WorkerStatistics:
+        """Counts at this moment."""
+        in_flight = sum(len(service.jobs) for service in self._standing())
+        return self._runner.tally.at_worker(len(self._services), in_flight)
+
+    def _check_open(self) -> None:
+        if self._stopping.is_set():
+            raise ClosedError("the worker is closed; open another one to handle tasks")
+
+    def _check_outside(self, call: str) -> None:
+        """Raise RuntimeError in what the worker waits for when it is closed."""
+        awaited = (self._handlers, self._runner.observers.aside, self._background)
+        task, root = trio.lowlevel.current_task(), trio.lowlevel.current_root_task()
+        while (nursery := task.parent_nursery) not in awaited:
+            if nursery is None or nursery.parent_task is root:
+                # A thread's own task in Trio has no other parent, but the context of the handler.
+                runner, job = task.context.get(CURRENT, (None, None))
+                if runner is not self._runner or job is None or job.scope is None:
+                    return
+                break
+            task = nursery.parent_task
+        raise RuntimeError(
+            f"{call} of worker {self._name!r} was called in one of its own handlers, which it "
+            "would wait for: close it from outside, for example by "
+            "nursery.start_soon(worker.aclose), with a nursery that was opened before the worker"
+        )
+
+    def _standing(self) -> list[Service]:
+        return [service for service in self._services.values() if service is not None]
+
+    async def _serve(
+        self,
+        capability: str,
+        service: Service,
+        handler: Handler,
+        max_in_flight: int,
+        context: contextvars.Context,
+        *,
+        task_status: trio.TaskStatus[Exception | None],
+    ) -> None:
+        def on_handler_end() -> None:
+            service.running -= 1
+            if not self._stopping.is_set():
+                service.free_place()
+            else:
+                self._check_handlers_ended()
+
+        def on_settled(job: Job) -> None:
+            service.let_go(job)
+            self._runner.tally.end(job.end)
+
+        entering = trio.CancelScope()
+        self._entering.add(entering)
+        try:
+            with entering:
+                async with self._broker.open_intake(capability, service.receive) as intake:
+                    self._check_open()
+                    self._services[capability] = service
+                    service.intake = intake
+                    service.lanes = Lanes(
+                        self._runner,
+                        handler,
+                        self._handlers,
+                        context,
+                        max_in_flight,
+                        on_handler_end,
+                        on_settled,
+                    )
+                    self._entering.discard(entering)
+                    intake.hear(service.cancel, service.look, service.renew_all)
+                    task_status.started(None)
+                    intake.ask(max_in_flight)
+                    self._watchdog.watch(service)
+                    await service.stand(self._watchdog.beat)
+            self._check_open()  # only a worker that stops cancels this scope
+        except Exception as exc:  # noqa: BLE001 - it is raised elsewhere, see below
+            if entering in self._entering:
+                task_status.started(exc)  # leaves `handle`
+            else:
+                self._interrupt(exc)  # stops in order, then leaves the worker's block
+        finally:
+            self._entering.discard(entering)
+
+    async def _host(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            # The shield ends when `_stopping` is set, which leaving the worker's block does.
+            with trio.CancelScope(shield=True), self._watchdog.running():
+                async with trio.open_nursery() as self._background:
+                    self._runner.host_children(self._broker, self._background)
+                    async with (
+                        trio.open_nursery() as self._runner.observers.aside,
+                        trio.open_nursery() as self._handlers,
+                    ):
+                        self._background.start_soon(self._end_pulls)
+                        self._background.start_soon(self._cut_short)
+                        task_status.started()
+                        try:
+                            await self._handlers_ended.wait()
+                        except BaseException:  # what nobody has caught, in one of its tasks
+                            self._interrupt()
+                            with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
+                                await self._pulls_ended.wait()
+                            raise
+                        # What is left are results that are being stored, and announced.
+                        self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
+                    self._background.cancel_scope.cancel()
+        finally:
+            self._finished.set()
+        if self._cause is not None:
+            raise self._cause
+
+    async def _end_pulls(self) -> None:
+        # Shielded, for nothing is given back before the pulls have ended. The shield ends: every
+        # way out of `_host` sets `_stopping`, and an intake stops within about a second.
+        with trio.CancelScope(shield=True):
+            await self._stopping.wait()
+            for scope in self._entering:
+                scope.cancel()
+            async with trio.open_nursery() as nursery:
+                for service in self._standing():
+                    nursery.start_soon(service.intake.stop)  # never raises
+        for service in self._standing():
+            for job in service.jobs.values():
+                if not job.handling:
+                    job.interrupt()
+            service.lanes.close()
+        self._pulls_ended.set()
+        self._check_handlers_ended()
+
+    async def _cut_short(self) -> None:
+        await self._interrupting.wait()
+        await self._pulls_ended.wait()
+        self._cut = sum(len(service.jobs) for service in self._standing())
+        for service in self._standing():
+            for job in service.jobs.values():
+                job.interrupt()
+        self._give_up_after(SETTLE_SECONDS)
+
+    def _give_up_after(self, seconds: float) -> None:
+        for nursery in (self._handlers, self._runner.observers.aside):
+            scope = nursery.cancel_scope
+            scope.deadline = min(scope.deadline, trio.current_time() + seconds)
+
+    def _check_handlers_ended(self) -> None:
+        if self._pulls_ended.is_set() and not any(s.running for s in self._standing()):
+            self._handlers_ended.set()
+
+    def _interrupt(self, cause: BaseException | None = None) -> None:
+        # Stop now: cancel the handlers and give their tasks back. `cause` then leaves the block.
+        if self._cause is None:
+            self._cause = cause
+        self._stopping.set()
+        self._interrupting.set()
+
+    async def _close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is the deadline's name
+        self._stopping.set()
+        try:
+            with trio.move_on_after(timeout):
+                await self._finished.wait()
+                return False
+        finally:
+            if not self._finished.is_set():
+                self._interrupt()
+                with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
+                    await self._finished.wait()
+        return self._cut > 0
+
+
+@asynccontextmanager
+async def host_worker(
+    broker: Broker, name: str, default_timeout: float, max_deliveries: int
+) -> AsyncIterator[Worker]:
+    """Run a worker on an open broker; leaving the block is its `aclose`."""
+    worker = Worker._create(broker, name, default_timeout, max_deliveries)
+    async with open_flat_nursery() as nursery:
+        await nursery.start(worker._host)
+        try:
+            yield worker
+            await worker.aclose()
+        except BaseException:
+            worker._interrupt()  # the nursery's own exit waits for the host
+            raise
