@@ -1,14 +1,15 @@
 # The interface between the roles (dispatcher, worker) and what stores tasks and results.
 #
 # It speaks of tasks and results, never of subjects or consumers. Two implementations keep the same
-# promises, and one conformance suite runs on both: `_memory/_broker.py` and `_nats/`.
+# promises, and one conformance suite runs on both: `_memory/` and `_jetstream/`. Beside the queue
+# there are two smaller parts: the progress of a task, told past the queue, and buckets.
 #
 # What comes in, comes by plain callbacks in the Trio thread: a task switch for each message would
 # cost more than the rest of the way. A callback never blocks and never raises.
 #
-# Every async method here waits through an outage of the broker until it has an answer; the
-# caller's cancel scope is the deadline. It raises BrokerError when the broker is lost for good or
-# refuses what no waiting will change, and ClosedError when its own side was closed meanwhile.
+# Every async method here waits through an outage of the broker until it has an answer; the caller's
+# cancel scope is the deadline. It raises BrokerError when the broker is lost for good or refuses
+# what no waiting will change, and ClosedError when its own side was closed meanwhile.
 
 from __future__ import annotations
 
@@ -61,10 +62,8 @@ class NoSource(Source):
         pass
 
 
-# What goes from a task's handler to those who follow it, past the queue: two small parts of the
-# interface in `_abc.py`.
-#
-# At most once: nothing is stored, nothing waited for.
+# Progress: what goes from a task's handler to those who follow it. At most once: nothing is stored,
+# and nobody waits for it.
 
 
 class CanReport(ABC):
@@ -96,10 +95,8 @@ class CanFollow(ABC):
         """
 
 
-# What a bucket is: keys and values that any process can read, each change with a revision.
-#
-# The interface speaks of entries, not of streams and subjects. A key that was deleted, or has
-# expired, may leave an entry without data behind for a while.
+# A bucket: keys and values that any process can read, each change with a revision. A key that was
+# deleted, or has expired, may leave an entry without data behind for a while.
 
 
 class Entry(NamedTuple):

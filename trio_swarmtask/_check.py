@@ -1,9 +1,9 @@
-# What users pass in, checked: capabilities, task IDs and buckets, and durations; and what task IDs
-# are made of, where the user gives none.
+# What comes from outside, checked: what users pass in, and what comes from the network.
 #
-# The first two end up in NATS subjects, where '.', '*', '>' and white space have a meaning, and a
-# server stores a published wildcard literally. So each is checked here, once, before it gets
-# anywhere.
+# Users pass capabilities, task IDs, buckets, counts and durations; where they give no task ID, one
+# is made here. Capabilities and IDs end up in NATS subjects, where '.', '*', '>' and white space
+# have a meaning, and a server stores a published wildcard literally. So each is checked here, once,
+# before it gets anywhere.
 
 from __future__ import annotations
 

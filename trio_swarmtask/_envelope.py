@@ -1,4 +1,4 @@
-# What Message and Result look like on the wire.
+# What Message and Result look like on the wire; how they become bytes, and come back.
 #
 # The shape is Go's: the order of its struct fields, empty ones left out where Go leaves them out,
 # a zero time for "no time", string-to-string maps. The public structs are never encoded or decoded
@@ -177,8 +177,6 @@ def _time_for_go(time: datetime | None, field: str) -> datetime:
     return time
 
 
-# How Message and Result become bytes, and come back.
-#
 # Out: one conversion in C to the envelope checks every field, then the envelope is written. In: the
 # envelope is read, then its values go into the public struct.
 #

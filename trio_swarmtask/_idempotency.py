@@ -391,9 +391,6 @@ def _read(entry: Entry | None) -> Record | None:
     return record
 
 
-# open_idempotency: which broker, which bucket.
-
-
 @asynccontextmanager
 async def host_idempotency(
     broker: Broker, bucket: str, ttl: float, lease: float

@@ -1,8 +1,8 @@
-# The two structs that users hold: Message and Result.
+# The two structs that users hold, Message and Result, and the errors that a result is raised as.
 #
 # Go programs read and write the same bytes: version 1 of the structs `Message` and `Result`. What
-# the bytes look like is in `_envelope.py`, and how a struct becomes bytes and comes back is in
-# `_envelope.py`; here are the fields, what they mean, and what a user can do.
+# the bytes look like, and how a struct becomes bytes and comes back, is in `_envelope.py`; here are
+# the fields, what they mean, and what a user can do.
 
 from __future__ import annotations
 
@@ -302,12 +302,9 @@ _BEGIN: Final = b'{"version":%d,' % VERSION
 _read_message: Final = reader(Message)
 _read_result: Final = reader(Result)
 
-# The result of a cancelled task, as the one who cancels it or its worker stores it; and that of one
-# which was cut off by a deadline here.
-#
-# On the wire a cancellation is a failure, so that every program understands it; an entry of its
-# metadata tells it from one.
-# Seconds before it in which a worker may take it to have passed, by its clock.
+# The result of a cancelled task, as the one who cancels it or its worker stores it. On the wire a
+# cancellation is a failure, so that every program understands it; an entry of its metadata tells
+# the two apart. Seconds before it in which a worker may take it to have passed, by its clock.
 _ALMOST: Final = 5.0
 _TEXT: Final = "the task was cancelled"
 

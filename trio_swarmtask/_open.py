@@ -1,4 +1,4 @@
-# What users call: open_dispatcher, open_worker, open_broker.
+# What users call to open something: a broker, a dispatcher, a worker, a bus, idempotency.
 #
 # Here alone is decided which broker it is. The NATS one is imported when it is first opened: a
 # program that uses the memory broker never loads asyncio.
@@ -159,9 +159,6 @@ def _check_name(name: str | None) -> str:
 def default_name() -> str:
     """Host, process, a few random characters."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-# open_nats_bus: which server, whose connection.
 
 
 @asynccontextmanager

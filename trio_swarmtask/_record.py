@@ -53,9 +53,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime | None = None
 
 
-# Records as bytes: Go's struct, which has no JSON names of its own.
-#
-# Invariant: decoding raises InvalidResultError, whatever the bytes.
+# As bytes: Go's struct, which has no JSON names of its own. Invariant: decoding raises
+# InvalidResultError, whatever the bytes.
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

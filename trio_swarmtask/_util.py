@@ -1,9 +1,10 @@
-# Three small things that every layer needs: classes that only `open_*` makes, names that show where
-# users find them, and a nursery that does not show in the user's errors.
+# Four small things that every layer needs: classes that only `open_*` makes, names that show where
+# users find them, values as errors show them, and a nursery that does not show in the user's
+# errors.
 #
-# A nursery wraps what leaves its block in an exception group. The nurseries of this library are
-# its own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as
-# if there were none. So the block's own exception leaves as it was raised, and a background task's
+# A nursery wraps what leaves its block in an exception group. The nurseries of this library are its
+# own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as if
+# there were none. So the block's own exception leaves as it was raised, and a background task's
 # error leaves bare, unless there are several.
 
 from __future__ import annotations

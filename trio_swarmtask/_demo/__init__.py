@@ -5,6 +5,9 @@
 #
 # The worker is killed at the moment it says that a handler begins, with half of the results there.
 # So it surely dies with tasks in its hands; no timer guesses that.
+#
+#   _worker  one of its workers, a process of its own
+#   _report  what it prints
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-# The dispatcher's side: starts tasks, holds what is to come of them.
+# The dispatcher's side: it starts tasks, and holds what is to come of them. Pure Trio.
+#
+#   _dispatcher  what users call: run, start, attach, map, groups, schedules
+#   _map         many tasks in a row, and their results as they come
+#   _group       tasks that end together
+#   _core        from a message to the broker; the futures by their IDs; how a dispatcher is closed
+#   _future      the result to come of one task, and its progress meanwhile
 
 from ._dispatcher import Dispatcher as Dispatcher, host_dispatcher as host_dispatcher
 from ._future import Future as Future, TaskState as TaskState, Updates as Updates

@@ -1,4 +1,6 @@
-# How a task gets from a dispatcher to the broker.
+# The core of a dispatcher: how a task gets from it to the broker, and how it is closed.
+#
+# Pure Trio: the outbox's callback resolves a task's future, and no Trio task waits for it.
 #
 # Two IDs are told apart. One that this dispatcher made is new by construction, and its result is
 # heard through the key it begins with. One that the caller gave may be known already, so its result
@@ -74,10 +76,8 @@ class Chain:
         )
 
 
-# The futures that a dispatcher holds.
-#
-# Invariant: a future is here from before its task is published until it is resolved, failed, or
-# given up by everyone who held it; no longer, no less.
+# Invariant: the futures of a dispatcher hold each from before its task is published until it is
+# resolved, failed, or given up by everyone who held it.
 #
 # A task may be cancelled by others: its result says so, and its handler may be cleaning up still.
 # The groups here wait for its end as for what they cancel themselves. Where no group has the task,
@@ -446,10 +446,6 @@ class Starter:
             envelope.submitted_by = self._name
 
 
-# What a dispatcher is made of, and how it is closed.
-#
-# Pure Trio: the outbox's callback resolves the future, and no task here waits for it.
-#
 # Closing has an order: no new work, then cancel what open groups and maps have, which needs the
 # connection, then end what waits. A task that was started by itself is nobody's: it goes on.
 

@@ -1,4 +1,4 @@
-# The dispatcher's hold on a result to come.
+# The dispatcher's hold on a result to come, and what it hears of the task's progress meanwhile.
 #
 # A future is resolved once, by the bytes of the stored result or by an error, and keeps that for
 # good. The bytes are decoded by the first `wait`: a result that nobody waits for costs nothing.
@@ -295,11 +295,9 @@ class Future(metaclass=NoPublicConstructor):
 # As `Future._create`, which is not for users, without a frame for each future.
 make_future: Final = partial(type.__call__, Future)
 
-# What a dispatcher hears of a task's progress.
-#
-# No generator, and no task: an object that anybody may drop half way. Its subscription ends with
-# the future that it is of, whichever way that ends, or before, when it is closed.
-# Reports that wait for a slow reader.
+# Progress is heard by no generator, and no task: an object that anybody may drop half way. Its
+# subscription ends with the future that it is of, whichever way that ends, or before, when it is
+# closed. Reports that wait for a slow reader.
 _BUFFER_SIZE: Final = 16
 
 

@@ -65,7 +65,7 @@ def was_cut_off(result: Result, deadline: float) -> bool:
     return result.past_deadline and deadline - trio.current_time() < _ALMOST
 
 
-# The lease that a group holds for its tasks, if they are to end with the program that started them.
+# A group holds a lease for its tasks, if they are to end with the program that has started them.
 logger: Final = logging.getLogger("trio_swarmtask.group")
 
 
@@ -485,7 +485,6 @@ async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the
     raise exc
 
 
-# Opening a group: its nursery, its keeper, and its lease, if it is to have one.
 Orphans = Literal["finish", "cancel"]
 
 

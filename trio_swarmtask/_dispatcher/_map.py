@@ -243,7 +243,6 @@ class MapResults:
         self._group.cancel_scope.cancel()
 
 
-# Dispatcher.map: what it is given, and the block that its results are read in.
 logger: Final = logging.getLogger("trio_swarmtask.map")
 
 

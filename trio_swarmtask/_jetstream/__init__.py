@@ -1,3 +1,23 @@
-# The broker on a NATS server with JetStream.
+# The broker on a NATS server with JetStream: streams, consumers, and what goes over them.
+#
+#   _broker         opens the parts below on one connection
+#   _outbox         a dispatcher's side: stores tasks, hears of results, finds what was missed
+#   _intake         a worker's side of one capability: a standing pull; how long leases last
+#   _delivery       one task at a worker, and all the ways in which it ends
+#   _tasks          tasks on their way into the queue, now or later
+#   _schedules      tasks that are started again and again
+#   _results        the first result of each task: stored, and looked up
+#   _cancel         one task is cancelled from afar: whoever cancels, and the worker
+#   _cancel_many    the tasks of a group are cancelled together
+#   _group_leases   leases of groups that end with the program that has started them
+#   _reports        what handlers report, and whoever follows it
+#   _bucket         keys and values, read, put and followed
+#   _bucket_stream  the stream of a bucket
+#   _streams        which stream holds what, and what it can do; the durables
+#   _portions       many messages at once, as a slow link carries them
+#   _headers        what the headers and subjects of a task say
+#   _api            JetStream's requests: publish, get, delete
+#   _answers        the shapes that answers must have
+#   _refusals       which refusals pass, and which are final
 
 from ._broker import NATSBroker as NATSBroker, open_nats_broker as open_nats_broker

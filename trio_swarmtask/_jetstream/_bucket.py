@@ -1,4 +1,4 @@
-# A key-value bucket, on its stream.
+# A key-value bucket, on its stream: entries that are read, put, listed, and followed.
 #
 # An entry is the last message of `$KV.<bucket>.<key>`; its sequence is the revision. A deleted key
 # leaves a marker: a message with `KV-Operation`, or with `Nats-Marker-Reason` where the server
@@ -302,7 +302,7 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
             nursery.cancel_scope.cancel()
 
 
-# Following keys of a bucket: one core subscription for each, and one get.
+# A key is followed by one core subscription, and one get.
 #
 # The stream republishes each change after it was stored. Nothing is missed at the beginning:
 # subscribe, then get, then drop what was heard meanwhile and is not newer than what was got. What

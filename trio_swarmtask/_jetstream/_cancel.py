@@ -237,10 +237,8 @@ class Cancellation:
         return removed
 
 
-# How far a durable has come, asked of the server once for all who want to know.
-#
-# Cancelling a group asks for each of its tasks, at the same time. An answer is good for everybody
-# who had done all that has to come before it when the question was sent.
+# How far a durable has come is asked of the server once for all who want to know. An answer is good
+# for everybody who had done all that has to come before it when the question was sent.
 #
 # A durable knows what it has delivered itself. One that was deleted and made anew knows nothing of
 # the deliveries of the one before, whose tasks may still run. So a durable speaks of the tasks that

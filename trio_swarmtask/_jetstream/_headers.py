@@ -1,4 +1,7 @@
-# What the subject to ack a task on tells of its delivery:
+# What the server and our own headers tell of a task that is delivered: which delivery it is, its
+# deadline, and which schedule has started it.
+#
+# The subject to ack a task on:
 #
 #     $JS.ACK.<stream>.<consumer>.<number>.<sequence>.<consumer's sequence>.<time>.<pending>
 #
@@ -81,13 +84,12 @@ def _ack_tokens(reply: str) -> list[str]:
     return tokens
 
 
-# A deadline that travels with its task, over machines whose clocks differ.
-#
-# Whoever starts the task sends the seconds that it has left. The server notes when it stored the
-# task, by its own clock. So a worker that knows how far its clock is from the server's (the answers
-# of the server's API say what time it is there) knows how long the task has waited. A task that was
-# kept for later may enter the queue late: the server was down when it was due. So it brings the
-# time at which it was due, and the seconds count from that.
+# A deadline travels with its task, over machines whose clocks differ. Whoever starts the task sends
+# the seconds that it has left. The server notes when it stored the task, by its own clock. So a
+# worker that knows how far its clock is from the server's (the answers of the server's API say what
+# time it is there) knows how long the task has waited. A task that was kept for later may enter the
+# queue late: the server was down when it was due. So it brings the time at which it was due, and
+# the seconds count from that.
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
 LEASE: Final = "Swarm-Lease"
 DUE: Final = "Swarm-Due"
@@ -142,8 +144,6 @@ def find_deadline(reply: str, seconds: float, clock: float, due: float | None = 
     return min(began - clock, trio.current_time()) + seconds
 
 
-# What a schedule starts, as a worker gets it.
-#
 # All that a schedule starts comes on one subject, with one envelope. So the worker gives each an ID
 # of its own, by the time at which the server stored it: whoever gets it again finds the same.
 SCHEDULE: Final = "Swarm-Schedule"

@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     from ._streams import Durable
 
 
-# How long a lease lasts, kept in step with the durable: an operator may change its `ack_wait`.
-#
+# How long a lease lasts is kept in step with the durable: an operator may change its `ack_wait`.
 # The server does not tell of it (of durables that are made, deleted or paused it does). So the
 # durable is looked at where a worker has reason to: in each round of renewal, every third of
 # `ack_wait`, while tasks are in hand; as the first task arrives after a pause; and when one is

@@ -401,10 +401,9 @@ def tell_changes(what: str, before: Any, now: Any) -> None:  # noqa: ANN401 - of
         logger.warning("the stream of %s was changed: its %s", what, "; its ".join(changes))
 
 
-# The durable of a capability: the consumer that all its workers share.
-#
-# It is created with `"action": "create"`: without it the server would silently change the one that
-# is there, for everyone. One that is there is used as it is, if workers can share it at all.
+# The durable of a capability is the consumer that all its workers share. It is created with
+# `"action": "create"`: without it the server would silently change the one that is there, for
+# everyone. One that is there is used as it is, if workers can share it at all.
 _NO_LIMIT: Final = 1_000_000
 _ACK_WAIT: Final = 30 * _NANOSECONDS  # the server's default
 _EXPIRES: Final = 30.0

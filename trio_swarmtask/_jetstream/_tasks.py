@@ -1,4 +1,4 @@
-# Tasks on their way into the queue.
+# Tasks on their way into the queue, at once or when they are due.
 #
 # A publish without an answer may have been stored. Sent again, the server knows the task by its
 # Nats-Msg-Id, but for the duplicate window only, and it may have been killed. So what may be stored
@@ -201,12 +201,10 @@ def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
     return headers
 
 
-# Tasks that are not due yet: kept by the server, and put into the queue when they are.
-#
-# Such a task is a message schedule on `work.<capability>.<id>.later`, where no durable takes it. At
-# its time the server stores it on `work.<capability>.<id>` and removes the schedule, both at once.
-# Its Nats-Msg-Id does not survive that. So what is stored again after an outage is looked for on
-# its whole way, in the order in which it goes: not due, in the queue, done.
+# A task that is not due yet is a message schedule on `work.<capability>.<id>.later`, where no
+# durable takes it. At its time the server stores it on `work.<capability>.<id>` and removes the
+# schedule, both at once. Its Nats-Msg-Id does not survive that. So what is stored again after an
+# outage is looked for on its whole way, in the order in which it goes: not due, in the queue, done.
 #
 # An ID is one task in all capabilities: it is stored only where `work.*.<id>.later` is empty.
 

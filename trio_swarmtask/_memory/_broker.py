@@ -7,7 +7,7 @@
 #
 # There is no fencing, as there is none on the server: whoever ends a task ends it for everyone.
 #
-# It may outlive a run of Trio, and be used in another one: see `_broker.py`.
+# It may outlive a run of Trio, and be used in another one: see `Runs`.
 #
 # It owns no nursery. What must happen at a time (a lease lapses, a delayed task is due) is done by
 # the intakes that are open, for without one nobody could take the task anyway; and where the order
@@ -39,11 +39,9 @@ if TYPE_CHECKING:
     from .._abc import Bucket
 
 
-# One broker in memory through several runs of Trio, one after the other.
-#
-# Its times are on Trio's clock, which begins anywhere in each run. So the first who opens something
-# in a run moves all of them: they go on where the run before stopped. What passes between two runs
-# does not count, for nobody was there.
+# Several runs of Trio, one after the other. The broker's times are on Trio's clock, which begins
+# anywhere in each run. So the first who opens something in a run moves all of them: they go on
+# where the run before stopped. What passes between two runs does not count, for nobody was there.
 
 
 class Runs:
@@ -107,7 +105,7 @@ def _end_of_this_run() -> _End:
         return end
 
 
-# Who follows which task in the memory broker.
+# Who follows which task.
 
 
 class Followers:

@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from ._protocol import Incoming
 
 
-# What is wrong at the server just now, as many callers meet it: told once, not once for each.
-#
-# Where a disk is too slow or a stream is full, a thousand callers wait for the same. The first of
-# them tells. While any of them still waits, the others have nothing to add; after the last one is
+# What is wrong at the server just now is told once, not once for each caller that meets it. Where a
+# disk is too slow or a stream is full, a thousand callers wait for the same. The first of them
+# tells. While any of them still waits, the others have nothing to add; after the last one is
 # through, the same trouble is news again.
 
 

@@ -1,6 +1,7 @@
-# Reads a connection's socket in a Trio task, in place of asyncio's stream and nats-py's read loop.
+# The socket of a connection, read in a Trio task and written in Trio's rounds, in place of
+# asyncio's streams and of nats-py's two loops.
 #
-# What was read is parsed there and then, and each message handed to its subscription: the tasks
+# In: what was read is parsed there and then, and each message handed to its subscription: the tasks
 # that it wakes run in Trio's next round. The descriptor is a copy, so that neither side can close
 # what the other waits for.
 #
@@ -84,12 +85,10 @@ async def _read(
             await follow(found)
 
 
-# What is published, as bytes, and when it is written.
-#
-# nats-py's `publish` is a coroutine, and wakes an asyncio task that writes. Here the bytes are put
-# where that task finds them too, in their order with nats-py's own commands. All that was published
-# while Trio went once round its tasks goes out by one write, just before Trio waits for the
-# network again: no task has to be woken for it.
+# Out: nats-py's `publish` is a coroutine, and wakes an asyncio task that writes. Here the bytes are
+# put where that task finds them too, in their order with nats-py's own commands. All that was
+# published while Trio went once round its tasks goes out by one write, just before Trio waits for
+# the network again: no task has to be woken for it.
 #
 # Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 logger: Final = logging.getLogger("trio_swarmtask.nats")

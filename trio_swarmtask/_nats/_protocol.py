@@ -18,10 +18,8 @@ import logging
 import re
 from typing import Any, Final, Protocol
 
-# A message that came in.
-#
-# In place of nats-py's `Msg`: half the cost, and the headers are parsed only where somebody asks
-# for them. Most of what comes in is asked for its body alone.
+# A message that came in, in place of nats-py's `Msg`: half the cost, and the headers are parsed
+# only where somebody asks for them. Most of what comes in is asked for its body alone.
 _VERSION: Final = "NATS/1.0"
 
 

@@ -1,4 +1,5 @@
-# Requests and their replies, over one inbox subscription.
+# Requests and their replies, over one inbox subscription; and calls that are made until there is an
+# answer.
 #
 # Every role has a `Requests` of its own, so that closing the role ends its waits and nobody
 # else's. A reply wakes the waiting Trio task straight from the read loop, or calls a plain
@@ -448,11 +449,10 @@ def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:
         )
 
 
-# A subscription that stands: the server has it, and permits it.
-#
-# SUB has no answer. A refusal comes as an error of its own, before the answer to whatever is asked
-# next: so an echo tells both that the server listens for us and that nothing was refused. An error
-# that names no subject is waited out, until it is known whose it was.
+# A subscription stands once the server has it, and permits it. SUB has no answer. A refusal comes
+# as an error of its own, before the answer to whatever is asked next: so an echo tells both that
+# the server listens for us and that nothing was refused. An error that names no subject is waited
+# out, until it is known whose it was.
 
 
 async def subscribe(

@@ -1,4 +1,5 @@
-# One delivery at a worker, from its arrival until it is settled.
+# One task in hand at a worker, from its arrival until it is settled; and what its handler sees of
+# it.
 #
 # A job ends in exactly one of these ways: its result is stored and the task ended (a success, a
 # failure, a timeout, a cancellation), it is a dead letter, it is given back, or its lease was lost
@@ -129,9 +130,8 @@ class Job:
         return self.lost or self.lapsed or self.delivery.is_lost()
 
 
-# The task that a handler is called for, as the handler sees it.
-#
-# What a handler costs for this is one context variable. The rest is made when somebody asks.
+# What a handler costs for its view of the task is one context variable. The rest is made when
+# somebody asks.
 class Host(Protocol):
     """Who runs the handler, as far as its task asks for that."""
 

@@ -1,7 +1,10 @@
-# What a worker does with a job: call the handler, store what came of it.
-#
-# The place of a handler is free as soon as it ended; storing its result goes on beside the next
+# What a worker does with a task: see whether it is to be run, call the handler, store what came of
+# it. The place of a handler is free as soon as it ended; storing its result goes on beside the next
 # one.
+#
+# A message that gives `max_attempts` bounds the calls of handlers, those that ended by the death of
+# their worker too. A dead worker can't answer, so whoever gets the task after the last attempt
+# does.
 
 from __future__ import annotations
 
@@ -31,12 +34,6 @@ if TYPE_CHECKING:
     from ._job import Job
 
 
-# What a worker does with a delivery before it calls the handler: read it, and see that it is to be
-# run at all.
-#
-# A message that gives `max_attempts` bounds the calls of handlers, those that ended by the death of
-# their worker too. A dead worker can't answer, so whoever gets the task after the last attempt
-# does.
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 # Seconds before a task that can't be run now is offered again: long enough not to spin, short
 # enough for a newer worker that has just come up.

@@ -1,5 +1,15 @@
 """Publish results of tasks by their IDs; get, list and follow them, from other processes too."""
 
+#   _bridge     what workers do, published: publish_results
+#   _in_bucket  a publisher whose results are in a bucket: durable, for all processes
+#   _on_bus     a publisher whose results are in each process, told by a bus
+#   _local      a publisher whose results are in this process
+#   _publisher  what a publisher is, and what follows a task
+#   _select     which results a filter lets through, and in which order
+#   _merge      what a new result keeps of the one before
+#   _types      results, statuses and filters, checked
+#   _errors     what goes wrong
+
 from .._util import show_public_paths as _show_public_paths
 from ._bridge import as_result as as_result, publish_results as publish_results
 from ._errors import (

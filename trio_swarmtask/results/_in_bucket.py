@@ -171,9 +171,6 @@ def _read(entry: Entry) -> Result | None:
         return None
 
 
-# open_kv_publisher: which broker, which bucket.
-
-
 @asynccontextmanager
 async def open_kv_publisher(
     broker: str | NATSConfig | Broker | None = None,
