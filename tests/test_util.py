@@ -102,6 +102,33 @@ async def test_own_error_wins_over_background() -> None:
     assert own.__context__ is None
 
 
+async def test_what_does_not_leave_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """In a note of what does, and in the log, once; but not that others were cancelled."""
+    own = ValueError("own")
+    with pytest.raises(ValueError, match="own") as raised:
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(fail_on_cancellation, KeyError("other"))
+            nursery.start_soon(fail_on_cancellation, KeyError("other"))
+            nursery.start_soon(fail_on_cancellation, ValueError("own"))  # as it says itself
+            nursery.start_soon(trio.sleep_forever)
+            await wait_all_tasks_blocked()
+            raise own
+    assert raised.value.__notes__ == ["a background task has failed as well: KeyError: 'other'"]
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
+
+
+async def test_nothing_is_told_where_all_leave(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.RaisesGroup(KeyError, KeyError) as raised:
+        async with open_flat_nursery() as nursery:
+            nursery.start_soon(fail_on_cancellation, KeyError("1"))
+            nursery.start_soon(fail, KeyError("2"))
+            await trio.sleep_forever()
+    assert not hasattr(raised.value, "__notes__")
+    assert not caplog.records
+
+
 async def test_own_group_wins_over_background() -> None:
     own = ExceptionGroup("own", [ValueError("1")])
     with pytest.RaisesGroup(ValueError, match="own") as info:

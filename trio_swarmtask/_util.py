@@ -5,11 +5,13 @@
 # A nursery wraps what leaves its block in an exception group. The nurseries of this library are its
 # own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as if
 # there were none. So the block's own exception leaves as it was raised, and a background task's
-# error leaves bare, unless there are several.
+# error leaves bare, unless there are several. An error that does not leave, for another one does, is
+# logged, and in a note of that one.
 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +20,8 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
+
+logger: Final = logging.getLogger("trio_swarmtask")
 
 T = TypeVar("T")
 
@@ -71,6 +75,7 @@ async def flatten(nursery: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
                 raise
     except BaseExceptionGroup as group:
         error = _choose(group, own)
+        _tell_others(group, error)
     if error is not None:
         context = error.__context__
         try:
@@ -90,6 +95,17 @@ def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None)
     if len(errors) > 1:
         return group
     return errors[0] if errors else next(leaves(group))  # a cancellation is one, not a group
+
+
+def _tell_others(group: BaseException, chosen: BaseException) -> None:
+    """Say what else has gone wrong, which does not leave the block."""
+    told = {(type(leaf), str(leaf)) for leaf in leaves(chosen)}
+    for leaf in leaves(group):
+        what = type(leaf), str(leaf)
+        if what not in told and not isinstance(leaf, trio.Cancelled):
+            told.add(what)
+            chosen.add_note(f"a background task has failed as well: {what[0].__name__}: {leaf}")
+            logger.error("a background task has failed as well", exc_info=leaf)
 
 
 def _is_cancellation(exc: BaseException) -> bool:

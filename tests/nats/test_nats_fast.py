@@ -24,7 +24,7 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
-from trio_swarmtask._nats import _client, _connection
+from trio_swarmtask._nats import _client, _connection, _versions
 from trio_swarmtask._nats._connection import Connection, open_connection
 from trio_swarmtask._nats._requests import open_requests
 from trio_swarmtask._worker import _capability as _service
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 fast = pytest.mark.skipif(
-    not _client.is_known(), reason="a nats-py that is not known reads and writes by itself"
+    not _versions.is_known("nats-py"), reason="a nats-py that is not known reads and writes by itself"
 )
 
 
@@ -167,15 +167,19 @@ async def test_attempt_to_connect_that_swallows_its_cancellation(
 
 @within(20)
 async def test_unknown_version_of_the_client(
-    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
+    nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It reads, writes and publishes by itself."""
-    monkeypatch.setattr(_client, "_KNOWN_VERSIONS", "none")
+    """It reads, writes and publishes by itself, which is told once, with what to do."""
+    monkeypatch.setattr("nats.aio.client.__version__", "2.999.0")
+    monkeypatch.setattr(_versions, "_told", set())
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:
         await worker.handle("coder", echo)
         for _ in range(3):
             assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
         assert dispatcher.statistics().started == 3
+    told = [one.getMessage() for one in caplog.records if "not known" in one.getMessage()]
+    assert len([text for text in told if text.startswith("nats-py 2.999.0 is not known")]) == 1
+    assert "Install nats-py 2.16.*" in caplog.text
 
 
 @within(20)

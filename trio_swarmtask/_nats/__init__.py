@@ -11,5 +11,13 @@
 #   _errors         errors of nats-py, as this library's
 #   _credentials    logins by a file
 #   _loop           asyncio's loop inside of Trio
+#   _versions       which versions of nats-py and trio-asyncio are known from inside
 
-from ._bus import open_bus_on as open_bus_on, open_nats_bus as open_nats_bus
+import warnings
+
+with warnings.catch_warnings():
+    # It subclasses an asyncio class that Python 3.12 deprecates (trio-asyncio 0.16).
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import trio_asyncio as _trio_asyncio  # noqa: F401 - the first import is the one that warns
+
+from ._bus import open_bus_on as open_bus_on, open_nats_bus as open_nats_bus  # noqa: E402

@@ -13,8 +13,8 @@
 # - Any error line but that of a permission closes the client for good: see `_error_lines.py`.
 #
 # - A message costs several tasks' turns and a future on its way through nats-py and asyncio. So
-#   where `is_known`, a Trio task reads the socket (`_io.py`), and what is published is written
-#   by another one (`_io.py`). Else, and with TLS for the reading, nats-py does both.
+#   where its version is known (`_versions.py`), a Trio task reads the socket, and what is published
+#   is written in Trio's rounds (`_io.py`). Else, and with TLS for the reading, nats-py does both.
 #
 # The parser hands every message to the `Sink` that was given as the future of its subscription. A
 # coroutine of the client is stepped once from a Trio task: it only suspends when a buffer is full,
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import nats.errors
 import trio
-from nats.aio.client import Client as NATS, Srv, __version__
+from nats.aio.client import Client as NATS, Srv
 from nats.aio.transport import TcpTransport
 
 from ._error_lines import (
@@ -42,6 +42,7 @@ from ._error_lines import (
 from ._io import read_socket
 from ._protocol import Parser
 from ._subscriptions import Ledger
+from ._versions import is_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +57,6 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
-# The versions whose reading and writing are known well enough to do them for it.
-_KNOWN_VERSIONS: Final = "2.16."
 # A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
 # `Connection.wait_room` keeps to a lower one.
 _OUT_OF_REACH: Final = 1 << 40
@@ -156,7 +155,7 @@ class Client(NATS):
     async def _read_loop(self) -> None:
         # Called once the connection stands.
         transport = self._transport
-        if not is_known() or not isinstance(transport, TcpTransport) or self.is_encrypted():
+        if not is_known("nats-py") or not isinstance(transport, TcpTransport) or self.is_encrypted():
             return await super()._read_loop()
         stream: Any = transport._io_reader
         writer: Any = transport._io_writer
@@ -292,8 +291,3 @@ class Sink:
     def as_future(self) -> asyncio.Future[Msg]:
         """Itself, under the type that nats-py declares."""
         return cast("asyncio.Future[Msg]", self)
-
-
-def is_known() -> bool:
-    """Whether this is a version of nats-py that the fast ways in and out were made for."""
-    return __version__.startswith(_KNOWN_VERSIONS)

@@ -20,13 +20,14 @@ import trio
 
 from .._errors import BrokerError, InvalidMessageError
 from .._util import open_flat_nursery
-from ._client import Client, Sink, connect_options, is_known
+from ._client import Client, Sink, connect_options
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
 from ._errors import connect_error, fatal_error, lost_error
 from ._io import Outgoing
 from ._loop import Loop, open_loop
 from ._protocol import parse_headers
+from ._versions import is_known, tell_unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -110,7 +111,7 @@ class Connection:
         self.followed = 0  # tasks whose reports are followed
         self.report_size = 1000  # of their reports, lately
         self._loop: Loop
-        self._outgoing = Outgoing(self.client) if is_known() else None
+        self._outgoing = Outgoing(self.client) if is_known("nats-py") else None
         self._up = trio.Event()
         self._down = trio.Event()
         self._was_up = False
@@ -398,6 +399,7 @@ class Connection:
 @asynccontextmanager
 async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
     """Connect; left by BrokerError when the connection is lost for good."""
+    tell_unknown()
     connection = Connection(config)
     try:
         async with open_flat_nursery() as nursery:

@@ -1,0 +1,47 @@
+# Which versions of nats-py and trio-asyncio are known from inside: the one place where that is asked.
+#
+# The fast ways in and out go past the public methods of both, so they are taken only where these are
+# as they were when the ways were made. With any other version nats-py reads and writes by itself, and
+# trio-asyncio runs one callback after another: all that is promised holds, at a lower rate. Nobody
+# would see why, so it is told, once a process.
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import nats.aio.client
+import trio_asyncio
+
+KNOWN: Final = {"nats-py": "2.16.", "trio-asyncio": "0.16."}
+"""How the versions begin that are known."""
+
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
+_told: Final[set[str]] = set()
+
+
+def versions() -> dict[str, str]:
+    """Those that are installed."""
+    return {"nats-py": nats.aio.client.__version__, "trio-asyncio": trio_asyncio.__version__}
+
+
+def is_known(package: str) -> bool:
+    """Whether the fast ways were made for this version of the package."""
+    return versions()[package].startswith(KNOWN[package])
+
+
+def tell_unknown() -> None:
+    """Log which of them are not known, unless that was told before."""
+    for package, version in versions().items():
+        if not is_known(package) and package not in _told:
+            _told.add(package)
+            logger.warning(
+                "%s %s is not known to this version of trio_swarmtask, which leaves to it what it "
+                "would do faster: a task may cost up to 40%% of the rate. Install %s %s*, or a newer "
+                "trio_swarmtask",
+                package,
+                version,
+                package,
+                KNOWN[package],
+            )
