@@ -46,6 +46,7 @@ ASYNCIO: Final = {"asyncio", "nats", "trio_asyncio"}
 WITHOUT_TRIO: Final = {"_message", "_record", "_envelope", "_check", "_subjects", "_cron"}
 
 SHORT: Final = {
+    "_nats/_versions.py": "one question, which several modules ask",
     "__main__.py": "python -m asks for it",
     "_cli.py": "commands, apart from what they do",
     "results/_merge.py": "what a new record keeps of the one before, for three publishers",

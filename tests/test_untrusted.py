@@ -152,7 +152,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...],
     "a schedule": (
         lambda data: (
             read_plans([Plan("t-1", "a", data, every=5)]),
-            Plan("t-1", "a", data).says_what(Plan("t-1", "a", b"{}")),
+            Plan("t-1", "a", data).same_as(Plan("t-1", "a", b"{}")),
         ),
         (),
         load("message-full"),

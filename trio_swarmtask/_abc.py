@@ -241,14 +241,14 @@ class ResultListener(ABC):
         """The broker is lost for good; nothing more will come."""
 
     @abstractmethod
-    def key_unheard(self) -> None:
-        """`Outbox.hears_key` is not so any more: `Outbox.expect` each task that is waited for."""
+    def own_ids_unheard(self) -> None:
+        """`Outbox.hears_own_ids` is not so any more: `Outbox.expect` each that is waited for."""
 
 
 class Outbox(CanFollow):
     """A dispatcher's side of the broker: store tasks, hear of their results, fetch results."""
 
-    hears_key: bool
+    hears_own_ids: bool
     """Whether results of its own key are heard without `expect`, as they should be."""
 
     timetable: Timetable
@@ -309,14 +309,14 @@ class Outbox(CanFollow):
 
     @abstractmethod
     async def stop(
-        self, capability: str | None, task_id: str, grace: float, *, due: bool
+        self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
         """Take a task whose result is stored out of the queue, and have its handler cancelled.
 
         Args:
           capability: None if it is not known; then a task that is in no queue is not found.
           grace: Seconds to wait until the handler has ended.
-          due: It was stored without a ``not_before``.
+          never_delayed: It was stored without a ``not_before``.
 
         Returns:
           Whether no handler of it runs any more: True if none was ever called, or its worker says
@@ -348,12 +348,12 @@ class Delivery(CanReport):
     """One arrival of a task at a worker."""
 
     __slots__ = (
-        "again",
         "capability",
         "data",
         "deadline",
         "lease",
         "lease_until",
+        "maybe_redelivered",
         "number",
         "task_id",
     )
@@ -362,7 +362,7 @@ class Delivery(CanReport):
     task_id: str  # as the broker filed it; what the envelope says is the worker's to compare
     data: bytes
     number: int  # how often the task was delivered, this time included
-    again: bool  # it may have been delivered before, whatever the number says
+    maybe_redelivered: bool  # it may have been delivered before, whatever the number says
     lease: str  # without which it is not to be run, if any; see `Intake.find_leases`
     deadline: float  # Trio's clock: that of whoever started the task, as it came with it
     lease_until: float  # Trio's clock; until then the task is nobody else's

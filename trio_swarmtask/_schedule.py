@@ -66,7 +66,7 @@ class Plan:
     cron: str = ""
     every: int = 0
 
-    def says_what(self, other: Plan) -> bool:
+    def same_as(self, other: Plan) -> bool:
         """Whether both would do the same, whenever and by whomever they were registered."""
         return (
             (self.name, self.capability, self.cron, self.every)

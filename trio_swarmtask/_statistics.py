@@ -111,7 +111,7 @@ class Tally:
         """A delivery is let go, and has ended so: a field of `WorkerStatistics`."""
         self._ended[end] += 1
 
-    def at_worker(self, capabilities: int, in_flight: int) -> WorkerStatistics:
+    def snapshot(self, capabilities: int, in_flight: int) -> WorkerStatistics:
         """The counts at this moment."""
         return WorkerStatistics(
             capabilities=capabilities,

@@ -10,7 +10,7 @@ import trio
 from swarm import until
 
 from trio_swarmtask import Message, open_dispatcher, open_worker
-from trio_swarmtask._nats import _client, _protocol as _parser
+from trio_swarmtask._nats import _protocol as _parser
 from trio_swarmtask._nats._protocol import Incoming
 from trio_swarmtask.bus import BusMessage, MemoryBus, MessageBus, open_nats_bus
 from trio_swarmtask.server import open_server

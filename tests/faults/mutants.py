@@ -113,9 +113,9 @@ def give_back_while_the_pull_stands(patch: Patch) -> None:
 def no_look_up_after_a_servers_death(patch: Patch) -> None:
     make = NATSDelivery.__init__
 
-    def broken(self: NATSDelivery, *args: Any, again: bool, **settings: Any) -> None:
+    def broken(self: NATSDelivery, *args: Any, maybe_redelivered: bool, **settings: Any) -> None:
         number = args[5]
-        make(self, *args, again=number > 1, **settings)
+        make(self, *args, maybe_redelivered=number > 1, **settings)
 
     patch(NATSDelivery, "__init__", broken)
 

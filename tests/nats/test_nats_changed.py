@@ -347,7 +347,7 @@ async def test_republish_is_taken_away_and_given_back(
             outbox.on_down()  # as after an outage: it looks at once
             republish = REPUBLISH if republishes else None
             await change_stream(raw, "TASK_RESULTS", republish=republish)
-            await until(lambda: outbox.hears_key is republishes)
+            await until(lambda: outbox.hears_own_ids is republishes)
             monkeypatch.setattr(_outbox, "SWEEP_SECONDS", 3600)
 
         waiting = [await dispatcher.start("coder", Message(id=name)) for name in ("", "mine")]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 
 fast = pytest.mark.skipif(
-    not _versions.is_known("nats-py"), reason="a nats-py that is not known reads and writes by itself"
+    not _versions.is_known("nats-py"),
+    reason="a nats-py that is not known reads and writes by itself",
 )
 
 

@@ -126,7 +126,7 @@ async def test_firing_that_waits_is_not_started_once_it_is_cancelled(
             await until(lambda: deliveries)
             await dispatcher.unschedule("tick")
             task_id = deliveries[0].task_id
-            assert deliveries[0].again
+            assert deliveries[0].maybe_redelivered
             await intake.stop()
             future = await dispatcher.attach(task_id)
             await future.cancel()

@@ -151,7 +151,7 @@ class Futures(ResultListener, Holder):
     def broker_lost(self, error: BrokerError) -> None:
         self._on_lost(error)
 
-    def key_unheard(self) -> None:
+    def own_ids_unheard(self) -> None:
         for future in self.waiting.values():
             future._expected = True
             self.outbox.expect(future.id)
@@ -227,7 +227,7 @@ class Futures(ResultListener, Holder):
         """
         stops = []
         for future in futures:
-            if future._due and future._capability is not None:
+            if future._never_delayed and future._capability is not None:
                 future._stopped = False
                 stops.append(_Stop(self, future, self._name, on_left))
             else:
@@ -239,7 +239,9 @@ class Futures(ResultListener, Holder):
             assert future._result is not None
             found = await self.outbox.find(future.id)
             future._capability = found or find_capability(future._result)
-        return await self.outbox.stop(future._capability, future.id, grace, due=future._due)
+        return await self.outbox.stop(
+            future._capability, future.id, grace, never_delayed=future._never_delayed
+        )
 
     def ask(self, future: Future) -> None:
         future._stopped = False
@@ -359,7 +361,7 @@ class Starter:
             capability, task_id, data, deadline, lease, is_new=own, not_before=not_before
         )
         future = self._futures.hold(task_id, capability)
-        future._due = own and not_before is None
+        future._never_delayed = own and not_before is None
         return Start(future, task, own=own)
 
     def below(self, message: Message) -> Starter:
@@ -386,7 +388,7 @@ class Starter:
 
         It wakes as soon as it has a result, or is to be stored by `store` after all.
         """
-        if not self.outbox.hears_key:
+        if not self.outbox.hears_own_ids:
             self._futures.expect(start.future)  # or it would be found by the next look-up only
         return self.outbox.store_soon(start.task, partial(self._on_end, start, on_stored))
 
@@ -419,12 +421,16 @@ class Starter:
                 self._futures.confirm(future)
             on_end(stored)
 
-        return start.own and self.outbox.hears_key and self.outbox.store_soon(start.task, on_answer)
+        return (
+            start.own
+            and self.outbox.hears_own_ids
+            and self.outbox.store_soon(start.task, on_answer)
+        )
 
     async def store(self, start: Start, *, tried: bool = False) -> None:
         """Store it, unless it is known to the broker; return once that is confirmed."""
         future = start.future
-        if not (start.own and self.outbox.hears_key):
+        if not (start.own and self.outbox.hears_own_ids):
             self._futures.expect(future)
         # An ID of the caller's own may be known. In this order nothing slips through: listen,
         # look up, publish, and look up again if the broker knew it.

@@ -75,12 +75,12 @@ class Future(metaclass=NoPublicConstructor):
         "__weakref__",
         "_capability",
         "_data",
-        "_due",
         "_error",
         "_expected",
         "_holder",
         "_holders",
         "_id",
+        "_never_delayed",
         "_receipt",
         "_result",
         "_starting",
@@ -103,7 +103,7 @@ class Future(metaclass=NoPublicConstructor):
         self._holders = 0
         self._starting = False  # it was made for a start, which has not ended yet
         self._expected = False
-        self._due = False  # it was not kept for later, for sure
+        self._never_delayed = False  # it was not kept for later, for sure
         self._receipt = b""  # `NewTask.receipt`
 
     def __repr__(self) -> str:

@@ -152,11 +152,11 @@ class Cancellation:
         delivered: Delivered,
         task_id: str,
         *,
-        due: bool,
+        never_delayed: bool,
     ) -> None:
         self._requests = requests
         self._delivered = delivered
-        self._due = due
+        self._never_delayed = never_delayed
         self._connection = requests.connection
         self._streams = streams
         self._task_id = task_id
@@ -210,7 +210,7 @@ class Cancellation:
         stream = await self._streams.tasks(capability)
         subject = f"work.{capability}.{self._task_id}"
         # What is not due yet comes into the queue when it is; so it goes first.
-        if not self._due:
+        if not self._never_delayed:
             later = f"{subject}.later"
             if await self._remove(stream, later, await last_message(self._requests, stream, later)):
                 self._was_not_due = True

@@ -91,14 +91,14 @@ class NATSDelivery(Delivery):
         seconds_left: float,
         lease: str,
         *,
-        again: bool,
+        maybe_redelivered: bool,
         due: float | None = None,
     ) -> None:
         self.capability = capability
         self.task_id = task_id
         self.data = data
         self.number = number
-        self.again = again
+        self.maybe_redelivered = maybe_redelivered
         self.lease_until = trio.current_time() + settlement.ack_wait
         self.lease = lease
         self.deadline = math.inf

@@ -295,7 +295,7 @@ class NATSIntake(Intake):
                 # What a schedule has started can't be taken out of the queue by its ID: if it was
                 # cancelled there, its result tells. What was kept for later may have been started
                 # in another capability as well.
-                again=number > 1
+                maybe_redelivered=number > 1
                 or resent
                 or due is not None
                 or firing is not None

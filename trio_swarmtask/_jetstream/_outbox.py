@@ -75,7 +75,7 @@ class NATSOutbox(Outbox):
         self._leases = Leases(requests, streams)
         self._delivered = Delivered(requests)
         self._notifies = stream.notifies  # it republishes results
-        self.hears_key = stream.notifies
+        self.hears_own_ids = stream.notifies
         self._key = key
         self._listener = listener
         self._looks: trio.Nursery
@@ -101,7 +101,7 @@ class NATSOutbox(Outbox):
         if self._no_hints:
             return
         parts = [part for part in task_id.split("-") if part]
-        if self.hears_key and parts:
+        if self.hears_own_ids and parts:
             subject, callback = ".".join(["notify", *parts]), self._on_notify
         else:
             subject, callback = f"done.{task_id}", partial(self._on_hint, task_id)
@@ -161,11 +161,11 @@ class NATSOutbox(Outbox):
         return None
 
     async def stop(
-        self, capability: str | None, task_id: str, grace: float, *, due: bool
+        self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
         self._requests.lifetime.check()
         cancellation = Cancellation(
-            self._requests, self._streams, self._delivered, task_id, due=due
+            self._requests, self._streams, self._delivered, task_id, never_delayed=never_delayed
         )
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
 
@@ -284,9 +284,9 @@ class NATSOutbox(Outbox):
             self.end()
             return False
         self._connection.unsubscribe(before)
-        self._no_hints, self.hears_key = False, stream.notifies
+        self._no_hints, self.hears_own_ids = False, stream.notifies
         if not stream.notifies:
-            self._listener.key_unheard()
+            self._listener.own_ids_unheard()
         return True
 
     def on_down(self) -> None:

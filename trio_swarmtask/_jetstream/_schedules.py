@@ -103,7 +103,7 @@ class NATSTimetable(Timetable):
                 )
             if mine is not None and [mine] == list(filter(_is_schedule, found)):
                 known = _read(mine)
-                if known is not None and known.says_what(plan):
+                if known is not None and known.same_as(plan):
                     return
             for other in filter(_is_schedule, found):
                 if other.subject != subject:

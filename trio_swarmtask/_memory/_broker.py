@@ -321,7 +321,7 @@ class MemoryBroker(Broker):
 
 
 class _MemoryOutbox(Outbox):
-    hears_key = True
+    hears_own_ids = True
 
     def __init__(self, broker: MemoryBroker, listener: ResultListener) -> None:
         self._broker = broker
@@ -393,7 +393,7 @@ class _MemoryOutbox(Outbox):
         return next((name for name, queue in queues if queue.holds(task_id)), None)
 
     async def stop(
-        self, capability: str | None, task_id: str, grace: float, *, due: bool
+        self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
         return await self._lifetime.run(partial(self._stop, capability, task_id, grace))
 

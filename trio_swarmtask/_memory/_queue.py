@@ -297,7 +297,7 @@ class _MemoryDelivery(Delivery):
         self.task_id = task.task_id
         self.data = task.data
         self.number = task.deliveries
-        self.again = task.deliveries > 1 or task.was_later
+        self.maybe_redelivered = task.deliveries > 1 or task.was_later
         self.deadline = task.deadline
         self.lease = task.lease
         self.lease_until = trio.current_time() + queue.store.ack_wait

@@ -56,7 +56,7 @@ class MemorySchedules:
     def put(self, plan: Plan) -> None:
         self.catch_up()
         known = self._standing.get(plan.name)
-        if known is not None and known.plan.says_what(plan):
+        if known is not None and known.plan.same_as(plan):
             return
         now = trio.current_time()
         if self._began is None:

@@ -155,7 +155,11 @@ class Client(NATS):
     async def _read_loop(self) -> None:
         # Called once the connection stands.
         transport = self._transport
-        if not is_known("nats-py") or not isinstance(transport, TcpTransport) or self.is_encrypted():
+        if (
+            not is_known("nats-py")
+            or not isinstance(transport, TcpTransport)
+            or self.is_encrypted()
+        ):
             return await super()._read_loop()
         stream: Any = transport._io_reader
         writer: Any = transport._io_writer

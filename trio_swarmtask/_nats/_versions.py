@@ -1,9 +1,10 @@
-# Which versions of nats-py and trio-asyncio are known from inside: the one place where that is asked.
+# Which versions of nats-py and trio-asyncio are known from inside: the one place where that is
+# asked.
 #
-# The fast ways in and out go past the public methods of both, so they are taken only where these are
-# as they were when the ways were made. With any other version nats-py reads and writes by itself, and
-# trio-asyncio runs one callback after another: all that is promised holds, at a lower rate. Nobody
-# would see why, so it is told, once a process.
+# The fast ways in and out go past the public methods of both, so they are taken only where these
+# are as they were when the ways were made. With any other version nats-py reads and writes by
+# itself, and trio-asyncio runs one callback after another: all that is promised holds, at a lower
+# rate. Nobody would see why, so it is told, once a process.
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def tell_unknown() -> None:
             _told.add(package)
             logger.warning(
                 "%s %s is not known to this version of trio_swarmtask, which leaves to it what it "
-                "would do faster: a task may cost up to 40%% of the rate. Install %s %s*, or a newer "
+                "would do faster: that may cost 40%% of the rate. Install %s %s*, or a newer "
                 "trio_swarmtask",
                 package,
                 version,

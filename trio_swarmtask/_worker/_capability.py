@@ -71,13 +71,13 @@ class Service:
         self.lanes: Lanes
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
-        self._over: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._superseded: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._resting: dict[str, float] = {}  # to be tried again, and not before that time
-        self._early: Expiring[list[Notice]] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self._cancelled_early: Expiring[list[Notice]] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
         self._look_due = trio.Event()
         self._look_at_all = False
         self._leases_due = trio.Event()
-        self._owed = 0  # places that are free, and not asked for yet
+        self._places_not_asked = 0  # places that are free, and not asked for yet
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
         self._fresh_until = math.inf
@@ -105,10 +105,10 @@ class Service:
         if delivery.lease_until > self._look_from:
             self._look_due.set()
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
-            delivery.again = True
-        early = self._early.get(delivery.task_id) if self._early else None
+            delivery.maybe_redelivered = True
+        early = self._cancelled_early.get(delivery.task_id) if self._cancelled_early else None
         if early is not None:
-            delivery.again = True
+            delivery.maybe_redelivered = True
         self.jobs[delivery.task_id] = job = Job(delivery, self._retry)
         for notice in early or ():
             notice.running()
@@ -121,18 +121,18 @@ class Service:
         del self.jobs[job.delivery.task_id]
         for notice in job.notices:
             notice.ended()
-        if job.rests_until:
-            self._resting[job.delivery.task_id] = job.rests_until
-        if (job.superseded or job.cancelled) and not self._over.is_full():
-            self._over.put(job.delivery.task_id, None)
-        if self._owed:
-            self._owed -= 1
+        if job.retry_at:
+            self._resting[job.delivery.task_id] = job.retry_at
+        if (job.superseded or job.cancelled) and not self._superseded.is_full():
+            self._superseded.put(job.delivery.task_id, None)
+        if self._places_not_asked:
+            self._places_not_asked -= 1
             self.intake.ask(1)
 
     def free_place(self) -> None:
         """A handler has ended: ask for another task, unless too many results wait to be stored."""
         if len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
-            self._owed += 1
+            self._places_not_asked += 1
         else:
             self.intake.ask(1)
 
@@ -146,16 +146,16 @@ class Service:
             if len(job.notices) < _NOTICES:
                 job.notices.append(notice)
             job.cancel()
-        elif (self._over and notice.task_id in self._over) or (
+        elif (self._superseded and notice.task_id in self._superseded) or (
             self._resting.get(notice.task_id, 0.0) > trio.current_time()  # nobody has it before
         ):
             notice.running()  # both, for whoever asks counts those who have had it
             notice.ended()
-        elif (early := self._early.get(notice.task_id)) is not None:
+        elif (early := self._cancelled_early.get(notice.task_id)) is not None:
             if len(early) < _NOTICES:
                 early.append(notice)
-        elif not self._early.is_full():
-            self._early.put(notice.task_id, [notice])
+        elif not self._cancelled_early.is_full():
+            self._cancelled_early.put(notice.task_id, [notice])
 
     def look(self) -> None:
         """Some cancellation may have been missed."""

@@ -40,6 +40,7 @@ class Job:
 
     __slots__ = (
         "blocked",
+        "by_senders_deadline",
         "call",
         "cancelled",
         "current",
@@ -55,16 +56,15 @@ class Job:
         "lost",
         "message",
         "notices",
-        "rests_until",
         "result",
         "retry",
+        "retry_at",
         "scope",
         "settled",
         "started",
         "stored",
         "superseded",
         "timeout",
-        "travelled",
     )
 
     def __init__(self, delivery: Delivery, retry: Retry) -> None:
@@ -76,13 +76,15 @@ class Job:
         self.current: CurrentTask | None = None  # where the handler has asked for it
         self.result: Result | Value | None = None
         self.failure: BaseException | None = None  # of the handler, and worth another attempt
-        self.rests_until = 0.0  # it is put back, and not to be tried again before that
+        self.retry_at = 0.0  # it is put back, and not to be tried again before that
         self.encoded = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # where somebody follows the task
         self.handling = False  # the handler was called
         self.started = 0.0  # when that was
         self.timeout = math.inf
-        self.travelled = False  # it is what was left of the deadline that came with the task
+        self.by_senders_deadline = (
+            False  # it is what was left of the deadline that came with the task
+        )
         self.interrupted = False  # the worker stops: give the task back
         self.blocked = False  # its handler kept the Trio thread to itself
         self.cancelled = False  # the task has a result: another one's, or that of who cancelled it

@@ -70,7 +70,7 @@ class Observers:
     """The observers of one worker."""
 
     def __init__(self) -> None:
-        self.aside: trio.Nursery  # set by the worker before the first task
+        self.nursery: trio.Nursery  # set by the worker before the first task
         self.any = False
         self._all: list[Observer] = []
 
@@ -88,10 +88,10 @@ class Observers:
         ending = Ending()
         attempt = count_attempt(message, number)
         for observer in self._all:
-            self.aside.start_soon(observer.follow_task, message, agent, attempt, ending)
+            self.nursery.start_soon(observer.follow_task, message, agent, attempt, ending)
         return ending
 
     def bury(self, task_id: str, result: bytes) -> None:
         """A task has ended, with this result, and no handler was called for it."""
         for observer in self._all:
-            self.aside.start_soon(observer.bury_task, task_id, result)
+            self.nursery.start_soon(observer.bury_task, task_id, result)

@@ -61,7 +61,7 @@ class Admission:
         """As `admit`, of a delivery that has nothing to look up; None: `admit` is to decide."""
         delivery = job.delivery
         if (
-            delivery.again
+            delivery.maybe_redelivered
             or delivery.number > 1
             or delivery.lease
             or delivery.deadline < math.inf
@@ -137,7 +137,7 @@ class Admission:
 
     async def _has_ended(self, job: Job) -> bool:
         # Before a burial: what has a result is no dead letter, however often it was delivered.
-        if job.delivery.again and await job.delivery.is_done():
+        if job.delivery.maybe_redelivered and await job.delivery.is_done():
             job.end = "superseded"
             job.superseded = job.settled = True
         return job.settled
@@ -325,7 +325,7 @@ class JobRunner:
         elif result is None and not job.interrupted:
             error = f"the handler did not end within {job.timeout:.4g} seconds"
             result = timeout_result(error, job)
-            if job.retry.timeouts and message.max_attempts > 1 and not job.travelled:
+            if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
                 job.failure = TimeoutError(error)
         if job.failure is not None and not job.cancelled and await self._retry(job, message):
             return
@@ -339,7 +339,7 @@ class JobRunner:
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
         job.started = self._now()
         if job.delivery.deadline < job.started + timeout:
-            job.travelled = True
+            job.by_senders_deadline = True
             timeout = job.delivery.deadline - job.started
             if timeout <= 0:
                 error = "its deadline had passed before it was started"
@@ -409,7 +409,7 @@ class JobRunner:
         )
         if await job.delivery.retry(delay):  # a newer one may have come meanwhile
             job.end = "retried"
-            job.rests_until = again_at
+            job.retry_at = again_at
             job.settled = True
         else:
             self._let_be(job)
@@ -506,5 +506,5 @@ class JobRunner:
 
 def timeout_result(error: str, job: Job) -> Result:
     """The handler was cut off, or not called, because its time was over."""
-    metadata = {PAST_DEADLINE: "of whoever started the task"} if job.travelled else {}
+    metadata = {PAST_DEADLINE: "of whoever started the task"} if job.by_senders_deadline else {}
     return Result(status=Status.TIMEOUT, error=error, metadata=metadata)

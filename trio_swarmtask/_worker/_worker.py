@@ -157,7 +157,7 @@ class Worker(metaclass=NoPublicConstructor):
     def statistics(self) -> WorkerStatistics:
         """Counts at this moment."""
         in_flight = sum(len(service.jobs) for service in self._standing())
-        return self._runner.tally.at_worker(len(self._services), in_flight)
+        return self._runner.tally.snapshot(len(self._services), in_flight)
 
     def _check_open(self) -> None:
         if self._stopping.is_set():
@@ -165,7 +165,7 @@ class Worker(metaclass=NoPublicConstructor):
 
     def _check_outside(self, call: str) -> None:
         """Raise RuntimeError in what the worker waits for when it is closed."""
-        awaited = (self._handlers, self._runner.observers.aside, self._background)
+        awaited = (self._handlers, self._runner.observers.nursery, self._background)
         task, root = trio.lowlevel.current_task(), trio.lowlevel.current_root_task()
         while (nursery := task.parent_nursery) not in awaited:
             if nursery is None or nursery.parent_task is root:
@@ -244,7 +244,7 @@ class Worker(metaclass=NoPublicConstructor):
                 async with trio.open_nursery() as self._background:
                     self._runner.host_children(self._broker, self._background)
                     async with (
-                        trio.open_nursery() as self._runner.observers.aside,
+                        trio.open_nursery() as self._runner.observers.nursery,
                         trio.open_nursery() as self._handlers,
                     ):
                         self._background.start_soon(self._end_pulls)
@@ -293,7 +293,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._give_up_after(SETTLE_SECONDS)
 
     def _give_up_after(self, seconds: float) -> None:
-        for nursery in (self._handlers, self._runner.observers.aside):
+        for nursery in (self._handlers, self._runner.observers.nursery):
             scope = nursery.cancel_scope
             scope.deadline = min(scope.deadline, trio.current_time() + seconds)
 
