@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -284,3 +285,15 @@ def test_architecture_names_what_is_there() -> None:
         elif word.endswith((".py", ".md", "/")) and not any((f / word).exists() for f in folders):
             wrong.append(word)
     assert wrong == []
+
+
+def test_pre_commit_runs_what_nox_runs() -> None:
+    """The same linters, of the same versions, with the same rules."""
+    config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    linters = set(groups["dependency-groups"]["lint"])
+    assert set(re.findall(r"[\w-]+==[\w.]+", config)) == linters
+    rules = re.search(r"ASYNC_RULES = \((.*?)\n\)", (ROOT / "noxfile.py").read_text(), re.DOTALL)
+    assert rules is not None
+    for rule in re.findall(r'^    "(--.*)",$', rules[1], re.MULTILINE):
+        assert rule in config
