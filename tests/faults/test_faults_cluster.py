@@ -128,4 +128,5 @@ async def test_contested_results(tmp_path: Path, row: Row, rng: random.Random, t
         await cluster.wait_settled("TASKS", "TASK_RESULTS")
         await arena.ledger.check(next(iter(cluster.nodes.values())).port, leases_may_lapse=True)
         ends = [found[0].status for found in arena.ledger.got.values()]
-        assert 0.1 < ends.count("success") / times < 0.9, "there was nothing to contend for"
+        if times >= 100:  # of a few it may be chance
+            assert 0.1 < ends.count("success") / times < 0.9, "there was nothing to contend for"

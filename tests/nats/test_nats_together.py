@@ -15,11 +15,21 @@ from streams import make
 from swarm import NATSSwarm, until, within
 from test_nats_permissions import permitting
 
-from trio_swarmtask import Message, Result, Status, TaskState, open_dispatcher, open_worker
+from trio_swarmtask import (
+    BrokerError,
+    Message,
+    NATSConfig,
+    Result,
+    Status,
+    TaskState,
+    open_dispatcher,
+    open_worker,
+)
 from trio_swarmtask._dispatcher import _group
 from trio_swarmtask._jetstream import _cancel_many
 from trio_swarmtask._jetstream._cancel_many import _is_success
 from trio_swarmtask._nats._protocol import Incoming
+from trio_swarmtask._worker import _capability
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -171,6 +181,92 @@ async def test_connection_that_goes_half_way(server: Server, answer: bytes) -> N
         assert handler.running == 0
         assert states(futures) == {TaskState.STOPPED}
         assert await client.messages("TASKS", "work.>") == []
+
+
+@within(20)
+async def test_outage_that_comes_before(server: Server) -> None:
+    """Nothing can be sent together, so each task is cancelled when the server is back."""
+    async with (
+        open_proxy(server.port) as proxy,
+        open_dispatcher(proxy.url) as dispatcher,
+        open_plain_client(server.port) as client,
+    ):
+        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        async with dispatcher.open_group() as group:
+            futures = await start(group)
+            proxy.cut(for_good=True)
+            await until(lambda: not connection.is_up)
+            group.cancel_scope.cancel()
+            proxy.mend()
+        assert all(future.result.cancelled_by for future in futures)
+        assert await client.messages("TASKS", "work.>") == []
+
+
+@within(20)
+async def test_server_that_is_lost_for_good_meanwhile(server: Server) -> None:
+    """The block does not wait for its grace."""
+    handler = Waiting(clean_up=3)
+    futures: list[Future] = []
+
+    async def cut_soon() -> None:
+        await handler.cancelled.wait()
+        proxy.cut(for_good=True)
+
+    async with (
+        open_proxy(server.port) as proxy,
+        open_worker(server.url) as worker,
+        trio.open_nursery() as nursery,
+    ):
+        await worker.handle("coder", handler)
+        nursery.start_soon(cut_soon)
+        with pytest.raises(BrokerError, match="for good"):
+            config = NATSConfig(proxy.url, reconnect_timeout=0.1)
+            async with (
+                open_dispatcher(config) as dispatcher,
+                dispatcher.open_group(grace=60) as group,
+            ):
+                futures += await start(group, 2)
+                await until(lambda: handler.running == 2)
+                group.cancel_scope.cancel()
+        assert states(futures) == {TaskState.UNCONFIRMED}
+
+
+@within(20)
+async def test_tasks_that_may_have_been_stored_twice(server: Server) -> None:
+    """Where they are is not known for sure: each is searched for."""
+    async with (
+        open_proxy(server.port) as proxy,
+        open_dispatcher(proxy.url) as dispatcher,
+        open_plain_client(server.port) as client,
+    ):
+        async with dispatcher.open_group() as group:
+            await start(group, 1)
+            proxy.cut_at_answer(b'"stream":"TASKS"')
+            [future] = await start(group, 1)
+            assert not future._receipt
+            group.cancel_scope.cancel()
+        assert future.result.cancelled_by
+        assert await client.messages("TASKS", "work.>") == []
+
+
+@within(20)
+async def test_any_number_of_notices(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task that is not there yet so many are kept."""
+    monkeypatch.setattr(_capability, "_NOTICES", 3)
+    staff = Staff()
+    async with (
+        open_worker(server.url) as worker,
+        open_dispatcher(server.url) as dispatcher,
+        open_plain_client(server.port) as client,
+    ):
+        await worker.handle("coder", staff)
+        answers = await client.subscribe("_INBOX.me.*")
+        for number in range(5):
+            await client.publish("cancel.coder.mine", b"", b"", f"_INBOX.me.{number}")
+        await client.flush()
+        assert (await dispatcher.run("coder", Message(id="mine"))).status == Status.SUCCESS
+        heard = [await answers.receive() for _ in range(6)]
+        assert [one.subject[-1] for one in heard] == ["0", "1", "2"] * 2
 
 
 @within(20)

@@ -146,7 +146,6 @@ class _Task:
         self.seq = seq
         self.answers = Answers()
         self.is_out = False  # of the queue
-        self.inbox = ""
 
 
 class _Queue:
@@ -164,6 +163,7 @@ class _Queue:
         self._pending = dict.fromkeys(tasks)  # of which the last word was not said
         self._waited = set(tasks)  # for a worker to say that they have ended
         self._none_waited = trio.Event()
+        self._inboxes: list[str] = []  # for what the workers say
         self._is_refused = False
 
     async def stop(self, grace: float) -> None:
@@ -175,15 +175,15 @@ class _Queue:
                 self._leave(task)
         finally:
             self._connection.on_refused.remove(self._on_refused)
-            for task in self._tasks:
-                if task.inbox:
-                    self._requests.close_inbox(task.inbox)
+            for inbox in self._inboxes:
+                self._requests.close_inbox(inbox)
 
     async def _stop(self, grace: float) -> None:
         for task in self._tasks:
-            task.inbox = self._requests.open_inbox(partial(self._on_answer, task))
+            inbox = self._requests.open_inbox(partial(self._on_answer, task))
+            self._inboxes.append(inbox)
             push = f"cancel.{self._capability}.{task.stop.task_id}"
-            self._connection.publish(push, b"", task.inbox)
+            self._connection.publish(push, b"", inbox)
         fresh_from = await self._find_fresh()
         if self._is_refused:  # that comes before the answer
             raise BrokerError("not permitted")
@@ -247,7 +247,7 @@ class _Queue:
             self._waited.discard(task)
             if not self._waited:
                 self._none_waited.set()
-        elif not task.is_out:
+        else:
             self._waited.add(task)  # another worker has it
 
     async def _wait_ended(self) -> None:
