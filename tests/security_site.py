@@ -143,7 +143,7 @@ async def cancel(site: Site) -> None:
             future = await dispatcher.start("coder", Message(id="runs"))
             await started.wait()
             runs = await canceller.attach("runs")
-            assert await canceller._futures.cancel(runs, 5)
+            assert await canceller._core.futures.cancel(runs, 5)
             assert (await future.wait()).cancelled_by
             done = await dispatcher.run("coder", Message(id="done"))
         future = await canceller.attach("done")

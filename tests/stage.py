@@ -358,7 +358,7 @@ class Stage:
         is_answered = task.running or task.rests or task.was_cancelled or task.key
         task.was_cancelled = True
         grace = GRACE if is_answered and not lingers else 0
-        await self._dispatchers[held.by]._futures.cancel(held.future, grace)
+        await self._dispatchers[held.by]._core.futures.cancel(held.future, grace)
 
     async def _cancel_run(self, call: Call) -> None:
         call.scope.cancel()

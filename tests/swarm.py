@@ -109,7 +109,10 @@ class Swarm(ABC):
     @asynccontextmanager
     async def outbox(self) -> AsyncIterator[Outbox]:
         """To store any bytes under any ID, as another program may."""
-        async with self.open() as broker, broker.open_outbox("outsider", Deaf()) as outbox:
+        async with (
+            self.open() as broker,
+            broker.open_outbox("outsider", lambda _: Deaf()) as outbox,
+        ):
             yield outbox
 
     @abstractmethod
@@ -290,7 +293,7 @@ class NATSSwarm(Swarm):
             )
 
     async def limit_results(self, limit: int) -> None:
-        async with open_broker(self.broker) as broker, broker.open_outbox("any", Deaf()):
+        async with open_broker(self.broker) as broker, broker.open_outbox("any", lambda _: Deaf()):
             await self._update_results(max_msgs=limit)
 
     async def forget_ids_soon(self) -> None:

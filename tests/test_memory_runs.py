@@ -130,7 +130,7 @@ def test_tasks_that_are_not_due_and_results(run: Run) -> None:
         async with (
             open_dispatcher(broker) as dispatcher,
             open_worker(broker) as worker,
-            broker.open_outbox("other", Deaf()) as outbox,
+            broker.open_outbox("other", lambda _: Deaf()) as outbox,
         ):
             began = trio.current_time()
             await worker.handle("coder", echo)
@@ -158,7 +158,7 @@ def test_deadlines_and_leases(run: Run) -> None:
 
     async def first() -> None:
         async with (
-            broker.open_outbox("own", Deaf()) as outbox,
+            broker.open_outbox("own", lambda _: Deaf()) as outbox,
             broker.open_intake("coder", held.append) as intake,
         ):
             await outbox.renew_lease("group")

@@ -30,7 +30,7 @@ from trio_swarmtask._worker._runner import JobRunner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from trio_swarmtask._abc import Delivery, Intake, ResultListener
+    from trio_swarmtask._abc import Delivery, Intake, Outbox, ResultListener
 
 
 async def stick(message: Message) -> None:
@@ -108,7 +108,7 @@ async def test_lanes_that_are_idle_end_with_their_nursery() -> None:
 class SlowBroker(Broker):
     """Its consumers never stand."""
 
-    def open_outbox(self, key: str, listener: ResultListener) -> NoReturn:
+    def open_outbox(self, key: str, make_listener: Callable[[Outbox], ResultListener]) -> NoReturn:
         raise NotImplementedError
 
     @asynccontextmanager

@@ -261,7 +261,7 @@ class Ledger:
     def _is_told(self, started: Started) -> bool:
         if started.future.state == TaskState.OUTSTANDING:
             dispatcher = started.opened.dispatcher
-            return (dispatcher._host or dispatcher)._ended is not None  # closed, or lost
+            return dispatcher._core.ended is not None  # closed, or lost
         return started.future.state == TaskState.UNCONFIRMED
 
 

@@ -537,9 +537,12 @@ class Broker(ABC):
 
     @abstractmethod
     def open_outbox(
-        self, key: str, listener: ResultListener
+        self, key: str, make_listener: Callable[[Outbox], ResultListener]
     ) -> AbstractAsyncContextManager[Outbox]:
-        """A dispatcher's side; it hears of the results of all IDs that begin with ``<key>-``."""
+        """A dispatcher's side; it hears of the results of all IDs that begin with ``<key>-``.
+
+        ``make_listener`` is called with the outbox before anything can be heard, or is returned.
+        """
 
     @abstractmethod
     def open_intake(

@@ -2,11 +2,11 @@
 # users find them, values as errors show them, and a nursery that does not show in the user's
 # errors.
 #
-# A nursery wraps what leaves its block in an exception group. The nurseries of this library are its
-# own affair: the user's `except ValueError:` round `async with open_worker(...)` must work as if
-# there were none. So the block's own exception leaves as it was raised, and a background task's
-# error leaves bare, unless there are several. An error that does not leave, for another one does,
-# is logged, and in a note of that one.
+# A nursery wraps what leaves its block in an exception group. The nurseries of this library do not
+# concern its users: the user's `except ValueError:` round `async with open_worker(...)` must work
+# as if there were none. So the block's own exception leaves as it was raised, and a background
+# task's error leaves bare, unless there are several. An error that does not leave, for another one
+# does, is logged, and in a note of that one.
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ async def test_clean_up_is_waited_for(swarm: Swarm) -> None:
         await worker.handle("coder", handler)
         future = await dispatcher.start("coder", Message())
         await handler.started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert handler.clean_ups == 1
 
 
@@ -148,7 +148,7 @@ async def test_clean_up_that_takes_too_long_is_told(swarm: Swarm) -> None:
         await worker.handle("coder", handler)
         future = await dispatcher.start("coder", Message())
         await handler.started.wait()
-        assert not await dispatcher._futures.cancel(future, 0.1)
+        assert not await dispatcher._core.futures.cancel(future, 0.1)
         assert handler.clean_ups == 0
 
 
@@ -158,7 +158,7 @@ async def test_task_that_never_ran_needs_no_worker_to_say_so(swarm: Swarm) -> No
         await gone.handle("coder", echo)
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", Message())
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
 
 
 @within(20)
@@ -170,7 +170,7 @@ async def test_one_of_two_copies_that_runs_is_waited_for(swarm: Swarm) -> None:
         future = await dispatcher.start("coder", Message(id="mine"))
         await handler.started.wait()
         await swarm.store_again("coder", "mine", Message(id="mine").encode())
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert (handler.clean_ups, handler.calls) == (1, 1)
         assert await swarm.count_tasks() == 0
 
@@ -190,7 +190,7 @@ async def test_both_of_two_copies_that_run_are_waited_for(swarm: Swarm) -> None:
         await other.handle("coder", slow)
         await swarm.store_again("coder", "mine", Message(id="mine").encode())
         await slow.started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert (quick.clean_ups, slow.clean_ups) == (1, 1)
 
 
@@ -209,7 +209,7 @@ async def test_handler_that_fails_as_it_is_cancelled(swarm: Swarm) -> None:
         await worker.handle("coder", stumble)
         future = await dispatcher.start("coder", Message())
         await started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert (await future.wait()).cancelled_by
         assert worker.statistics().failed == 0
 
@@ -260,7 +260,7 @@ async def test_task_with_another_capability_than_named_is_found(swarm: Swarm) ->
         future = await dispatcher.start("coder", Message(id="mine"))
         assert await dispatcher.start("tester", Message(id="mine")) is future
         await handler.started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert handler.clean_ups == 1
 
 

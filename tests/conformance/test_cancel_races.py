@@ -86,7 +86,7 @@ async def test_cancelled_while_its_result_is_looked_for(
             )  # so that it is looked for at all
         future = await dispatcher.start("coder", Message(id="t1"))
         await looking.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         await until(lambda: worker.statistics().in_flight == 0)
         assert worker.statistics().given_back == 0
         assert handler.calls == 0

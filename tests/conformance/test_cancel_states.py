@@ -20,7 +20,7 @@ async def test_id_that_nobody_has_started(swarm: Swarm) -> None:
     """It may be one whose task is out of the queue, and at a worker."""
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.attach("unheard-of")
-        assert not await dispatcher._futures.cancel(future, 0)
+        assert not await dispatcher._core.futures.cancel(future, 0)
         assert (await future.wait()).cancelled_by
         assert future.state == TaskState.UNCONFIRMED
 
@@ -36,7 +36,7 @@ async def test_task_that_was_given_back(swarm: Swarm) -> None:
             await handler.started.wait()
             with pytest.raises(trio.TooSlowError):
                 await worker.shutdown(0)
-        assert not await dispatcher._futures.cancel(future, 10)
+        assert not await dispatcher._core.futures.cancel(future, 10)
         assert future.state == TaskState.UNCONFIRMED
 
 
@@ -54,7 +54,7 @@ async def test_second_canceller_who_is_not_told_of_the_clean_up(swarm: Swarm) ->
         await handler.started.wait()
         await future.cancel()
         other = await rival.attach(future.id)
-        assert not await rival._futures.cancel(other, 0.2)
+        assert not await rival._core.futures.cancel(other, 0.2)
         assert (future.state, other.state) == (TaskState.UNCONFIRMED, TaskState.UNCONFIRMED)
         assert handler.running == 1
 
@@ -134,7 +134,7 @@ async def test_copy_that_runs_where_another_worker_had_one(swarm: Swarm) -> None
         await first.handle("coder", quick, max_in_flight=1)
         future = await dispatcher.start("coder", Message(id="mine"))
         await quick.started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         await first.handle("tester", other_task)  # so that it stays, and takes no more
         await dispatcher.start("tester", Message())
         await other_task.started.wait()
@@ -144,6 +144,6 @@ async def test_copy_that_runs_where_another_worker_had_one(swarm: Swarm) -> None
         await second.handle("coder", slow)
         await slow.started.wait()
         held = await rival.attach("mine")
-        assert await rival._futures.cancel(held, 10)
+        assert await rival._core.futures.cancel(held, 10)
         assert slow.clean_ups == 1
         nursery.cancel_scope.cancel()

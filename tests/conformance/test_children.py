@@ -111,7 +111,7 @@ async def test_handlers_share_the_workers_dispatcher(swarm: Swarm) -> None:
         assert told == ["<Dispatcher 'ada', 0 outstanding>"] * 2
         one, other = given
         assert one is not other
-        assert one._outbox is other._outbox
+        assert one._core is other._core
         assert one.statistics() == other.statistics()
         assert one.statistics().started == 2
     for dispatcher in given:

@@ -196,7 +196,7 @@ async def test_run_that_is_confirmed_is_not_stored_again(
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
         await dispatcher.run("coder", Message())
-        monkeypatch.setattr(dispatcher._outbox, "store", store)
+        monkeypatch.setattr(dispatcher._core.outbox, "store", store)
         async with dispatcher.open_group() as group:
             group._nursery.start_soon(group.run, "coder", WAIT)
             await until(lambda: staff.running and dispatcher.statistics().started == 2)

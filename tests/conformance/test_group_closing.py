@@ -211,7 +211,7 @@ async def test_server_that_is_lost_for_good(swarm: Swarm, on_failure: str) -> No
         with pytest.RaisesGroup(pytest.RaisesExc(BrokerError, match="gone")):
             async with dispatcher.open_group(on_failure=on_failure) as group:  # type: ignore[arg-type]  # one of the two
                 futures = [await group.start("coder", Message()) for _ in range(3)]
-                dispatcher._futures.broker_lost(BrokerError("gone"))
+                dispatcher._core.futures.broker_lost(BrokerError("gone"))
         for future in futures:
             assert future.state == TaskState.OUTSTANDING
             with pytest.raises(BrokerError, match="gone"):
@@ -225,7 +225,7 @@ async def test_server_that_is_lost_under_a_map(swarm: Swarm) -> None:
         with pytest.raises(BrokerError, match="gone"):
             async with dispatcher.map("coder", [Message()] * 2):
                 await until(lambda: dispatcher.statistics().started == 2)
-                dispatcher._futures.broker_lost(BrokerError("gone"))
+                dispatcher._core.futures.broker_lost(BrokerError("gone"))
 
 
 @within(20)

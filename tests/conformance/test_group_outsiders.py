@@ -48,7 +48,7 @@ async def test_call_from_outside_the_block_that_is_cancelled(
     message = Message(inputs=SLOW.inputs) if own else SLOW
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
-        outbox = dispatcher._outbox
+        outbox = dispatcher._core.outbox
         store = outbox.store
 
         async def store_slowly(task: NewTask, *, tried: bool = False) -> bool:
@@ -95,7 +95,7 @@ async def test_run_from_outside_that_is_cut_off_and_has_more_time(swarm: Swarm) 
         with pytest.RaisesGroup(TaskTimeoutError):
             async with dispatcher.open_group() as group:
                 nursery.start_soon(run)
-                await until(lambda: "mine" in dispatcher._futures.waiting)
+                await until(lambda: "mine" in dispatcher._core.futures.waiting)
                 await swarm.store_result("mine", CUT_OFF.encode())
         assert group.statistics().failed == 1
 
@@ -114,7 +114,7 @@ async def test_map_that_was_left_in_an_outage_keeps_nobody_from_hearing(
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", SLOW)
         with trio.move_on_after(4) as scope, monkeypatch.context() as patch:
-            patch.setattr(dispatcher._outbox, "store_result", hang)
+            patch.setattr(dispatcher._core.outbox, "store_result", hang)
             async with dispatcher.map("coder", [SLOW], grace=0.1):
                 await until(lambda: len(future._watchers) == 2)
         assert future._watchers == ()
@@ -249,7 +249,7 @@ async def test_task_of_a_map_that_is_cancelled_by_others(swarm: Swarm, cancel: C
         await worker.handle("coder", staff)
         async with dispatcher.map("coder", [SLOW]) as results:
             await until(lambda: staff.running)
-            nursery.start_soon(cancel, swarm, dispatcher._futures.waiting["mine"])
+            nursery.start_soon(cancel, swarm, dispatcher._core.futures.waiting["mine"])
             assert (await anext(results)).cancelled_by == "rival"
             assert staff.running == 1
         assert (staff.running, staff.clean_ups) == (0, 1)
@@ -374,7 +374,7 @@ async def test_id_that_is_another_tasks_by_now_is_let_be(swarm: Swarm) -> None:
             await worker.handle("coder", staff)
             await swarm.store_again("coder", "mine", SLOW.encode())
             await until(lambda: staff.running)
-            asking = dispatcher._futures.asking
+            asking = dispatcher._core.futures.asking
             assert asking is not None
             assert future.result.cancelled_by == "rival"
             assert asking.child_tasks
@@ -403,7 +403,7 @@ async def test_capability_that_the_result_of_a_cancelled_task_names(
             future = await other.attach("mine")
             assert (await future.wait()).cancelled_by == "rival"
             assert future.state == TaskState.UNCONFIRMED
-            asking = other._futures.asking
+            asking = other._core.futures.asking
             assert asking is not None
             await until(lambda: not asking.child_tasks)
             asked = capability != "nobody"

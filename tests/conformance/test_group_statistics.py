@@ -128,9 +128,9 @@ async def test_one_id_is_run_twice_and_one_call_has_more_time(swarm: Swarm) -> N
                                 await group.run("coder", MINE)
 
                         nursery.start_soon(hurry)
-                        await until(lambda: "mine" in dispatcher._futures.waiting)
+                        await until(lambda: "mine" in dispatcher._core.futures.waiting)
                         nursery.start_soon(group.run, "coder", MINE)
-                        future = dispatcher._futures.waiting["mine"]
+                        future = dispatcher._core.futures.waiting["mine"]
                         await until(lambda: future._holders == 3)  # the group is one
                         await swarm.store_result("mine", CUT_OFF.encode())
         assert counts_of(group.statistics()) == (1, 0, 0, 1, 0)

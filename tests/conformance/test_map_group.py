@@ -53,7 +53,7 @@ async def test_task_that_is_confirmed_late(swarm: Swarm, monkeypatch: pytest.Mon
     staff = Staff()
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", staff)
-        outbox = dispatcher._starter.outbox
+        outbox = dispatcher._core.outbox
         store = outbox.store
         tried_again = trio.Event()
 

@@ -75,7 +75,7 @@ class InMemory(Site):
         gone = BrokerError("gone")
         dispatcher = role if isinstance(role, Dispatcher) else role._runner.children._dispatcher
         if dispatcher is not None:
-            dispatcher._futures.broker_lost(gone)
+            dispatcher._core.futures.broker_lost(gone)
         if isinstance(role, Worker):
             role._interrupt(gone)
 

@@ -201,7 +201,7 @@ async def test_firing_that_runs_is_cancelled_by_its_id(swarm: Swarm) -> None:
         await until(lambda: started)
         await dispatcher.unschedule("tick")
         future = await dispatcher.attach(started[0])
-        assert await dispatcher._futures.cancel(future, 5)
+        assert await dispatcher._core.futures.cancel(future, 5)
         assert (await future.wait()).cancelled_by
         assert cancelled.is_set()
 

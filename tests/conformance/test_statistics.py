@@ -142,7 +142,7 @@ async def test_futures_that_are_let_go(swarm: Swarm) -> None:
             await dispatcher.run("echo", Message())
             dispatcher.forget(attached)
             await dispatcher.start("coder", Message())
-            dispatcher._futures.broker_lost(BrokerError("gone"))
+            dispatcher._core.futures.broker_lost(BrokerError("gone"))
         assert dispatcher.statistics() == DispatcherStatistics(0, 4, 0, 1, 1, 4)
         with pytest.raises(trio.TooSlowError):
             await worker.shutdown(0)
@@ -472,7 +472,7 @@ class Machine:
                 with suppress(trio.TooSlowError):
                     await dispatcher.shutdown(0.05)
             case "lose":
-                dispatcher._futures.broker_lost(BrokerError("gone"))
+                dispatcher._core.futures.broker_lost(BrokerError("gone"))
 
 
 STEPS = [

@@ -71,7 +71,7 @@ async def test_cancel_storm(tmp_path: Path, row: Row, rng: random.Random, times:
 
 
 def what_is_held(arena: Arena) -> dict[str, int]:
-    outbox = arena.dispatcher._outbox
+    outbox = arena.dispatcher._core.outbox
     connection = outbox._connection  # type: ignore[attr-defined]  # it is the NATS one's
     root = trio.lowlevel.current_root_task()
     assert root is not None

@@ -24,7 +24,7 @@ async def race(arena: Arena) -> bool:
     future = await arena.start(arena.rng.choice((0, arena.rng.uniform(0, 0.1))))
     await trio.sleep(arena.rng.uniform(0, 0.1))
     began = trio.current_time()
-    confirmed = await arena.dispatcher._futures.cancel(future, GRACE)
+    confirmed = await arena.dispatcher._core.futures.cancel(future, GRACE)
     took = trio.current_time() - began
     assert confirmed, f"nobody said that {future.id} runs no more"
     result = await arena.wait(future)

@@ -44,7 +44,7 @@ async def test_nobody_who_listens_is_not_waited_for(nats_swarm: NATSSwarm) -> No
             intake.ask(1)
             future = await dispatcher.start("coder", Message())
             await until(lambda: arrived)
-            assert not await dispatcher._futures.cancel(future, math.inf)
+            assert not await dispatcher._core.futures.cancel(future, math.inf)
             late = Result(id=future.id, status=Status.SUCCESS, agent="late")
             assert not await arrived[0].complete(late.encode())
         assert (await future.wait()).cancelled_by
@@ -64,7 +64,7 @@ async def test_silent_worker_is_not_waited_for(
             await until(lambda: arrived)
         async with nats_swarm.worker() as worker:
             await worker.handle("coder", echo)
-            assert not await dispatcher._futures.cancel(future, math.inf)
+            assert not await dispatcher._core.futures.cancel(future, math.inf)
 
 
 @within(20)
@@ -86,7 +86,7 @@ async def test_slow_clean_up_is_waited_for_by_whom_it_was_told(
         await worker.handle("coder", clean_up)
         future = await dispatcher.start("coder", Message())
         await started.wait()
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
 
 
 @within(20)

@@ -339,7 +339,7 @@ async def test_republish_is_taken_away_and_given_back(
         nats_swarm.dispatcher() as dispatcher,
         nats_swarm.worker() as worker,
     ):
-        outbox = dispatcher._outbox
+        outbox = dispatcher._core.outbox
         assert isinstance(outbox, NATSOutbox)
 
         async def change(*, republishes: bool) -> None:
@@ -388,7 +388,7 @@ async def test_republish_is_taken_away_and_hints_are_not_permitted(
         for name in ("", "mine", ""):
             assert (await dispatcher.run("coder", Message(id=name))).status == Status.SUCCESS
         await change_stream(raw, "TASK_RESULTS", republish=REPUBLISH)
-        await until(lambda: not dispatcher._outbox._no_hints)  # type: ignore[attr-defined]  # it is the NATS one's
+        await until(lambda: not dispatcher._core.outbox._no_hints)  # type: ignore[attr-defined]  # it is the NATS one's
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
 
 
@@ -428,7 +428,7 @@ async def test_dispatcher_is_closed_while_it_turns_to_the_other_way(
     async with (
         nats_swarm.raw() as raw,
         nats_swarm.open() as broker,
-        broker.open_outbox("key", Deaf()) as outbox,
+        broker.open_outbox("key", lambda _: Deaf()) as outbox,
     ):
         assert isinstance(outbox, NATSOutbox)
         monkeypatch.setattr(_streams, "_SEEN_SECONDS", 0)
@@ -450,7 +450,7 @@ async def test_connection_is_lost_while_a_dispatcher_turns_to_the_other_way(
     async with (
         nats_swarm.raw() as raw,
         nats_swarm.open() as broker,
-        broker.open_outbox("key", Deaf()) as outbox,
+        broker.open_outbox("key", lambda _: Deaf()) as outbox,
     ):
         assert isinstance(outbox, NATSOutbox)
         await change_stream(raw, "TASK_RESULTS", republish=None)

@@ -76,7 +76,7 @@ async def test_dispatcher(
         dispatcher._end(ClosedError("the dispatcher was closed before the result came"))
 
     async with nats_swarm.dispatcher() as dispatcher:
-        outbox: Any = dispatcher._outbox
+        outbox: Any = dispatcher._core.outbox
         close_at_answer(monkeypatch, outbox._requests, answers, close)
         with pytest.raises(ClosedError, match=r"the dispatcher (is|was) closed") as caught:
             while True:

@@ -39,7 +39,7 @@ async def test_stream_that_goes_while_it_is_asked(
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.raw() as raw:
         future = await dispatcher.start("coder", Message())
         monkeypatch.setattr(Delivered, "find", delete_first)
-        assert not await dispatcher._futures.cancel(future, 0)
+        assert not await dispatcher._core.futures.cancel(future, 0)
 
 
 @within(20)
@@ -169,6 +169,6 @@ async def test_worker_says_more_than_the_server(
         await handler.started.wait()
         await future.cancel()  # which waits for nobody
         assert future.state == TaskState.UNCONFIRMED
-        assert await dispatcher._futures.cancel(future, 10)
+        assert await dispatcher._core.futures.cancel(future, 10)
         assert future.state == TaskState.STOPPED
         assert handler.clean_ups == 1

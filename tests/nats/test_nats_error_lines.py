@@ -501,7 +501,7 @@ async def test_refusal_of_what_was_heard(server: Server, caplog: pytest.LogCaptu
     async with (
         open_link(server.port) as link,
         open_broker(link.url) as broker,
-        broker.open_outbox("key", Deaf()) as outbox,
+        broker.open_outbox("key", lambda _: Deaf()) as outbox,
     ):
         assert isinstance(outbox, NATSOutbox)
         line = 'Permissions Violation for Subscription to "notify.key.>"'

@@ -201,7 +201,10 @@ async def test_place_that_is_freed_while_the_connection_goes(
 
 @within(10)
 async def test_hint_after_the_end_is_no_reason_to_look(server: Server) -> None:
-    async with open_broker(server.url) as broker, broker.open_outbox("key", Deaf()) as outbox:
+    async with (
+        open_broker(server.url) as broker,
+        broker.open_outbox("key", lambda _: Deaf()) as outbox,
+    ):
         outbox.close()
         outbox._on_hint("mine", None)  # type: ignore[attr-defined]  # it does not look at it
 
@@ -209,7 +212,10 @@ async def test_hint_after_the_end_is_no_reason_to_look(server: Server) -> None:
 @within(10)
 async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
     deliveries: list[Delivery] = []
-    async with open_broker(server.url) as broker, broker.open_outbox("key", Deaf()) as outbox:
+    async with (
+        open_broker(server.url) as broker,
+        broker.open_outbox("key", lambda _: Deaf()) as outbox,
+    ):
         outbox.expect("mine")
         async with broker.open_intake("coder", deliveries.append) as intake:
             for refused in broker.connection.on_refused:  # type: ignore[attr-defined]  # it is the NATS one's

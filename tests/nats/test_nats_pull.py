@@ -177,7 +177,7 @@ async def test_refusal_of_something_else_while_subscribing(
 async def test_outbox_that_is_closed_twice(nats_swarm: NATSSwarm) -> None:
     async with nats_swarm.raw() as raw:
         await make(raw, "ANSWERS", "done.>")
-        async with nats_swarm.open() as broker, broker.open_outbox("k", Deaf()) as outbox:
+        async with nats_swarm.open() as broker, broker.open_outbox("k", lambda _: Deaf()) as outbox:
             assert isinstance(outbox, NATSOutbox)
             outbox.expect("a-b")
             outbox.close()

@@ -212,7 +212,10 @@ async def test_hints_of_what_is_never_stored(
 
     async with nats_swarm.raw() as raw:
         await make(raw, "ANSWERS", "done.>", max_msg_size=10)
-        async with nats_swarm.open() as broker, broker.open_outbox("k", Watching()) as outbox:
+        async with (
+            nats_swarm.open() as broker,
+            broker.open_outbox("k", lambda _: Watching()) as outbox,
+        ):
             outbox.expect("mine")
             assert await outbox.fetch("mine") is None  # behind it: the server listens by then
             raw.connection.publish("done.mine", b"x" * 20)

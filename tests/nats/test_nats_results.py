@@ -82,7 +82,7 @@ async def test_what_stands_for_all_results_is_no_result(nats_swarm: NATSSwarm) -
             future = await dispatcher.start("coder", Message(id="mine"))
             headers = {"Nats-Subject": "done.mine"}
             forged = result_bytes("mine", "forged")
-            raw.connection.publish(f"done.{dispatcher._key}-0", forged, headers=headers)
+            raw.connection.publish(f"done.{dispatcher._core.key}-0", forged, headers=headers)
             await raw.requests.echo()
             await worker.handle("coder", echo)
             assert (await future.wait()).agent == "w"

@@ -175,7 +175,7 @@ async def test_outages_leave_nothing_behind(
         trio.open_nursery() as nursery,
     ):
         future = await dispatcher.start("nobody", Message())
-        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        connection = dispatcher._core.outbox._connection  # type: ignore[attr-defined]  # the one of a server
         subscriptions = len(connection.client._subs)
         await nursery.start(follow, future, heard)
         for _ in range(5):
@@ -212,7 +212,7 @@ async def test_nothing_is_heard_twice_after_an_outage(
         trio.open_nursery() as nursery,
     ):
         future = await dispatcher.start("nobody", Message())
-        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        connection = dispatcher._core.outbox._connection  # type: ignore[attr-defined]  # the one of a server
         await nursery.start(follow, future, heard)
         for first in range(0, 96, 16):  # as many as make it ask again, and the server end the last
             await tell(client, future.id, range(first, first + 16))
@@ -244,7 +244,7 @@ async def test_echo_that_comes_late_or_not_at_all(
         trio.open_nursery() as nursery,
     ):
         future = await dispatcher.start("nobody", Message())
-        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        connection = dispatcher._core.outbox._connection  # type: ignore[attr-defined]  # the one of a server
         await nursery.start(follow, future, heard)
         for number in range(32):
             await tell(client, future.id, range(number, number + 1))
@@ -283,7 +283,7 @@ async def test_begin_in_an_outage(server: Server, monkeypatch: pytest.MonkeyPatc
         trio.open_nursery() as nursery,
     ):
         future = await dispatcher.start("nobody", Message())
-        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        connection = dispatcher._core.outbox._connection  # type: ignore[attr-defined]  # the one of a server
         proxy.cut(for_good=True)
         await until(lambda: not connection.is_up)
         async with trio.open_nursery() as beginning:

@@ -191,7 +191,7 @@ async def test_outage_that_comes_before(server: Server) -> None:
         open_dispatcher(proxy.url) as dispatcher,
         open_plain_client(server.port) as client,
     ):
-        connection = dispatcher._outbox._connection  # type: ignore[attr-defined]  # the one of a server
+        connection = dispatcher._core.outbox._connection  # type: ignore[attr-defined]  # the one of a server
         async with dispatcher.open_group() as group:
             futures = await start(group)
             proxy.cut(for_good=True)

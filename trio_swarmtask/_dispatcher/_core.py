@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +27,7 @@ import msgspec
 import trio
 
 from .._abc import NewTask, ResultListener, Stop
-from .._check import check_capability, check_task_id, check_timeout, make_key, make_secrets
+from .._check import check_capability, check_task_id, make_secrets
 from .._envelope import MessageEnvelope, encode
 from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from .._message import Message, Result, encode_cancelled, find_capability
@@ -124,12 +123,18 @@ def _note(future: Future, stopped: bool | None) -> None:
 class Futures(ResultListener, Holder):
     """Futures that wait for their results, by task."""
 
-    def __init__(self, name: str, on_lost: Callable[[BrokerError], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        outbox: Outbox,
+        asking: trio.Nursery,
+        on_lost: Callable[[BrokerError], None],
+    ) -> None:
         self.waiting: dict[str, Future] = {}
         # See `DispatcherStatistics`.
         self.started = self.starting = self.attached = self.resolved = self.given_up = 0
-        self.outbox: Outbox  # both set by host_dispatcher before there is a future
-        self.asking: trio.Nursery | None = None  # until the dispatcher is closed
+        self.outbox = outbox
+        self.asking: trio.Nursery | None = asking  # until the dispatcher is closed
         self._name = name
         self._on_lost = on_lost
         self._none_waiting = trio.Event()
@@ -315,20 +320,14 @@ class Start:
 
 
 class Starter:
-    """Stores the tasks of one dispatcher."""
+    """Stores the tasks of one dispatcher, with a chain in their blanks if they have one."""
 
-    def __init__(self, name: str, key: str, futures: Futures) -> None:
-        self.outbox: Outbox  # set by host_dispatcher before there is a task
-        self._name = name
-        self._key = key
-        self._chain: Chain | None = None
-        self._numbers = itertools.count(1)
-        self._secrets = make_secrets()
-        self._futures = futures
-
-    def make_id(self, kind: str = "") -> str:
-        """One that nobody else makes, or can guess."""
-        return f"{self._key}-{kind}{next(self._numbers)}{next(self._secrets)}"
+    def __init__(self, core: Core, chain: Chain | None) -> None:
+        self.outbox = core.outbox
+        self.make_id = core.make_id
+        self._name = core.name
+        self._futures = core.futures
+        self._chain = chain
 
     def prepare(
         self,
@@ -363,12 +362,6 @@ class Starter:
         future = self._futures.hold(task_id, capability)
         future._never_delayed = own and not_before is None
         return Start(future, task, own=own)
-
-    def below(self, message: Message) -> Starter:
-        """This one, filling in the chain of the task that ``message`` is."""
-        starter = copy(self)
-        starter._chain = Chain.below(message)
-        return starter
 
     async def store_soon(self, start: Start, on_stored: Callable[[], object] | None = None) -> bool:
         """Send, and wait for the result: it tells as much as the confirmation that was before it.
@@ -464,78 +457,51 @@ class OpenGroup(Protocol):
     async def _close(self, error: SwarmTaskError) -> None: ...
 
 
-class DispatcherBase:
-    """A dispatcher without the ways to start tasks."""
+class Core:
+    """What a dispatcher is, for its users, its groups and maps, and the handlers that share it."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._key = make_key()
-        self._futures = Futures(name, self._end)
-        self._starter = Starter(name, self._key, self._futures)
+    def __init__(self, name: str, key: str, outbox: Outbox, asking: trio.Nursery) -> None:
+        self.name = name
+        self.key = key
+        self.outbox = outbox
+        self.futures = Futures(name, outbox, asking, self._end)
+        self.groups: set[OpenGroup] = set()  # that are open, those of maps too
+        self.ended: SwarmTaskError | None = None
         self._closing = False
-        self._ended: SwarmTaskError | None = None
-        self._outbox: Outbox  # set by host_dispatcher before anyone sees the dispatcher
-        self._groups: set[OpenGroup] = set()  # that are open, those of maps too
         self._aborted = 0
-        self._host: DispatcherBase | None = None  # of a worker, of which this is one task's view
-        self._parent: Message | None = None  # that task
+        self._numbers = itertools.count(1)
+        self._secrets = make_secrets()
 
     def __repr__(self) -> str:
-        return f"<Dispatcher {self._name!r}, {len(self._futures.waiting)} outstanding>"
+        return f"<Dispatcher {self.name!r}, {len(self.futures.waiting)} outstanding>"
 
-    def _check_open(self) -> None:
-        if self._closing or self._ended is not None:
+    def make_id(self, kind: str = "") -> str:
+        """One that nobody else makes, or can guess."""
+        return f"{self.key}-{kind}{next(self._numbers)}{next(self._secrets)}"
+
+    def check_open(self) -> None:
+        if self._closing or self.ended is not None:
             raise self._closed_error()
-        if self._host is not None:
-            self._host._check_open()
-
-    def _check_own(self) -> None:
-        if self._host is not None:
-            raise RuntimeError(
-                "this dispatcher is the worker's, which closes it once its handlers have ended; "
-                "nothing is to be closed here"
-            )
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
-        """Take no new work, and wait for the outstanding futures.
-
-        Args:
-          timeout: Seconds; below 0 is 0. What is outstanding then is aborted, as by `aclose`, which
-            takes its own time.
-
-        Raises:
-          trio.TooSlowError: if something was aborted. Also closed if cancelled.
-        """
-        self._check_own()
-        timeout = check_timeout(timeout)
+        """See `Dispatcher.shutdown`."""
         self._closing = True
-        waiting_for = len(self._futures.waiting)
+        waiting_for = len(self.futures.waiting)
         try:
             with trio.move_on_after(timeout):
                 await trio.lowlevel.checkpoint()
-                await self._futures.wait_none()
+                await self.futures.wait_none()
         finally:
-            await self._close()  # noqa: ASYNC102 - it has a shield
+            await self.close()  # noqa: ASYNC102 - it has a shield
         if waiting_for and self._aborted:
             raise trio.TooSlowError(
                 f"{self._aborted} tasks were outstanding when the dispatcher was closed, after "
                 f"{timeout:g} seconds at most"
             )
 
-    async def aclose(self) -> None:
-        """Take no new work, and abort what is outstanding: its waiters get `ClosedError`.
-
-        Tasks that were started one by one go on. Those of open groups and maps are cancelled first,
-        and their handlers' clean-up is waited for: for the group's ``grace``, and five seconds that
-        telling may take. Their block then raises `ClosedError`. Also closed if cancelled.
-        """
-        self._check_own()
-        await self._close()
-        await trio.lowlevel.checkpoint()
-
     def statistics(self) -> DispatcherStatistics:
         """Counts at this moment."""
-        futures = self._futures
+        futures = self.futures
         return DispatcherStatistics(
             outstanding=len(futures.waiting),
             started=futures.started,
@@ -545,15 +511,15 @@ class DispatcherBase:
             given_up=futures.given_up,
         )
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         """End, and before that, while there is a connection, the tasks of groups and maps."""
         self._closing = True
-        if self._ended is not None:
+        if self.ended is not None:
             return
-        self._aborted = max(self._aborted, len(self._futures.waiting))
+        self._aborted = max(self._aborted, len(self.futures.waiting))
         error = ClosedError("the dispatcher was closed before the result came")
         try:
-            if groups := list(self._groups):
+            if groups := list(self.groups):
                 time_to_stop = max(group._time_to_stop for group in groups)
                 with trio.move_on_after(time_to_stop, shield=True):
                     async with trio.open_nursery() as nursery:
@@ -563,13 +529,13 @@ class DispatcherBase:
             self._end(error)
 
     def _end(self, error: SwarmTaskError) -> None:
-        if self._ended is not None:
+        if self.ended is not None:
             return
-        self._ended = error
-        self._outbox.close()
-        self._aborted = max(self._aborted, self._futures.fail_all(error))
+        self.ended = error
+        self.outbox.close()
+        self._aborted = max(self._aborted, self.futures.fail_all(error))
 
     def _closed_error(self) -> SwarmTaskError:
-        if isinstance(self._ended, BrokerError):
-            return type(self._ended)(*self._ended.args)
+        if isinstance(self.ended, BrokerError):
+            return type(self.ended)(*self.ended.args)
         return ClosedError("the dispatcher is closed; open another one to start tasks")

@@ -4,7 +4,7 @@
 # ended. A child costs no Trio task: its future tells the group. So what a nursery does with its
 # block, with cancellations, and with several failures at once, is done by Trio's own. A failure of
 # a child is raised in a task of the nursery, as if the child had run there. Once the nursery's
-# scope is cancelled, whatever by, the keeper cancels the children that are left, in the queue and
+# scope is cancelled, by whatever, the keeper cancels the children that are left, in the queue and
 # at their workers, and stays until they are confirmed to run no more, `grace` seconds at most once
 # they were told.
 #
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from .._abc import NewTask, Outbox
     from .._message import Message
-    from ._core import DispatcherBase, Start
+    from ._core import Core, Start, Starter
     from ._future import Future
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
@@ -156,7 +156,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     def __init__(
         self,
-        dispatcher: DispatcherBase,
+        core: Core,
+        starter: Starter,
         nursery: trio.Nursery,
         task_id: str,
         parent: Message | None,
@@ -164,7 +165,8 @@ class TaskGroup(metaclass=NoPublicConstructor):
         grace: float,
         lease: Lease | None,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._core = core
+        self._starter = starter
         self._nursery = nursery
         self._id = task_id
         self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
@@ -208,7 +210,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         try:
             await self._store(start, child)
         except BaseException:
-            self._dispatcher._futures.release(start.future)
+            self._core.futures.release(start.future)
             raise
         return start.future
 
@@ -226,7 +228,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         future = start.future
         child.runs += 1
         try:
-            tried = start.own and await self._dispatcher._starter.store_soon(start, child.confirm)
+            tried = start.own and await self._starter.store_soon(start, child.confirm)
             if not future._is_resolved():
                 await self._store(start, child, tried=tried)
                 await future.wait()
@@ -246,7 +248,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             if not child.runs and child.cut_off:
                 child.cut_off = False  # what it counts as is decided
                 self._let_go_if_over(child)
-            self._dispatcher._futures.release(future)
+            self._core.futures.release(future)
 
     def _begin(
         self,
@@ -257,9 +259,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
     ) -> tuple[Start, Child]:
         if self._left.is_set():
             raise ClosedError("this group was left, or cancelled; open another one to start tasks")
-        self._dispatcher._check_open()
+        self._core.check_open()
         deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
-        start = self._dispatcher._starter.prepare(
+        start = self._starter.prepare(
             capability,
             self._chain.fill(message),
             deadline,
@@ -279,7 +281,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     async def _store(self, start: Start, child: Child, *, tried: bool = False) -> None:
         try:
-            await self._dispatcher._starter.store(start, tried=tried)
+            await self._starter.store(start, tried=tried)
         except trio.Cancelled:
             await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
@@ -362,7 +364,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if not child.future._is_resolved():
             child.unwatch()
         child.cut_off = False
-        self._dispatcher._futures.release(child.future)
+        self._core.futures.release(child.future)
         if not self._children:
             self._all_ended.set()
 
@@ -378,7 +380,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             self._left.set()  # nobody would cancel a child that is begun from here on
             for child in list(self._children.values()):
                 self._let_go(child)  # and no longer waited for
-            self._dispatcher._groups.discard(self)
+            self._core.groups.discard(self)
             if self._lease is not None:
                 self._lease.end()
             if self._ended_by is not None and not self._cancels_on_failure:
@@ -412,7 +414,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
             nursery.start_soon(self._finish_stopping, children.pop(future))
 
         try:
-            await self._dispatcher._futures.cancel_many(list(children), self._grace, on_left)
+            await self._core.futures.cancel_many(list(children), self._grace, on_left)
         finally:
             for child in children.values():
                 self._end_stopping(child)
@@ -467,13 +469,12 @@ class TaskGroup(metaclass=NoPublicConstructor):
         self._let_go_if_over(child)
 
     async def _cancel(self, child: Child) -> None:
-        dispatcher = self._dispatcher
         try:
             if child.unconfirmed:
-                await dispatcher._outbox.store(child.unconfirmed[0], tried=True)
-                dispatcher._futures.confirm(child.future)
+                await self._core.outbox.store(child.unconfirmed[0], tried=True)
+                self._core.futures.confirm(child.future)
                 child.confirm()
-            await dispatcher._futures.cancel(child.future, self._grace)
+            await self._core.futures.cancel(child.future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", child.future.id, exc)
             if child.unconfirmed:
@@ -490,7 +491,8 @@ Orphans = Literal["finish", "cancel"]
 
 @asynccontextmanager
 async def open_group(
-    dispatcher: DispatcherBase,
+    core: Core,
+    starter: Starter,
     task_id: str,
     parent: Message | None,
     on_failure: OnFailure,
@@ -499,11 +501,11 @@ async def open_group(
 ) -> AsyncIterator[TaskGroup]:
     lease = None
     if orphans == "cancel":
-        lease = Lease(dispatcher._outbox, task_id)
+        lease = Lease(core.outbox, task_id)
         await lease.begin()
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
-        group = TaskGroup._create(dispatcher, nursery, task_id, parent, on_failure, grace, lease)
-        dispatcher._groups.add(group)  # until its keeper has ended
+        group = TaskGroup._create(core, starter, nursery, task_id, parent, on_failure, grace, lease)
+        core.groups.add(group)  # until its keeper has ended
         nursery.start_soon(group._keep)
         if lease is not None:
             nursery.start_soon(lease.keep)

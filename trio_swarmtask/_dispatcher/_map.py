@@ -164,14 +164,14 @@ class MapResults:
         group = self._group
         start, child = group._begin(self._capability, message, math.inf)  # type: ignore[arg-type]  # it looks
         future = start.future
-        group._dispatcher._futures.release(future)  # the group holds it
+        group._core.futures.release(future)  # the group holds it
         place = Place()
         self._taken += 1
         self._used += 1
         if self._ordered:
             self._places.append(place)
         child.watch(partial(self._on_end, place, start.task.deadline))
-        if group._dispatcher._starter.send(start, partial(self._on_sent, place, start, child)):
+        if group._starter.send(start, partial(self._on_sent, place, start, child)):
             return None
         if start.own:
             return place, start, child
@@ -246,7 +246,7 @@ class MapResults:
 logger: Final = logging.getLogger("trio_swarmtask.map")
 
 
-def _check_messages(messages: object) -> None:
+def check_messages(messages: object) -> None:
     if isinstance(messages, AsyncIterable | Iterable):
         return
     if inspect.iscoroutine(messages):
@@ -258,7 +258,7 @@ def _check_messages(messages: object) -> None:
 
 
 @asynccontextmanager
-async def _open_map(
+async def open_map(
     opening: AbstractAsyncContextManager[TaskGroup],
     capability: str,
     messages: Messages,

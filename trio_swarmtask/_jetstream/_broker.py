@@ -35,9 +35,9 @@ class NATSBroker(Broker):
         return f"<Broker at {self.connection.config.safe_url}>"
 
     def open_outbox(
-        self, key: str, listener: ResultListener
+        self, key: str, make_listener: Callable[[Outbox], ResultListener]
     ) -> AbstractAsyncContextManager[Outbox]:
-        return _open_outbox(self.connection, self._streams, key, listener)
+        return _open_outbox(self.connection, self._streams, key, make_listener)
 
     def open_intake(
         self, capability: str, on_delivery: Callable[[Delivery], None]
@@ -64,11 +64,14 @@ async def open_nats_broker(config: NATSConfig) -> AsyncIterator[Broker]:
 
 @asynccontextmanager
 async def _open_outbox(
-    connection: Connection, streams: Streams, key: str, listener: ResultListener
+    connection: Connection,
+    streams: Streams,
+    key: str,
+    make_listener: Callable[[Outbox], ResultListener],
 ) -> AsyncIterator[Outbox]:
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         stream = await in_time(connection, "name the stream of results", streams.results)
-        outbox = NATSOutbox(connection, requests, streams, stream, key, listener)
+        outbox = NATSOutbox(connection, requests, streams, stream, key, make_listener)
         await nursery.start(outbox.find_missed)
         connection.on_down.append(outbox.on_down)
         connection.on_refused.append(outbox.on_refused)

@@ -59,7 +59,7 @@ class NATSBucket(Bucket):
 
     def __init__(self, requests: Requests, streams: Streams, name: str, ttl: float) -> None:
         self.prefix = f"$KV.{name}."
-        self.watches: Watches  # set by open_nats_bucket before anyone sees the bucket
+        self.watches = Watches(self, requests)
         self._connection = requests.connection
         self._requests = requests
         self._portions = Portions(requests)
@@ -291,7 +291,6 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         bucket = NATSBucket(requests, Streams(connection, requests), name, ttl)
         await in_time(connection, f"give the bucket {name}", bucket.stream)
-        bucket.watches = Watches(bucket, requests)
         await nursery.start(bucket.watches.keep)
         connection.on_down.append(bucket.watches.on_down)
         try:

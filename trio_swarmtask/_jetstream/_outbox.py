@@ -63,7 +63,7 @@ class NATSOutbox(Outbox):
         streams: Streams,
         stream: ResultStream,
         key: str,
-        listener: ResultListener,
+        make_listener: Callable[[Outbox], ResultListener],
     ) -> None:
         self._connection = connection
         self._requests = requests
@@ -77,7 +77,6 @@ class NATSOutbox(Outbox):
         self._notifies = stream.notifies  # it republishes results
         self.hears_own_ids = stream.notifies
         self._key = key
-        self._listener = listener
         self._looks: trio.Nursery
         self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
@@ -87,6 +86,7 @@ class NATSOutbox(Outbox):
         self._no_hints = False  # results can be looked up alone: nothing is republished,
         self._no_notices = False  # or this connection may not hear it
         self._missed = trio.Event()
+        self._listener = make_listener(self)
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         self._check_heard(task.task_id)

@@ -220,9 +220,11 @@ class MemoryBroker(Broker):
         return f"<MemoryBroker, {self._room.count} tasks, {len(self._results)} results>"
 
     @asynccontextmanager
-    async def open_outbox(self, key: str, listener: ResultListener) -> AsyncIterator[Outbox]:
+    async def open_outbox(
+        self, key: str, make_listener: Callable[[Outbox], ResultListener]
+    ) -> AsyncIterator[Outbox]:
         self._runs.enter()
-        outbox = self._outboxes[key] = _MemoryOutbox(self, listener)
+        outbox = self._outboxes[key] = _MemoryOutbox(self, make_listener)
         await trio.lowlevel.checkpoint()
         try:
             yield outbox
@@ -323,12 +325,14 @@ class MemoryBroker(Broker):
 class _MemoryOutbox(Outbox):
     hears_own_ids = True
 
-    def __init__(self, broker: MemoryBroker, listener: ResultListener) -> None:
+    def __init__(
+        self, broker: MemoryBroker, make_listener: Callable[[Outbox], ResultListener]
+    ) -> None:
         self._broker = broker
-        self.listener = listener
         self.expected: set[str] = set()
         self._lifetime = Lifetime()
         self.timetable = MemoryTimetable(broker._schedules, self._lifetime, broker._check_size)
+        self.listener = make_listener(self)
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         self._broker._check_size(task.data)

@@ -29,7 +29,7 @@
 # what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
 # for first.
 #
-# Invariant: a job is in `jobs` from its arrival until it is settled; no longer, no less.
+# Invariant: a job is in `jobs` from its arrival until it is settled.
 
 from __future__ import annotations
 

@@ -166,9 +166,7 @@ def current_task() -> CurrentTask:
             "called, or in what that handler has started"
         ) from None
     if job.current is None:
-        job.current = CurrentTask._create()
-        job.current._runner = runner
-        job.current._job = job
+        job.current = CurrentTask._create(runner, job)
     return job.current
 
 
@@ -176,9 +174,9 @@ def current_task() -> CurrentTask:
 class CurrentTask(metaclass=NoPublicConstructor):
     """The task that a handler was called for. Given by `current_task`, in the handler."""
 
-    def __init__(self) -> None:
-        self._runner: Host  # both set by current_task
-        self._job: Job
+    def __init__(self, runner: Host, job: Job) -> None:
+        self._runner = runner
+        self._job = job
         self._first_report: datetime | None = None
         self._reports: Paced[Record] | None = None
 

@@ -48,7 +48,7 @@ class RetryTask(Exception):
 class Retry:
     """What of a handler's failures is worth another attempt, and when: for `Worker.handle`.
 
-    How often a task is tried is the message's affair: its ``max_attempts``, the first attempt
+    How often a task is tried, its message says: ``max_attempts``, the first attempt
     included. The last failure is the result. A worker that dies counts as an attempt (if it was the
     last one, the task has failed), a clean shutdown does not.
 

@@ -161,7 +161,7 @@ class Admission:
         return True
 
     async def _is_poison(self, delivery: Delivery) -> bool:
-        # Deployments and shutdowns are not the task's fault, and retries are its sender's affair.
+        # Deployments and shutdowns are not the task's fault, and its sender decides on retries.
         # They are looked up only here.
         failures = delivery.number - await delivery.count_given_back()
         if failures > self._max_deliveries:
@@ -316,8 +316,8 @@ class JobRunner:
         if result is None and job.lost:
             self._let_be(job)
         elif result is None and job.cancelled:
-            # It is there by all accounts: no other is sent, which can only be refused. Else this
-            # one says what happened.
+            # The canceller has stored it: no other is sent, which would only be refused. If it is
+            # not there all the same, this one says what happened.
             result = cancelled_result(self._name, job.delivery.capability)
             if await job.delivery.is_done():
                 self._settled(job, result, first=False)
