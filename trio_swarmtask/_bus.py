@@ -27,7 +27,7 @@ from ._check import check_count
 from ._errors import BusClosedError, InvalidMessageError
 from ._subjects import check_pattern, check_queue, check_subject
 from ._sync import LossyBuffer
-from ._util import leaves, shorten
+from ._util import fresh, leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ class MessageBus(trio.abc.AsyncResource):
 
     def _check_open(self) -> None:
         if self._lost is not None:
-            raise type(self._lost)(*self._lost.args)
+            raise fresh(self._lost)
         if self._closed:
             raise BusClosedError("the bus is closed; open another one")
 

@@ -304,8 +304,7 @@ _read_result: Final = reader(Result)
 
 # The result of a cancelled task, as the one who cancels it or its worker stores it. On the wire a
 # cancellation is a failure, so that every program understands it; an entry of its metadata tells
-# the two apart. Seconds before it in which a worker may take it to have passed, by its clock.
-_ALMOST: Final = 5.0
+# the two apart.
 _TEXT: Final = "the task was cancelled"
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import trio
 
+from ._util import fresh
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -102,7 +104,7 @@ class LossyBuffer(Generic[T]):
         await trio.lowlevel.checkpoint()
         while not self._items:
             if self._error is not None:
-                raise type(self._error)(*self._error.args)
+                raise fresh(self._error)
             if self._ended:
                 raise StopAsyncIteration
             await self._readers.park()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask")
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 class NoPublicConstructor(type):
@@ -50,6 +51,11 @@ def show_public_paths(namespace: Mapping[str, Any]) -> None:
                 with suppress(NameError):  # what is imported for type checkers alone
                     value.__annotations__ = inspect.get_annotations(value, eval_str=True)
             value.__module__ = namespace["__name__"]
+
+
+def fresh(error: E) -> E:
+    """A copy of an error that is raised to several: each raised one collects a traceback."""
+    return type(error)(*error.args)
 
 
 def open_flat_nursery() -> AbstractAsyncContextManager[trio.Nursery]:

@@ -33,7 +33,7 @@ from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskEr
 from .._message import Message, Result, encode_cancelled, find_capability
 from .._schedule import check_not_before
 from .._statistics import DispatcherStatistics
-from .._util import shorten
+from .._util import fresh, shorten
 from ._future import Future, Holder, make_future
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Futures(ResultListener, Holder):
         if future._is_failed():
             assert future._error is not None
             await trio.lowlevel.checkpoint()
-            raise type(future._error)(*future._error.args)
+            raise fresh(future._error)
         if future._is_resolved():
             await trio.lowlevel.checkpoint()
         else:
@@ -537,5 +537,5 @@ class Core:
 
     def _closed_error(self) -> SwarmTaskError:
         if isinstance(self.ended, BrokerError):
-            return type(self.ended)(*self.ended.args)
+            return fresh(self.ended)
         return ClosedError("the dispatcher is closed; open another one to start tasks")

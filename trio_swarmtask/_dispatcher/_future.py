@@ -24,7 +24,7 @@ from .._errors import (
 from .._message import Result
 from .._record import Result as Record, ResultStatus, decode
 from .._sync import Lifetime, LossyBuffer
-from .._util import NoPublicConstructor, shorten
+from .._util import NoPublicConstructor, fresh, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,8 +202,7 @@ class Future(metaclass=NoPublicConstructor):
         if self._result is None and self._error is None:
             self._decode()
         if self._error is not None:
-            # A new one each time: a raised exception collects the traceback of whoever raised it.
-            raise type(self._error)(*self._error.args) from self._error
+            raise fresh(self._error) from self._error
         assert self._result is not None
         return self._result
 

@@ -42,7 +42,7 @@ import trio
 
 from .._envelope import Status
 from .._errors import BrokerError, ClosedError, SwarmTaskError
-from .._message import _ALMOST, Result, TaskTimeoutError
+from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
 from .._util import NoPublicConstructor
 from ._core import Chain
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 SAME_TIME: Final = 0.1
+# Seconds before it in which a worker may take it to have passed, by its clock.
+_ALMOST: Final = 5.0
 
 
 def was_cut_off(result: Result, deadline: float) -> bool:

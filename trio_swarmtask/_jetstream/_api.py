@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from abc import abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,15 +21,25 @@ import msgspec
 import trio
 
 from .._check import Malformed
-from .._errors import BrokerError, SwarmTaskError
+from .._errors import BrokerError, InvalidMessageError, SwarmTaskError
 from .._nats._connection import NotConnected
 from .._nats._protocol import parse_headers
-from .._nats._requests import NoAnswer, NoResponders, Refused, Requests, Waiter, status_of
+from .._nats._requests import (
+    NoAnswer,
+    NoResponders,
+    Refused,
+    RefusedError,
+    Requests,
+    Waiter,
+    status_of,
+)
 from ._answers import PubAck as PubAck, read_ack, read_answer
 from ._headers import parse_count
-from ._refusals import IN_FLIGHT, NO_MESSAGE, NO_STREAM, passes
+from ._refusals import IN_FLIGHT, MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, passes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .._nats._protocol import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -36,7 +47,6 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 _is_usual_ack: Final = re.compile(
     rb'\{"stream":"[\w-]+"(?:, ?"domain":"[\w-]+")?, ?"seq": ?[1-9]\d{0,17}\}', re.ASCII
 ).fullmatch
-"""What `in_time` says if the time is over."""
 
 
 class APIError(Refused):
@@ -142,6 +152,19 @@ async def call(requests: Requests, request: str, /, **body: object) -> dict[str,
     if error is not None:
         raise APIError(error["code"], error.get("err_code", 0), error.get("description", ""))
     return answer
+
+
+@contextmanager
+def refused_for_its_size(size: int, stream: str) -> Iterator[None]:
+    """An envelope that the stream finds too large is InvalidMessageError."""
+    try:
+        yield
+    except RefusedError as exc:
+        if exc.err_code not in MESSAGE_TOO_LARGE:
+            raise
+        raise InvalidMessageError(
+            f"an envelope of {size} bytes is larger than the stream of {stream} takes: {exc}"
+        ) from exc
 
 
 async def direct_get(requests: Requests, stream: str, subject: str) -> Incoming | None:

@@ -19,12 +19,11 @@ import base64
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from .._errors import InvalidMessageError
 from .._nats._io import encode_headers
-from .._nats._requests import NoAnswer, NoResponders, RefusedError, Requests
-from ._api import APIError, call, direct_get, publish
+from .._nats._requests import NoAnswer, NoResponders, Requests
+from ._api import APIError, call, direct_get, publish, refused_for_its_size
 from ._portions import Portions
-from ._refusals import MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, STORED_BEFORE
+from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,17 +51,10 @@ class ResultStore:
         Raises:
           InvalidMessageError: if it is larger than the stream takes.
         """
-        try:
+        with refused_for_its_size(len(result), "results"):
             return await self._streams.persist(
                 f"store the result of task {task_id}", partial(self._put, task_id, result)
             )
-        except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(result)} bytes is larger than the stream of results "
-                    f"takes: {exc}"
-                ) from exc
-            raise
 
     async def _put(self, task_id: str, result: bytes) -> bytes:
         # The stream is made again, if it went and is ours to make.

@@ -19,12 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._check import is_capability
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError
 from .._nats._requests import RefusedError, check_size
 from .._schedule import Plan, Timetable
-from ._api import APIError, call, delete_message, next_message, publish
+from ._api import APIError, call, delete_message, next_message, publish, refused_for_its_size
 from ._headers import SCHEDULE
-from ._refusals import BAD_SCHEDULE, MESSAGE_TOO_LARGE, STORED_BEFORE
+from ._refusals import BAD_SCHEDULE, STORED_BEFORE
 from ._streams import RECURRENT_SINCE
 from ._tasks import find_schedule_stream, size_of
 
@@ -50,13 +50,9 @@ class NATSTimetable(Timetable):
 
     async def put(self, plan: Plan) -> None:
         try:
-            await self._persist(f"register schedule {plan.name}", partial(self._put, plan))
+            with refused_for_its_size(len(plan.data), repr(plan.capability)):
+                await self._persist(f"register schedule {plan.name}", partial(self._put, plan))
         except RefusedError as exc:
-            if exc.err_code in MESSAGE_TOO_LARGE:
-                raise InvalidMessageError(
-                    f"an envelope of {len(plan.data)} bytes is larger than the stream of "
-                    f"{plan.capability!r} takes: {exc}"
-                ) from exc
             if exc.err_code == BAD_SCHEDULE:
                 raise BrokerError(
                     f"the server does not take {_timing(plan)!r} for schedule {plan.name}: {exc}"

@@ -19,14 +19,24 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError
 from .._nats._connection import NotConnected
 from .._nats._io import encode_headers
-from .._nats._requests import NoAnswer, NoResponders, RefusedError, check_size, persist
+from .._nats._requests import NoAnswer, NoResponders, check_size, persist
 from .._subjects import covers
-from ._api import APIError, Publish, call, gone, last_message, measure_clock, publish, publish_soon
+from ._api import (
+    APIError,
+    Publish,
+    call,
+    gone,
+    last_message,
+    measure_clock,
+    publish,
+    publish_soon,
+    refused_for_its_size,
+)
 from ._headers import DUE, LEASE, RESENT, SCHEDULE, SECONDS_LEFT, seconds_left
-from ._refusals import MESSAGE_TOO_LARGE, SCHEDULES_DISABLED, STORED_BEFORE
+from ._refusals import SCHEDULES_DISABLED, STORED_BEFORE
 from ._results import FIRST, FIRST_BYTES, fetch_result
 from ._streams import SCHEDULES_SINCE
 
@@ -161,17 +171,10 @@ async def persist_task(
     Raises:
       InvalidMessageError: if the task is larger than the stream takes.
     """
-    try:
+    with refused_for_its_size(len(task.data), repr(task.capability)):
         return await requests.lifetime.run(
             partial(persist, requests.connection, what, attempt, already, tried=tried)
         )
-    except RefusedError as exc:
-        if exc.err_code in MESSAGE_TOO_LARGE:
-            raise InvalidMessageError(
-                f"an envelope of {len(task.data)} bytes is larger than the stream of "
-                f"{task.capability!r} takes: {exc}"
-            ) from exc
-        raise
 
 
 def subject_of(task: NewTask) -> str:

@@ -19,7 +19,7 @@ import nats.errors
 import trio
 
 from .._errors import BrokerError, InvalidMessageError
-from .._util import open_flat_nursery
+from .._util import fresh, open_flat_nursery
 from ._client import Client, Sink, connect_options
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
@@ -258,7 +258,7 @@ class Connection:
 
     def lost_error(self) -> BrokerError:
         assert self.lost is not None
-        return type(self.lost)(*self.lost.args)
+        return fresh(self.lost)
 
     def _check_up(self) -> None:
         if not self.client.usable:

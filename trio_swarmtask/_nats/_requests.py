@@ -30,6 +30,7 @@ from trio.lowlevel import current_task
 
 from .._errors import BrokerError, ClosedError, InvalidMessageError
 from .._sync import Lifetime
+from .._util import fresh
 from ._connection import Connection, NotConnected
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ class Requests:
 
     def _closed_error(self) -> Exception:
         assert self._closed is not None
-        return type(self._closed)(*self._closed.args)
+        return fresh(self._closed)
 
     async def expire(self) -> None:
         """Give up requests that were not answered in time, for ever."""
@@ -343,6 +344,7 @@ _LONGEST_PAUSE: Final = 2.0
 # stay there, for a stall that ends is to be noticed soon.
 _IN_FLIGHT_PAUSE: Final = 0.4
 _last_problem: Final[ContextVar[list[str]]] = ContextVar("trio_swarmtask.last_problem")
+"""What `in_time` says if the time is over."""
 
 
 class Refused(Exception):

@@ -132,18 +132,18 @@ class Job:
         return self.lost or self.lapsed or self.delivery.is_lost()
 
 
-# What a handler costs for its view of the task is one context variable. The rest is made when
-# somebody asks.
 class Host(Protocol):
     """Who runs the handler, as far as its task asks for that."""
 
     children: OwnDispatcher
     background: trio.Nursery
-    _name: str
+    name: str
 
 
+# All that a handler costs for its view of the task; the rest is made when somebody asks.
 CURRENT: Final[ContextVar[tuple[Host, Job]]] = ContextVar("trio_swarmtask.current_task")
 """Set for each handler, in the copy of the context that is its own."""
+
 # The entries of a report's metadata that the library writes.
 _PROGRESS: Final = "progress"
 _NOTE: Final = "note"
@@ -288,7 +288,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
             self._reports.end()
 
     def _describe(self, progress: object, note: object, metadata: object) -> dict[str, str]:
-        described = {_AGENT: self._runner._name, _ATTEMPT: str(self.attempt)}
+        described = {_AGENT: self._runner.name, _ATTEMPT: str(self.attempt)}
         if progress is not None:
             if isinstance(progress, bool) or not isinstance(progress, int | float):
                 raise TypeError(

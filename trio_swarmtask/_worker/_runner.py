@@ -231,7 +231,7 @@ class JobRunner:
         self.observers = Observers()
         self.children: Children  # both set by host_children before the first task
         self.background: trio.Nursery
-        self._name = name
+        self.name = name
         self._default_timeout = default_timeout
         self._admission = Admission(name, max_deliveries, stopping, self.observers)
         self._pulls_ended = pulls_ended
@@ -240,7 +240,7 @@ class JobRunner:
 
     def host_children(self, broker: Broker, nursery: trio.Nursery) -> None:
         """See to it that handlers can start tasks, for as long as ``nursery`` lasts."""
-        self.children = Children(broker, self._name, nursery, self._stop_because)
+        self.children = Children(broker, self.name, nursery, self._stop_because)
         self.background = nursery
 
     async def handle(self, handler: Handler, job: Job) -> None:
@@ -256,7 +256,7 @@ class JobRunner:
         if message is None or job.cancelled:
             return
         if self.observers.any:
-            job.ending = self.observers.follow(message, self._name, job.delivery.number)
+            job.ending = self.observers.follow(message, self.name, job.delivery.number)
         if job.result is not None or not self._set_deadline(job, message):
             return  # it is not to be called
         job.handling = True
@@ -318,7 +318,7 @@ class JobRunner:
         elif result is None and job.cancelled:
             # The canceller has stored it: no other is sent, which would only be refused. If it is
             # not there all the same, this one says what happened.
-            result = cancelled_result(self._name, job.delivery.capability)
+            result = cancelled_result(self.name, job.delivery.capability)
             if await job.delivery.is_done():
                 self._settled(job, result, first=False)
                 return
@@ -446,7 +446,7 @@ class JobRunner:
 
     def _encode(self, job: Job, result: Result | Value, message: Message) -> bytes:
         seconds = self._now() - job.started
-        return encode_result(result, message, job.delivery.number, self._name, seconds)
+        return encode_result(result, message, job.delivery.number, self.name, seconds)
 
     def _settled(self, job: Job, result: Result | Value, *, first: bool) -> None:
         job.settled = True
@@ -465,7 +465,7 @@ class JobRunner:
         if not job.cancelled:
             return None  # whoever stored it tells
         assert job.message is not None
-        result = cancelled_result(self._name, job.delivery.capability)
+        result = cancelled_result(self.name, job.delivery.capability)
         return job.stored or self._encode(job, result, job.message)
 
     async def give_back(self, job: Job) -> None:
