@@ -73,7 +73,7 @@ async def test_dispatcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def close() -> None:
-        dispatcher._end(ClosedError("the dispatcher was closed before the result came"))
+        dispatcher._core._end(ClosedError("the dispatcher was closed before the result came"))
 
     async with nats_swarm.dispatcher() as dispatcher:
         outbox: Any = dispatcher._core.outbox
