@@ -128,7 +128,7 @@ async def test_pushes_ahead_of_their_tasks_fill_no_memory(
         await worker.handle("coder", echo)
         for name in ("t1", "t2"):
             await outbox.stop("coder", name, 0, never_delayed=True)
-        await until(lambda: len(worker._services["coder"]._early) == 1)  # type: ignore[union-attr,arg-type]  # it is there
+        await until(lambda: len(worker._services["coder"]._cancelled_early) == 1)  # type: ignore[union-attr,arg-type]  # it is there
 
 
 # Attaching, forgetting

@@ -163,7 +163,7 @@ async def test_deliveries_that_need_no_handler(swarm: Swarm) -> None:
             await swarm.store_result("done", done.encode())
             await worker.handle("coder", echo)
             await outbox.stop("coder", "done", 0, never_delayed=True)
-            await until(lambda: worker._services["coder"]._early)  # type: ignore[union-attr]  # it is there
+            await until(lambda: worker._services["coder"]._cancelled_early)  # type: ignore[union-attr]  # it is there
             await swarm.store_again("coder", "done", Message(id="done").encode())
             await until(lambda: worker.statistics().superseded == 1)
             await outbox.store(NewTask("coder", "broken", b"no message"))

@@ -103,7 +103,7 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
             1,
             math.inf,
             "",
-            again=False,
+            maybe_redelivered=False,
         )
         lease_until = delivery.lease_until
         delivery.renew()
@@ -181,7 +181,9 @@ async def test_dead_letter_when_the_connection_is_lost(
     async with nats_swarm.raw() as raw:
         settlement = make_settlement(raw)
         reply = b"$JS.ACK.T.D.1.1.1.1.0"
-        delivery = NATSDelivery(settlement, "coder", "t1", b"", reply, 1, math.inf, "", again=False)
+        delivery = NATSDelivery(
+            settlement, "coder", "t1", b"", reply, 1, math.inf, "", maybe_redelivered=False
+        )
         monkeypatch.setattr(Streams, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)
         with pytest.raises(BrokerError, match="lost for good"):
