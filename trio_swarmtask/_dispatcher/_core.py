@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from .._abc import Outbox, Source
 
+logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+
 
 # The IDs by which a task says which other one has started it.
 
@@ -85,9 +87,9 @@ class Chain:
 # one that says anything else, costs nothing. Whoever asks cancels it once more, which changes
 # nothing, and finishes what the other may have left half done: it may have died. But much later the
 # ID may be that of another task; so the result is looked up first.
-logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
 # For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
 # that; it is for a worker that has died meanwhile.
+
 _CLEAN_UP_SECONDS: Final = 600.0
 
 

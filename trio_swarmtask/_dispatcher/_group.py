@@ -42,7 +42,7 @@ import trio
 
 from .._envelope import Status
 from .._errors import BrokerError, ClosedError, SwarmTaskError
-from .._message import _ALMOST, Result, TaskTimeoutError
+from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
 from .._util import NoPublicConstructor
 from ._core import Chain
@@ -56,8 +56,13 @@ if TYPE_CHECKING:
     from ._core import DispatcherBase, Start
     from ._future import Future
 
+logger: Final = logging.getLogger("trio_swarmtask.group")
+
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 SAME_TIME: Final = 0.1
+
+# Seconds before it in which a worker may take it to have passed, by its clock.
+_ALMOST: Final = 5.0
 
 
 def was_cut_off(result: Result, deadline: float) -> bool:
@@ -66,7 +71,6 @@ def was_cut_off(result: Result, deadline: float) -> bool:
 
 
 # A group holds a lease for its tasks, if they are to end with the program that has started them.
-logger: Final = logging.getLogger("trio_swarmtask.group")
 
 
 class Lease:
@@ -98,6 +102,7 @@ class Lease:
 
 
 OnFailure = Literal["cancel", "collect"]
+
 # Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
 # handler that was not told would run on.
 _TELLING: Final = 5.0

@@ -132,8 +132,6 @@ class Job:
         return self.lost or self.lapsed or self.delivery.is_lost()
 
 
-# What a handler costs for its view of the task is one context variable. The rest is made when
-# somebody asks.
 class Host(Protocol):
     """Who runs the handler, as far as its task asks for that."""
 
@@ -142,8 +140,10 @@ class Host(Protocol):
     _name: str
 
 
+# All that a handler costs for its view of the task; the rest is made when somebody asks.
 CURRENT: Final[ContextVar[tuple[Host, Job]]] = ContextVar("trio_swarmtask.current_task")
 """Set for each handler, in the copy of the context that is its own."""
+
 # The entries of a report's metadata that the library writes.
 _PROGRESS: Final = "progress"
 _NOTE: Final = "note"
