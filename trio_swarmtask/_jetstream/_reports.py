@@ -71,7 +71,8 @@ class Reports:
 # reports until there is room again, and all else goes on.
 
 # Reports that are asked for, and may be under way to us: so many bytes of all tasks that are
-# followed on one connection. A worker sends up to 32 of a task at once, as an attempt begins and ends.
+# followed on one connection. A worker sends up to 32 of a task at once, as an attempt begins and
+# ends.
 _BYTES: Final = 512 * 1024
 _FEWEST: Final = 2  # of one task
 _FIRST: Final = 32  # before it is known how large they are
