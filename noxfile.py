@@ -151,7 +151,7 @@ def run_random(session: nox.Session, kind: str, count: int) -> None:
 
 @nox.session(python=ANY_PYTHON)
 def fuzz(session: nox.Session) -> None:
-    """100,000 mutated messages of each kind that is read from the network: twenty minutes."""
+    """100,000 mutated messages of each kind that is read from the network: a quarter of an hour."""
     session.install(".[server,nkeys]", *group("test"))
     seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
     session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s fuzz")

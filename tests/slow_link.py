@@ -46,13 +46,15 @@ class Link(Proxy):
 
     async def _answer(self, client: trio.SocketStream, data: bytes) -> None:
         await trio.sleep(self.latency)
+        free_at = trio.current_time()  # where this process is late, the next piece is sooner
         for begin in range(0, len(data), _PIECE):
             piece = data[begin : begin + _PIECE]
             self._passed[client] += len(piece)
             if self._passed[client] > self.allowance:
                 self.cut()
             await client.send_all(piece)  # a checkpoint first: after a cut nothing is sent
-            await trio.sleep(len(piece) / self.rate)
+            free_at += len(piece) / self.rate
+            await trio.sleep_until(free_at)
 
 
 @asynccontextmanager

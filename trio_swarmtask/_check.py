@@ -20,6 +20,8 @@ from ._util import shorten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+T = TypeVar("T")
+
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -130,9 +132,9 @@ def _draw(count: int) -> str:
 #
 # Invariant: a reader raises `Malformed` and nothing else, whatever the bytes. msgspec itself lets
 # out UnicodeDecodeError, RecursionError and OverflowError, too.
-T = TypeVar("T")
 # What encoding or decoding raises for a value or bytes that JSON or a type can't hold.
 # (UnicodeError and msgspec's ValidationError are ValueErrors.)
+
 UNFIT: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
 

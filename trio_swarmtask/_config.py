@@ -29,6 +29,7 @@ _SECONDS: Final = (
 )
 _PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")
+
 # A name by the rules of DNS, or an IPv6 address. A password that stands alone seldom is one.
 _NAME: Final = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _HOST: Final = re.compile(rf"{_NAME}|[0-9a-f]*:[0-9a-f:.]*(?:%[\w.-]+)?")

@@ -31,6 +31,7 @@ _MONTHS: Final = (
     "dec",
 )
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
 # Name, lowest and highest value, names of values.
 _FIELDS: Final[tuple[tuple[str, int, int, dict[str, int]], ...]] = (
     ("second", 0, 59, {}),
@@ -41,6 +42,7 @@ _FIELDS: Final[tuple[tuple[str, int, int, dict[str, int]], ...]] = (
     ("day of the week", 0, 6, {name: number for number, name in enumerate(_DAYS)}),
 )
 _PART: Final = re.compile(r"(?:([*?])|(\w+)(?:-(\w+))?)(?:/([0-9]{1,4}))?", re.ASCII)
+
 # The server looks no further.
 _YEARS: Final = timedelta(days=5 * 365)
 

@@ -22,6 +22,8 @@ from ._util import shorten
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 VERSION: int = 1
 """The version of the envelopes that this library writes, and the newest that it reads."""
 CANCELLED_BY: Final = "swarm-cancelled-by"
@@ -181,7 +183,7 @@ def _time_for_go(time: datetime | None, field: str) -> datetime:
 # envelope is read, then its values go into the public struct.
 #
 # Invariant: decoding raises InvalidMessageError or UnsupportedVersionError, whatever the bytes.
-T = TypeVar("T")
+
 _FIELD: Final = re.compile(r"\$\.(\w+)")
 
 
@@ -193,6 +195,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _read_message: Final = reader(ReceivedMessage)
 _read_result: Final = reader(ReceivedResult)
 _read_version: Final = reader(_AnyVersion)
+
 # As a `ResultEnvelope` is written, of which most fields are the library's own and need no check.
 _SUCCESS: Final = (
     b'{"version":%d,"id":%b%b,"status":"success"%b,"agent":%b,"attempt":%d,"duration":%d,'

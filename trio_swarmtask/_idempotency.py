@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from ._abc import Broker, Bucket, Entry
 
 logger: Final = logging.getLogger("trio_swarmtask.idempotency")
+
 # Seconds that giving up a claim may take, or keeping an outcome while all is being cancelled.
 _SETTLE_SECONDS: Final = 1.0
 _NOTHING: Final = b"null"
+
 # In the attributes of a wrapped handler, where decorators that use `functools.wraps` copy it from:
 # by whom it is wrapped, and for which scope.
 _WRAPPED: Final = "_swarmtask_idempotent"

@@ -31,6 +31,8 @@ from ._envelope import (
 from ._errors import InvalidMessageError, SwarmTaskError
 from ._util import shorten
 
+T = TypeVar("T")
+
 
 class TaskFailedError(SwarmTaskError):
     """`Result.raise_for_status` on a result whose status is ``failed``."""
@@ -65,9 +67,6 @@ class TaskTimeoutError(SwarmTaskError):
 
 def _tell(result: Result, what: str) -> str:
     return f"task {result.id} {what} at {result.agent or 'nobody'}: {result.error}"
-
-
-T = TypeVar("T")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,6 +304,7 @@ _read_result: Final = reader(Result)
 # The result of a cancelled task, as the one who cancels it or its worker stores it. On the wire a
 # cancellation is a failure, so that every program understands it; an entry of its metadata tells
 # the two apart.
+
 _TEXT: Final = "the task was cancelled"
 
 

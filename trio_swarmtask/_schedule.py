@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 logger: Final = logging.getLogger("trio_swarmtask.schedule")
+
 # Counted in nanoseconds, a time must fit 64 bits: the server fires at once what lies behind it.
 _LATEST: Final = datetime(2262, 1, 1, tzinfo=UTC)
 _LONGEST: Final = 100 * 365 * 24 * 60 * 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
 # Of an envelope: what says when and by whom it was registered.
 _OF_REGISTRATION: Final = ("id", "created_at", "submitted_at", "submitted_by")
 _read_fields: Final = reader(dict[str, msgspec.Raw])

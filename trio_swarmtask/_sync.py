@@ -168,9 +168,11 @@ class Expiring(Generic[T]):
 # waits its turn. So what is told without pause goes out ten times a second, a few at once at most,
 # and large ones less often; of what came meanwhile the newest goes out, at its time or before the
 # task's end, whichever is first. Nobody waits for that.
+
 _SECONDS: Final = 0.1  # from one to the next, in the long run
 _BYTES: Final = 10_000  # in that time
 _AT_ONCE: Final = 16  # what a reader holds
+
 # Of those that are held up, for these go out at once right before the task's end. The newest is
 # kept whatever its size.
 _MOST_HELD: Final = 50_000  # bytes

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 READY_SECONDS: Final = 10.0
 """How long a server may take to start. One on an empty store takes milliseconds."""
+
 # As nats-server 2.15 writes them, after the process number and the time.
 _LISTENING: Final = re.compile(r"Listening for client connections on .*:(\d+)$")
 _READY: Final = "Server is ready"

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from .._abc import Outbox, Source
 
+logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+
 
 # The IDs by which a task says which other one has started it.
 
@@ -84,9 +86,9 @@ class Chain:
 # one that says anything else, costs nothing. Whoever asks cancels it once more, which changes
 # nothing, and finishes what the other may have left half done: it may have died. But much later the
 # ID may be that of another task; so the result is looked up first.
-logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
 # For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
 # that; it is for a worker that has died meanwhile.
+
 _CLEAN_UP_SECONDS: Final = 600.0
 
 
@@ -94,13 +96,17 @@ class _Stop(Stop):
     """A future whose task is cancelled together with others."""
 
     def __init__(
-        self, futures: Futures, future: Future, name: str, on_left: Callable[[Future], object]
+        self,
+        futures: Futures,
+        future: Future,
+        capability: str,
+        result: bytes,
+        on_left: Callable[[Future], object],
     ) -> None:
-        assert future._capability is not None
-        self.capability = future._capability
+        self.capability = capability
         self.task_id = future.id
         self.receipt = future._receipt
-        self.result = encode_cancelled(future.id, name, future._capability)
+        self.result = result
         self._futures = futures
         self._future = future
         self._on_left = on_left
@@ -177,8 +183,9 @@ class Futures(ResultListener, Holder):
         future._holders += 1
         return future
 
-    def confirm(self, future: Future) -> None:
-        """It is started, for sure."""
+    def confirm(self, future: Future, receipt: bytes = b"") -> None:
+        """It is started, for sure; ``receipt`` is that of the task, if it is known."""
+        future._receipt = receipt or future._receipt
         if future._starting:  # else it was known before, or nobody holds it any more
             future._starting = False
             self.starting -= 1
@@ -232,9 +239,11 @@ class Futures(ResultListener, Holder):
         """
         stops = []
         for future in futures:
-            if future._never_delayed and future._capability is not None:
+            capability = future._capability
+            if future._never_delayed and capability is not None:
                 future._stopped = False
-                stops.append(_Stop(self, future, self._name, on_left))
+                result = encode_cancelled(future.id, self._name, capability)
+                stops.append(_Stop(self, future, capability, result, on_left))
             else:
                 on_left(future)
         await self.outbox.stop_many(stops, grace)
@@ -389,9 +398,8 @@ class Starter:
         self, start: Start, on_stored: Callable[[], object] | None, new: bool | None
     ) -> None:
         future = start.future
-        future._receipt = start.task.receipt
         if new or future._is_resolved():
-            self._futures.confirm(future)
+            self._futures.confirm(future, start.task.receipt)
             if on_stored is not None:
                 on_stored()
         else:
@@ -408,10 +416,9 @@ class Starter:
         future = start.future
 
         def on_answer(new: bool | None) -> None:
-            future._receipt = start.task.receipt
             stored = bool(new) or future._is_resolved()
             if stored:
-                self._futures.confirm(future)
+                self._futures.confirm(future, start.task.receipt)
             on_end(stored)
 
         return (
@@ -431,8 +438,7 @@ class Starter:
         if not known and not await self.outbox.store(start.task, tried=tried):
             future._capability = None if not start.own else start.task.capability
             await self._futures.look_up(future)  # perhaps it is another capability's
-        future._receipt = start.task.receipt
-        self._futures.confirm(future)
+        self._futures.confirm(future, start.task.receipt)
 
     def fill(self, task_id: str, envelope: MessageEnvelope) -> None:
         """Fill the blanks of an envelope."""

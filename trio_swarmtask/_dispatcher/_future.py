@@ -296,7 +296,9 @@ make_future: Final = partial(type.__call__, Future)
 
 # Progress is heard by no generator, and no task: an object that anybody may drop half way. Its
 # subscription ends with the future that it is of, whichever way that ends, or before, when it is
-# closed. Reports that wait for a slow reader.
+# closed.
+
+# Reports that wait for a slow reader.
 _BUFFER_SIZE: Final = 16
 
 

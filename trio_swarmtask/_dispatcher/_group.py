@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from ._core import Core, Start, Starter
     from ._future import Future
 
+logger: Final = logging.getLogger("trio_swarmtask.group")
+
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 SAME_TIME: Final = 0.1
 # Seconds before it in which a worker may take it to have passed, by its clock.
@@ -68,7 +70,6 @@ def was_cut_off(result: Result, deadline: float) -> bool:
 
 
 # A group holds a lease for its tasks, if they are to end with the program that has started them.
-logger: Final = logging.getLogger("trio_swarmtask.group")
 
 
 class Lease:
@@ -100,6 +101,7 @@ class Lease:
 
 
 OnFailure = Literal["cancel", "collect"]
+
 # Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
 # handler that was not told would run on.
 _TELLING: Final = 5.0

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from ._future import Future
     from ._group import Child, TaskGroup
 
+logger: Final = logging.getLogger("trio_swarmtask.map")
+
 Messages = Iterable["Message"] | AsyncIterable["Message"]
 _END: Final = object()
+
 # Messages taken, or results read, after which others may run, where nothing else makes one wait.
 # A pause for each would cost a quarter of the rate.
 _BURST: Final = 32
@@ -241,9 +244,6 @@ class MapResults:
         self._places.clear()
         self._readers.unpark_all()
         self._group.cancel_scope.cancel()
-
-
-logger: Final = logging.getLogger("trio_swarmtask.map")
 
 
 def check_messages(messages: object) -> None:

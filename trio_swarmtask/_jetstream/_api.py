@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 # An acknowledgement in the form in which the server writes nearly every one.
 _is_usual_ack: Final = re.compile(
     rb'\{"stream":"[\w-]+"(?:, ?"domain":"[\w-]+")?, ?"seq": ?[1-9]\d{0,17}\}', re.ASCII

@@ -44,12 +44,17 @@ if TYPE_CHECKING:
 
     from .._nats._connection import Connection, Subscription
 
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 T = TypeVar("T")
+
 # A page: at most so many entries.
 _PAGE: Final = 1000
+
 # Without direct gets every entry is a request of its own.
 _SINGLY: Final = 100
 _GONE: Final = ("DEL", "PURGE")
+
 # What may stand before the data: the expected sequence and the TTL.
 _HEADER_BYTES: Final = 128
 
@@ -316,7 +321,7 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
 # An answer that is not newer than what was told counts only if nothing was told since it was asked
 # for. A change that is heard and not newer is a hint: it was got before it was heard, or the
 # bucket was made anew and counts from one.
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 SWEEP_SECONDS: Final = 10.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0

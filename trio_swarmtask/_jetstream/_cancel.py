@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
+
 # A worker that has the task answers at once. If nobody does, it was one that has died.
 ANSWER_SECONDS: Final = 2.0
 _ENDED: Final = b"ended"

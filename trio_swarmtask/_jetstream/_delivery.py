@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _NOTE_SECONDS: Final = 0.5
+
 # A lease that is not found within this, though there is a server, is left for later: its task has
 # one of the worker's places meanwhile.
 _LOOK_SECONDS: Final = 5.0

@@ -90,6 +90,7 @@ def _ack_tokens(reply: str) -> list[str]:
 # time it is there) knows how long the task has waited. A task that was kept for later may enter the
 # queue late: the server was down when it was due. So it brings the time at which it was due, and
 # the seconds count from that.
+
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
 LEASE: Final = "Swarm-Lease"
 DUE: Final = "Swarm-Due"

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from .._nats._requests import Requests
     from ._streams import Durable
 
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 
 # How long a lease lasts is kept in step with the durable: an operator may change its `ack_wait`.
 # The server does not tell of it (of durables that are made, deleted or paused it does). So the
@@ -67,10 +69,11 @@ if TYPE_CHECKING:
 # server delivers again what was not renewed within the new one, though healthy workers run it. Each
 # of these finds out in its next round, a third of the old time later at most. Until then, whoever
 # has found out puts back what is delivered again, with a delay, and does not run it beside itself.
-logger: Final = logging.getLogger("trio_swarmtask.nats")
 # Seconds. The server takes as long to deliver again what a shorter `ack_wait` has made due, so an
 # answer that is not older knows of that.
+
 _GRACE: Final = 0.1
+
 # A task that is delivered again waits no longer for an answer.
 _PATIENCE: Final = 1.0
 
@@ -148,6 +151,7 @@ class LeaseTerms:
 
 _NANOSECONDS: Final = 1_000_000_000
 _HEARTBEAT: Final = 5
+
 # Two heartbeats may get lost. To look now and then costs less than to note each message's time.
 _LOOK_SECONDS: Final = _HEARTBEAT / 2
 _SILENT_LOOKS: Final = 5

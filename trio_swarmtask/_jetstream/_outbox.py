@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from ._streams import ResultStream, Streams
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 # What is republished in a partition is never heard, though the connection stands.
 SWEEP_SECONDS: Final = 10.0
+
 # Who cancels a task does not wait longer to say in its result what its capability was.
 _FIND_SECONDS: Final = 2.0
 _FIRST_LOOK: Final = 0.01

@@ -68,9 +68,11 @@ class Reports:
 # What was asked for is over with the connection, and asked for anew on the next one: what came
 # before it is known to be up may have been all. And a subscription that the server has ended has
 # given up its place among those that the server takes. If another one has it by then, there are no
-# reports until there is room again, and all else goes on. Reports that are asked for, and may be
-# under way to us: so many bytes of all tasks that are followed on one connection. A worker sends up
-# to 32 of a task at once, as an attempt begins and ends.
+# reports until there is room again, and all else goes on.
+
+# Reports that are asked for, and may be under way to us: so many bytes of all tasks that are
+# followed on one connection. A worker sends up to 32 of a task at once, as an attempt begins and
+# ends.
 _BYTES: Final = 512 * 1024
 _FEWEST: Final = 2  # of one task
 _FIRST: Final = 32  # before it is known how large they are

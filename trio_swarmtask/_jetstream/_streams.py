@@ -43,10 +43,13 @@ _DEAD_SECONDS: Final = 30 * 24 * 60 * 60
 _LEASE_SECONDS: Final = 30
 _DUPLICATE_SECONDS: Final = 120
 _NOTIFY: Final = "notify.{{split(1,-)}}"
+
 # An answer that is not older is as good as a new one: several roles may ask, on one connection.
 _SEEN_SECONDS: Final = 10.0
+
 # An answer takes a millisecond, or some seconds: until there is a leader.
 _INFO_SECONDS: Final = 1.0
+
 # Versions of the server: of schedules for one time, and for many.
 SCHEDULES_SINCE: Final = (2, 12)
 RECURRENT_SINCE: Final = (2, 14)
@@ -404,6 +407,7 @@ def tell_changes(what: str, before: Any, now: Any) -> None:  # noqa: ANN401 - of
 # The durable of a capability is the consumer that all its workers share. It is created with
 # `"action": "create"`: without it the server would silently change the one that is there, for
 # everyone. One that is there is used as it is, if workers can share it at all.
+
 _NO_LIMIT: Final = 1_000_000
 _ACK_WAIT: Final = 30 * _NANOSECONDS  # the server's default
 _EXPIRES: Final = 30.0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 logger: Final = logging.getLogger("trio_swarmtask.memory")
+
 # Deadlines of replaced entries that may lie about before they are swept out.
 _SPARE: Final = 100
 

@@ -54,9 +54,11 @@ if TYPE_CHECKING:
     from ._protocol import Incoming
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
+
 # A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
 # `Connection.wait_room` keeps to a lower one.
 _OUT_OF_REACH: Final = 1 << 40

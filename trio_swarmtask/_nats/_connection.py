@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .._config import NATSConfig
     from ._protocol import Incoming
 
+T = TypeVar("T")
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 
 # What is wrong at the server just now is told once, not once for each caller that meets it. Where a
 # disk is too slow or a stream is full, a thousand callers wait for the same. The first of them
@@ -83,11 +86,11 @@ class Trouble:
                 del self._waiting[problem]
 
 
-T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.nats")
 _CLOSE_SECONDS: Final = 2.0
+
 # Seconds; nats-py asks for a number.
 _AS_LONG_AS_IT_TAKES: Final = 24 * 60 * 60
+
 # Bytes that may wait to be sent before publishers wait too.
 _HIGH_WATER: Final = 8 * 1024 * 1024
 

@@ -37,6 +37,7 @@ class Meaning(enum.Enum):
 
 
 TOO_MANY_SUBSCRIPTIONS: Final = "maximum subscriptions exceeded"
+
 # How a line begins, in lower case. The first match counts.
 MEANINGS: Final = {
     # Which one it is of, the client has to find out by itself (see `_subscriptions.py`). The limit
@@ -82,6 +83,7 @@ _QUOTED: Final = re.compile(
     r'permissions violation for (publish|subscription) to "((?:[^"\\]|\\.)+)"(.*)'
 )
 _ESCAPED: Final = re.compile(r'\\(["\\])')
+
 # Up to the first subject that is quoted.
 _WORDS: Final = re.compile(r'[^"]*')
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from ._protocol import Parser
 
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 
 class Peer(Protocol):
     """The client, as far as its bytes go in and out here."""
@@ -91,7 +93,6 @@ async def _read(
 # the network again: no task has to be woken for it.
 #
 # Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
-logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 
 class Outgoing(trio.abc.Instrument):

@@ -18,6 +18,8 @@ import logging
 import re
 from typing import Any, Final, Protocol
 
+logger: Final = logging.getLogger("trio_swarmtask.nats")
+
 # A message that came in, in place of nats-py's `Msg`: half the cost, and the headers are parsed
 # only where somebody asks for them. Most of what comes in is asked for its body alone.
 _VERSION: Final = "NATS/1.0"
@@ -79,13 +81,15 @@ def parse_headers(block: bytes) -> dict[str, str]:
     return headers
 
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
 # Bytes. The server's own limit is 4096, and can be set; an INFO names all servers of a cluster.
 _LONGEST_LINE: Final = 1 << 20
+
 # Bytes. The server lets max_payload be 64 MB at most.
 _LARGEST: Final = 65 << 20
+
 # Bytes of a message that has begun: more than the PONGs of a quarter of an hour.
 _SIGN_OF_LIFE: Final = 1024
+
 # MSG <subject> <number of the subscription> [reply] <size>, and for HMSG the size of the headers
 # before that of it all.
 _PLAIN: Final = re.compile(rb"MSG ([^ \r\n]+) (\d{1,18}) (?:([^ \r\n]+) )?(\d{1,18})\r\n").match

@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from ._error_lines import Refusal
     from ._protocol import Incoming
 
+T = TypeVar("T")
+
 # A reply takes a millisecond. This is for one that never comes, or a server that is overloaded.
 REQUEST_SECONDS: Final = 5.0
 STATUS: Final = "Status"
+
 # Of a message that is stored.
 _STORED: Final = ("Nats-Stream", "Nats-Sequence")
 
@@ -336,13 +339,14 @@ async def open_requests(connection: Connection, nursery: trio.Nursery) -> AsyncI
         requests.release()
 
 
-T = TypeVar("T")
 NO_RESPONDERS: Final = "503"
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
+
 # Of what passes in milliseconds where all is well: told when the pauses have grown to this. They
 # stay there, for a stall that ends is to be noticed soon.
 _IN_FLIGHT_PAUSE: Final = 0.4
+
 _last_problem: Final[ContextVar[list[str]]] = ContextVar("trio_swarmtask.last_problem")
 """What `in_time` says if the time is over."""
 

@@ -53,11 +53,14 @@ if TYPE_CHECKING:
     from ._retry import Retry
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
+
 # A task that was cancelled before it came is remembered for so many seconds; so many are.
 _REMEMBERED_SECONDS: Final = 60.0
 _REMEMBERED: Final = 100_000
+
 # Those that wait for one handler to end; anybody may send any number.
 _NOTICES: Final = 100
+
 # Results that may wait to be stored, above the number of handlers, before no more is asked for.
 _UNSETTLED: Final = 100
 

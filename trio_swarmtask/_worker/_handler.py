@@ -17,9 +17,11 @@ from .._util import leaves, shorten
 
 Handler = Callable[[Message], Awaitable[object]]
 """An async function of one `Message`; what it returns or raises becomes the task's `Result`."""
+
 # Characters of a failure's text that go onto the wire: enough to say what happened, and never so
 # much that the failed result itself is larger than the server takes.
 _ERROR_LIMIT: Final = 8000
+
 # Of a count on the wire.
 _LARGEST: Final = 2**63 - 1
 

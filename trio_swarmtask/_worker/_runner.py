@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
+
 # Seconds before a task that can't be run now is offered again: long enough not to spin, short
 # enough for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
+
 # Seconds that are waited for in place: clocks differ by as much.
 _SHORT_REST: Final = 0.1
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .._worker._observers import Ending
 
 logger: Final = logging.getLogger("trio_swarmtask.results")
+
 # Seconds that one announcement may take. During an outage the task itself goes on.
 _SECONDS: Final = 5.0
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
 _MOST_UNDER_WAY: Final = 1000
+
 # Announcements of one task without a pause between them.
 _AT_ONCE: Final = 64
 logger: Final = logging.getLogger("trio_swarmtask.results")
