@@ -326,7 +326,7 @@ class Machine:
         by = self.starter()
         with trio.move_on_after(5):
             future = await by.start(self.pick(self.capabilities), self.some_message())
-            holder = by if isinstance(by, Dispatcher) else by._dispatcher
+            holder = by if isinstance(by, Dispatcher) else by._core.futures
             self.futures.append((holder, future))
 
     async def start_too_large(self) -> None:
