@@ -79,6 +79,19 @@ async def test_nothing_is_searched_for(server: Server) -> None:
 
 
 @within(20)
+async def test_newest_are_told_of_first(server: Server) -> None:
+    """A worker knows what it is not to take before it has a place for another task."""
+    async with open_busy(server) as dispatcher, open_plain_client(server.port) as client:
+        async with dispatcher.open_group() as group:
+            futures = await start(group)
+            notices = await client.subscribe("cancel.coder.*")
+            await client.flush()
+            group.cancel_scope.cancel()
+        told = [(await notices.receive()).subject.rpartition(".")[2] for _ in futures]
+        assert told == [future.id for future in reversed(futures)]
+
+
+@within(20)
 async def test_in_portions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cancel_many, "_AT_ONCE", 3)
     async with open_busy(server) as dispatcher, open_plain_client(server.port) as client:

@@ -179,7 +179,9 @@ class _Queue:
                 self._requests.close_inbox(inbox)
 
     async def _stop(self, grace: float) -> None:
-        for task in self._tasks:
+        # The newest first: a worker whose handler ends by what it is told asks for another task,
+        # and knows by then which of those that waited for a place are not to be run.
+        for task in sorted(self._tasks, key=_seq_of, reverse=True):
             inbox = self._requests.open_inbox(partial(self._on_answer, task))
             self._inboxes.append(inbox)
             push = f"cancel.{self._capability}.{task.stop.task_id}"
@@ -258,6 +260,10 @@ class _Queue:
     def _on_refused(self, refusal: Refusal) -> None:
         own = f"cancel.{self._capability}."
         self._is_refused |= refusal.action == "publish" and refusal.subject.startswith(own)
+
+
+def _seq_of(task: _Task) -> int:
+    return task.seq
 
 
 def _find_place(receipt: bytes) -> tuple[str, int] | None:
