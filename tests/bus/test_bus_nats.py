@@ -73,7 +73,7 @@ async def test_shared_broker(server: Server) -> None:
     """Two buses on one connection. Leaving their blocks takes away what was theirs, and no more."""
     async with open_broker(server.url) as broker:
         shared = broker.connection  # type: ignore[attr-defined]  # it is the NATS one's
-        before = [set(shared.client._subs), [*shared.on_down], [*shared.on_refused]]
+        before = [set(shared.client._subs), [*shared._listeners]]
         async with open_nats_bus(broker) as one, open_nats_bus(broker, buffer_size=1) as two:
             async with one.subscribe("a") as many, two.subscribe("a") as few:
                 for data in (b"1", b"2"):
@@ -84,7 +84,7 @@ async def test_shared_broker(server: Server) -> None:
                 await use(two)
             assert [message.data async for message in many] == [b"1", b"2"]
             assert [message.data async for message in few] == [b"2"]
-        assert [set(shared.client._subs), [*shared.on_down], [*shared.on_refused]] == before
+        assert [set(shared.client._subs), [*shared._listeners]] == before
         async with open_worker(broker) as worker, open_dispatcher(broker) as dispatcher:
             await worker.handle("coder", echo)
             assert (await dispatcher.run("coder", Message(inputs={"a": "b"}))).outputs == {"a": "b"}

@@ -467,16 +467,16 @@ async def test_subscriptions_made_in_an_outage_are_sent_once(tmp_path: Path) -> 
         open_connection(NATSConfig(server.url)) as connection,
     ):
         told: list[str] = []
-        connection.on_refused.append(lambda refused: told.append(refused.subject))
-        connection.subscribe("a", print)
-        await connection.call(connection.client.replace_connection(OSError("a break")))
-        assert not connection.is_up
-        for subject in "bcd":
-            connection.subscribe(subject, print)
-        await connection.wait_up()
-        await connection.catch_up()
-        assert told == ["c", "d"]
-        await connection.wait_certain()
+        with connection.listening(on_refused=lambda refused: told.append(refused.subject)):
+            connection.subscribe("a", print)
+            await connection.call(connection.client.replace_connection(OSError("a break")))
+            assert not connection.is_up
+            for subject in "bcd":
+                connection.subscribe(subject, print)
+            await connection.wait_up()
+            await connection.catch_up()
+            assert told == ["c", "d"]
+            await connection.wait_certain()
 
 
 @within(20)
@@ -487,12 +487,12 @@ async def test_refused_subscription_that_was_ended_by_then(tmp_path: Path) -> No
         open_connection(NATSConfig(server.url)) as connection,
     ):
         told: list[str] = []
-        connection.on_refused.append(lambda refused: told.append(refused.subject))
-        connection.subscribe("a", print)
-        connection.unsubscribe(connection.subscribe("b", print))
-        await until(lambda: connection.client.doubt is not None)
-        await connection.wait_certain()
-        assert told == []
+        with connection.listening(on_refused=lambda refused: told.append(refused.subject)):
+            connection.subscribe("a", print)
+            connection.unsubscribe(connection.subscribe("b", print))
+            await until(lambda: connection.client.doubt is not None)
+            await connection.wait_certain()
+            assert told == []
 
 
 @within(20)

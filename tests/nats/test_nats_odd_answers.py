@@ -218,9 +218,9 @@ async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
     ):
         outbox.expect("mine")
         async with broker.open_intake("coder", deliveries.append) as intake:
-            for refused in broker.connection.on_refused:  # type: ignore[attr-defined]  # it is the NATS one's
-                refused(Refusal("subscription", "notify.theirs"))
-                refused(Refusal("publish", "their.subject"))
+            for listener in broker.connection._listeners:  # type: ignore[attr-defined]  # it is the NATS one's
+                listener.on_refused(Refusal("subscription", "notify.theirs"))
+                listener.on_refused(Refusal("publish", "their.subject"))
             assert await outbox.store(NewTask("coder", "mine", b"data"))
             intake.ask(1)
             await until(lambda: deliveries)

@@ -164,8 +164,8 @@ async def test_refusal_of_something_else_while_subscribing(
     real_echo = _requests.Requests.echo
 
     async def echo_after_a_refusal(self: _requests.Requests) -> None:
-        for refused in list(self.connection.on_refused):
-            refused(Refusal("publish", "elsewhere"))
+        for listener in list(self.connection._listeners):
+            listener.on_refused(Refusal("publish", "elsewhere"))
         await real_echo(self)
 
     monkeypatch.setattr(_requests.Requests, "echo", echo_after_a_refusal)

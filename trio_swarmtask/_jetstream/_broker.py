@@ -73,14 +73,11 @@ async def _open_outbox(
         stream = await in_time(connection, "name the stream of results", streams.results)
         outbox = NATSOutbox(connection, requests, streams, stream, key, make_listener)
         await nursery.start(outbox.find_missed)
-        connection.on_down.append(outbox.on_down)
-        connection.on_refused.append(outbox.on_refused)
         try:
-            await in_time(connection, "subscribe to results", outbox.begin)
-            yield outbox
+            with connection.listening(on_down=outbox.on_down, on_refused=outbox.on_refused):
+                await in_time(connection, "subscribe to results", outbox.begin)
+                yield outbox
         finally:
-            connection.on_down.remove(outbox.on_down)
-            connection.on_refused.remove(outbox.on_refused)
             outbox.end()
             nursery.cancel_scope.cancel()
 
@@ -111,15 +108,12 @@ async def _open_intake(
             Reports(connection),
         )
         intake = NATSIntake(durable, settlement, capability, on_delivery)
-        connection.on_down.append(intake.on_down)
-        connection.on_refused.append(intake.on_refused)
         try:
-            await in_time(connection, f"let {capability} be pulled", intake.begin)
-            nursery.start_soon(intake.stand)
-            yield intake
+            with connection.listening(on_down=intake.on_down, on_refused=intake.on_refused):
+                await in_time(connection, f"let {capability} be pulled", intake.begin)
+                nursery.start_soon(intake.stand)
+                yield intake
         finally:
-            connection.on_down.remove(intake.on_down)
-            connection.on_refused.remove(intake.on_refused)
             intake.pushes.end()
             intake.end_pull()
             nursery.cancel_scope.cancel()

@@ -297,11 +297,10 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
         bucket = NATSBucket(requests, Streams(connection, requests), name, ttl)
         await in_time(connection, f"give the bucket {name}", bucket.stream)
         await nursery.start(bucket.watches.keep)
-        connection.on_down.append(bucket.watches.on_down)
         try:
-            yield bucket
+            with connection.listening(on_down=bucket.watches.on_down):
+                yield bucket
         finally:
-            connection.on_down.remove(bucket.watches.on_down)
             bucket.watches.end()
             nursery.cancel_scope.cancel()
 

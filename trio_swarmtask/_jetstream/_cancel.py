@@ -172,21 +172,20 @@ class Cancellation:
         """As `Outbox.stop`."""
         await self._connection.wait_up()
         self._inbox = self._requests.open_inbox(self._on_answer)
-        self._connection.on_refused.append(self._on_refused)
         try:
-            never_ran = await self._streams.persist(
-                f"cancel task {self._task_id}", partial(self._attempt, capability)
-            )
-            if never_ran and not self._answers.running:
-                return True
-            with trio.move_on_after(grace):
-                with trio.move_on_after(ANSWER_SECONDS) as silence:
-                    await self._wait_answered()
-                if silence.cancelled_caught and self._answers.running:
-                    await self._wait_answered()
-            return self._answers.verdict()
+            with self._connection.listening(on_refused=self._on_refused):
+                never_ran = await self._streams.persist(
+                    f"cancel task {self._task_id}", partial(self._attempt, capability)
+                )
+                if never_ran and not self._answers.running:
+                    return True
+                with trio.move_on_after(grace):
+                    with trio.move_on_after(ANSWER_SECONDS) as silence:
+                        await self._wait_answered()
+                    if silence.cancelled_caught and self._answers.running:
+                        await self._wait_answered()
+                return self._answers.verdict()
         finally:
-            self._connection.on_refused.remove(self._on_refused)
             self._requests.close_inbox(self._inbox)
 
     def _on_answer(self, message: Incoming) -> None:

@@ -167,14 +167,13 @@ class _Queue:
         self._is_refused = False
 
     async def stop(self, grace: float) -> None:
-        self._connection.on_refused.append(self._on_refused)
         try:
-            await self._stop(grace)
+            with self._connection.listening(on_refused=self._on_refused):
+                await self._stop(grace)
         except (*NO_ANSWER_YET, BrokerError):
             for task in list(self._pending):
                 self._leave(task)
         finally:
-            self._connection.on_refused.remove(self._on_refused)
             for inbox in self._inboxes:
                 self._requests.close_inbox(inbox)
 

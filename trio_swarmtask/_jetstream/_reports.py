@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -91,6 +91,7 @@ class Following(Source):
         self._subject = PREFIX + task_id
         self._on_report = on_report
         self._begun = False
+        self._listening = ExitStack()
         self._stands = False
         self._current: Subscription | None = None
         self._last: Subscription | None = None  # the one before: the server has ended it
@@ -107,8 +108,9 @@ class Following(Source):
         self._begun = True
         self._size = self._connection.report_size
         self._connection.followed += 1
-        self._connection.on_refused.append(self._on_refused)
-        self._connection.on_up.append(self._on_up)
+        self._listening.enter_context(
+            self._connection.listening(on_up=self._on_up, on_refused=self._on_refused)
+        )
         self._requests.on_round.append(self._on_round)
         stands = partial(persist, self._connection, f"subscribe to {self._subject}", self._stand)
         try:
@@ -131,8 +133,7 @@ class Following(Source):
         if self._begun:
             self._begun = self._stands = False
             self._connection.followed -= 1
-            self._connection.on_refused.remove(self._on_refused)
-            self._connection.on_up.remove(self._on_up)
+            self._listening.close()
             self._requests.on_round.remove(self._on_round)
             self._drop_last()
             self._last, self._current = self._current, None

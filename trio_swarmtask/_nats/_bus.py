@@ -106,11 +106,10 @@ async def open_bus_on(connection: Connection, buffer_size: int) -> AsyncIterator
     """A bus on a connection that others use too."""
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         bus = NATSBus(requests, buffer_size, nursery)
-        connection.on_down.append(bus.on_down)
         try:
-            yield bus
+            with connection.listening(on_down=bus.on_down):
+                yield bus
         finally:
-            connection.on_down.remove(bus.on_down)
             bus._close()
             nursery.cancel_scope.cancel()
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
@@ -99,6 +100,19 @@ class NotConnected(Exception):
     """There is no connection now; wait for `Connection.wait_up`."""
 
 
+def _ignore(*_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listener:
+    """See `Connection.listening`."""
+
+    on_down: Callable[[], object]
+    on_up: Callable[[], object]
+    on_refused: Callable[[Refusal], object]
+
+
 class Connection:
     """A client that is connected, or on its way back. Made by `open_connection`."""
 
@@ -107,9 +121,7 @@ class Connection:
         self.client = Client()
         self.client.wants_tls = config.wants_tls
         self.lost: BrokerError | None = None
-        self.on_down: list[Callable[[], None]] = []
-        self.on_up: list[Callable[[], None]] = []  # after the first time
-        self.on_refused: list[Callable[[Refusal], None]] = []
+        self._listeners: list[_Listener] = []
         self.troubles = Troubles()
         self.followed = 0  # tasks whose reports are followed
         self.report_size = 1000  # of their reports, lately
@@ -254,10 +266,32 @@ class Connection:
     async def wait_certain(self) -> None:
         """Wait until it is known which subscriptions were refused, if some were just now.
 
-        `on_refused` was called by then.
+        The ``on_refused`` of `listening` was called by then.
         """
         if self.client.doubt is not None:
             await self.client.doubt.wait()
+
+    @contextmanager
+    def listening(
+        self,
+        *,
+        on_down: Callable[[], object] = _ignore,
+        on_up: Callable[[], object] = _ignore,
+        on_refused: Callable[[Refusal], object] = _ignore,
+    ) -> Iterator[None]:
+        """Call these while the block runs.
+
+        Args:
+          on_down: The connection was lost, for a while or for good.
+          on_up: There is one again; not called for the first one.
+          on_refused: The server has refused a publish or a subscription.
+        """
+        listener = _Listener(on_down, on_up, on_refused)
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def lost_error(self) -> BrokerError:
         assert self.lost is not None
@@ -274,8 +308,8 @@ class Connection:
         refusal = read_refusal(exc)
         if refusal is not None:
             logger.error("%s: %s", self.config.safe_url, exc)
-            for refused in list(self.on_refused):
-                refused(refusal)
+            for listener in list(self._listeners):
+                listener.on_refused(refusal)
             return
         fatal = fatal_error(exc, self.config)
         if fatal is not None and not self._fatal.is_set():
@@ -291,8 +325,8 @@ class Connection:
         if self._up.is_set():  # not twice, or whoever waits for it would wait for ever
             self._up = trio.Event()
         self._down.set()
-        for down in list(self.on_down):
-            down()
+        for listener in list(self._listeners):
+            listener.on_down()
 
     async def _on_reconnected(self) -> None:
         logger.warning("connected again to %s", self.config.safe_url)
@@ -300,8 +334,8 @@ class Connection:
         self._down = trio.Event()
         self.client.usable = self.lost is None
         self._up.set()
-        for up in list(self.on_up):
-            up()
+        for listener in list(self._listeners):
+            listener.on_up()
 
     async def _on_closed(self) -> None:
         if not self._closing.is_set():
@@ -312,8 +346,8 @@ class Connection:
     def _lose(self, reason: str) -> None:
         if self.lost is None:
             self.lost = lost_error(self._last_error, self.config, reason)
-        for down in list(self.on_down):
-            down()
+        for listener in list(self._listeners):
+            listener.on_down()
         self._down.set()
         self._up.set()
 

@@ -19,7 +19,7 @@ import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -132,8 +132,10 @@ class Requests:
         self._closed: Exception | None = None
         self._subject = self._prefix + "*"
         self._subscription = connection.subscribe(self._subject, self._on_reply)
-        connection.on_down.append(self._on_down)
-        connection.on_refused.append(self._on_refused)
+        self._listening = ExitStack()
+        self._listening.enter_context(
+            connection.listening(on_down=self._on_down, on_refused=self._on_refused)
+        )
 
     async def request(
         self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None
@@ -302,8 +304,7 @@ class Requests:
         return [inbox for inbox, waiter in self._waiting.items() if waiter.sent_in < last]
 
     def release(self) -> None:
-        self.connection.on_down.remove(self._on_down)
-        self.connection.on_refused.remove(self._on_refused)
+        self._listening.close()
         self.connection.unsubscribe(self._subscription)
 
 
@@ -482,13 +483,14 @@ async def subscribe(
         await connection.wait_certain()
 
     subscription = connection.subscribe(subject, callback, queue)
-    connection.on_refused.append(on_refused)
     stands = False
     try:
-        await requests.lifetime.run(partial(persist, connection, f"subscribe to {subject}", stand))
+        with connection.listening(on_refused=on_refused):
+            await requests.lifetime.run(
+                partial(persist, connection, f"subscribe to {subject}", stand)
+            )
         stands = not refused
     finally:
-        connection.on_refused.remove(on_refused)
         if not stands:
             connection.unsubscribe(subscription)
     if refused:
