@@ -502,7 +502,7 @@ class Stage:
         assert hired.worker is not None
         hired.is_closing = True
         self._nursery.start_soon(self._wait_closed, hired)
-        await hired.worker._pulls_ended.wait()
+        await hired.worker._closing.pulls_ended.wait()
 
     async def _wait_closed(self, hired: Hired) -> None:
         assert hired.worker is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Deaf, echo, until
 from trio.testing import MockClock
 
@@ -159,7 +160,7 @@ def test_deadlines_and_leases(run: Run) -> None:
     async def first() -> None:
         async with (
             broker.open_outbox("own", lambda _: Deaf()) as outbox,
-            broker.open_intake("coder", held.append) as intake,
+            broker.open_intake("coder", each(held.append)) as intake,
         ):
             await outbox.renew_lease("group")
             await outbox.store(NewTask("coder", "cut off", b""))
@@ -176,7 +177,7 @@ def test_deadlines_and_leases(run: Run) -> None:
             now = trio.current_time() - began
             came.append((delivery.task_id, now, delivery.deadline - trio.current_time()))
 
-        async with broker.open_intake("coder", note) as intake:
+        async with broker.open_intake("coder", each(note)) as intake:
             began = trio.current_time()
             intake.ask(2)
             await until(lambda: len(came) == 2)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextvars
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
+from deliveries import each
 from swarm import echo, within
 from trio.testing import MockClock
 
@@ -22,6 +23,7 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._abc import Broker
 from trio_swarmtask._memory._queue import _MemoryDelivery
+from trio_swarmtask._statistics import Tally
 from trio_swarmtask._worker._job import Job
 from trio_swarmtask._worker._lanes import Lanes
 from trio_swarmtask._worker._retry import NO_RETRY
@@ -30,7 +32,7 @@ from trio_swarmtask._worker._runner import JobRunner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from trio_swarmtask._abc import Delivery, Intake, Outbox, ResultListener
+    from trio_swarmtask._abc import Delivery, DeliveryListener, Intake, Outbox, ResultListener
 
 
 async def stick(message: Message) -> None:
@@ -81,18 +83,20 @@ async def test_give_back_that_fails_is_told_and_nothing_more(
 
 
 async def test_lanes_that_are_idle_end_with_their_nursery() -> None:
-    event = trio.Event()
-    runner = JobRunner("w", 1, 1, event, event, lambda cause: None)
+    class Runner:
+        tally = Tally()
+
+        async def handle(self, handler: object, job: Job) -> None:
+            pass
+
+        def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
+            return False
+
+        async def settle(self, job: Job) -> None:
+            pass
+
+    runner: Any = Runner()
     settled: list[Job] = []
-
-    async def handle(handler: object, job: Job) -> None:
-        pass
-
-    async def settle(job: Job) -> None:
-        pass
-
-    runner.handle = handle  # type: ignore[assignment, method-assign]  # replaced for the test
-    runner.settle = settle  # type: ignore[method-assign]  # replaced for the test
     async with trio.open_nursery() as nursery:
         context = contextvars.copy_context()
         lanes = Lanes(runner, echo, nursery, context, 1, lambda: None, settled.append)
@@ -113,7 +117,7 @@ class SlowBroker(Broker):
 
     @asynccontextmanager
     async def open_intake(
-        self, capability: str, on_delivery: Callable[[Delivery], None]
+        self, capability: str, make_listener: Callable[[Intake], DeliveryListener]
     ) -> AsyncIterator[Intake]:
         await trio.sleep_forever()
         yield  # type: ignore[misc]  # it makes this a generator
@@ -179,7 +183,7 @@ async def test_late_settling_of_another_workers_task_changes_nothing() -> None:
     deliveries: list[Delivery] = []
     async with open_dispatcher(broker) as dispatcher:
         await dispatcher.start("coder", Message())
-        async with broker.open_intake("coder", deliveries.append) as intake:
+        async with broker.open_intake("coder", each(deliveries.append)) as intake:
             intake.ask(1)
             (late,) = deliveries
             late._task.holder = None  # type: ignore[attr-defined]  # its lease lapsed

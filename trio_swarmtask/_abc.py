@@ -486,6 +486,26 @@ class Notice(ABC):
         """Answer, after `running`: its handler, which ran here, has ended."""
 
 
+class DeliveryListener(ABC):
+    """What an intake tells its worker. Called in the Trio thread; never blocks or raises."""
+
+    @abstractmethod
+    def delivered(self, delivery: Delivery) -> None:
+        """A task has arrived, in one of the places that were asked for."""
+
+    @abstractmethod
+    def cancelled(self, notice: Notice) -> None:
+        """A task of the capability was cancelled, wherever it is."""
+
+    @abstractmethod
+    def notices_missed(self) -> None:
+        """Some may have been: `Intake.find_done` tells which of the tasks in hand have a result."""
+
+    @abstractmethod
+    def ack_wait_changed(self) -> None:
+        """`Intake.ack_wait` is another: all that is in hand is to be renewed."""
+
+
 class Intake(ABC):
     """A worker's side of the broker, for one capability."""
 
@@ -495,19 +515,6 @@ class Intake(ABC):
     @abstractmethod
     def ask(self, places: int) -> None:
         """Allow ``places`` more deliveries. Each arrival uses one up."""
-
-    @abstractmethod
-    def hear(
-        self,
-        on_notice: Callable[[Notice], None],
-        on_gap: Callable[[], None],
-        on_lease: Callable[[], None],
-    ) -> None:
-        """Have ``on_notice`` called for each task of the capability that is cancelled.
-
-        ``on_gap`` is called when some may have been missed: `find_done` then tells which.
-        ``on_lease`` is called when `ack_wait` has changed: all that is in hand is to be renewed.
-        """
 
     @abstractmethod
     async def look(self) -> None:
@@ -546,9 +553,12 @@ class Broker(ABC):
 
     @abstractmethod
     def open_intake(
-        self, capability: str, on_delivery: Callable[[Delivery], None]
+        self, capability: str, make_listener: Callable[[Intake], DeliveryListener]
     ) -> AbstractAsyncContextManager[Intake]:
-        """A worker's side; entered once tasks of ``capability`` would reach it, if asked for."""
+        """A worker's side; entered once tasks of ``capability`` would reach it, if asked for.
+
+        ``make_listener`` is called with the intake before anything can arrive, or is returned.
+        """
 
     @abstractmethod
     def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
@@ -67,7 +68,7 @@ async def test_wildcard_for_an_id_is_a_dead_letter_also_when_it_comes_again(swar
         await dispatcher.run("other", Message())
         async with swarm.outbox() as outbox, swarm.open() as broker:
             await outbox.store(NewTask("coder", "*", b"data"))
-            async with broker.open_intake("coder", send.send_nowait) as intake:
+            async with broker.open_intake("coder", each(send.send_nowait)) as intake:
                 intake.ask(1)
                 delivery = await receive.receive()
                 await intake.stop()

@@ -27,7 +27,7 @@ async def test_worker_that_is_closing_hears_of_it(swarm: Swarm) -> None:
             await handler.started.wait()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.shutdown, 10)
-                await until(worker._pulls_ended.is_set)
+                await until(worker._closing.pulls_ended.is_set)
                 begun = trio.current_time()
                 await future.cancel()
                 await handler.cancelled.wait()

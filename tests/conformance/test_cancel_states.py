@@ -139,7 +139,7 @@ async def test_copy_that_runs_where_another_worker_had_one(swarm: Swarm) -> None
         await dispatcher.start("tester", Message())
         await other_task.started.wait()
         nursery.start_soon(first.aclose)
-        await first._pulls_ended.wait()
+        await first._closing.pulls_ended.wait()
         await swarm.store_again("coder", "mine", Message(id="mine").encode())
         await second.handle("coder", slow)
         await slow.started.wait()

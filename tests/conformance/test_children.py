@@ -164,7 +164,7 @@ async def test_handler_that_cleans_up_can_use_it(swarm: Swarm) -> None:
             await future.cancel()
             await cleaning.wait()
             nursery.start_soon(worker.aclose)
-            await until(worker._pulls_ended.is_set)
+            await until(worker._closing.pulls_ended.is_set)
             closing.set()
         assert cleaned == [Status.SUCCESS, Status.SUCCESS]
 

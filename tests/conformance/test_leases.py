@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
@@ -23,7 +24,10 @@ ACK_WAIT = 1.0
 async def taking(swarm: Swarm) -> AsyncIterator[tuple[Intake, trio.MemoryReceiveChannel[Delivery]]]:
     """A worker's side without a worker: it renews nothing."""
     send, receive = trio.open_memory_channel[Delivery](10)
-    async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+    async with (
+        swarm.open() as broker,
+        broker.open_intake("coder", each(send.send_nowait)) as intake,
+    ):
         yield intake, receive
 
 
@@ -203,7 +207,7 @@ async def test_lost_task_that_comes_back_waits_for_its_handler_to_end(
     """It is cancelled and cleans up: the same task does not begin beside it, at this worker."""
     swarm.configure(ack_wait=ACK_WAIT)
     arrivals: list[int] = []
-    receive = Service.receive
+    receive = Service.delivered
     runs, cleaned_up = 0, trio.Event()
 
     def note(service: Service, delivery: Delivery) -> None:
@@ -222,7 +226,7 @@ async def test_lost_task_that_comes_back_waits_for_its_handler_to_end(
                 cleaned_up.set()
             await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(Service, "receive", note)
+    monkeypatch.setattr(Service, "delivered", note)
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", lose_it)
         result = await dispatcher.run("coder", Message())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Retry, Status
@@ -30,7 +31,10 @@ ACK_WAIT = 1.0
 async def taking(swarm: Swarm) -> AsyncIterator[tuple[Intake, trio.MemoryReceiveChannel[Delivery]]]:
     """A worker's side without a worker: it renews nothing."""
     send, receive = trio.open_memory_channel[Delivery](10)
-    async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+    async with (
+        swarm.open() as broker,
+        broker.open_intake("coder", each(send.send_nowait)) as intake,
+    ):
         yield intake, receive
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Message
@@ -36,7 +37,7 @@ def in_seconds(seconds: float) -> datetime:
 async def taken(swarm: Swarm, count: int) -> AsyncIterator[dict[str, Delivery]]:
     """So many tasks, in the order in which they came, at somebody who asks for no more."""
     came: list[Delivery] = []
-    async with swarm.open() as broker, broker.open_intake("coder", came.append) as intake:
+    async with swarm.open() as broker, broker.open_intake("coder", each(came.append)) as intake:
         intake.ask(count)
         await until(lambda: len(came) == count)
         yield {delivery.task_id: delivery for delivery in came}

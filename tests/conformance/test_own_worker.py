@@ -97,7 +97,7 @@ async def test_handler_that_has_it_closed_from_outside(swarm: Swarm, how: Close)
 
     async def stop(message: Message) -> str:
         nursery.start_soon(how, worker)
-        await until(worker._stopping.is_set)
+        await until(worker._closing.stopping.is_set)
         return "stopped"
 
     async with (
@@ -107,7 +107,7 @@ async def test_handler_that_has_it_closed_from_outside(swarm: Swarm, how: Close)
     ):
         await worker.handle("stop", stop)
         assert (await dispatcher.run("stop", Message())).outputs == "stopped"
-        await worker._finished.wait()
+        await worker._closing.finished.wait()
 
 
 @how
@@ -128,7 +128,7 @@ async def test_handler_that_closes_another_worker(swarm: Swarm, how: Close) -> N
     ):
         await worker.handle("stop", stop)
         assert (await dispatcher.run("stop", Message())).outputs == "stopped"
-        assert beside._finished.is_set()
+        assert beside._closing.finished.is_set()
 
 
 @how
@@ -148,5 +148,5 @@ async def test_publisher_that_closes_the_worker_it_announces_for(
         publish_results(worker, Publisher())
         await worker.handle("coder", done)
         assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
-        assert not worker._stopping.is_set()
+        assert not worker._closing.stopping.is_set()
     assert "was called in one of its own handlers" in caplog.text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
@@ -27,13 +28,13 @@ class Arrivals:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.numbers: dict[bytes, list[int]] = {}
-        receive = Service.receive
+        receive = Service.delivered
 
         def note(service: Service, delivery: Delivery) -> None:
             self.numbers.setdefault(delivery.data, []).append(delivery.number)
             receive(service, delivery)
 
-        monkeypatch.setattr(Service, "receive", note)
+        monkeypatch.setattr(Service, "delivered", note)
 
     def last(self, data: bytes) -> int:
         return max(self.numbers.get(data, [0]))
@@ -140,7 +141,10 @@ async def test_result_is_looked_for_before_a_task_is_buried(swarm: Swarm, data: 
     result = Result(id="t1", status=Status.SUCCESS, outputs="done").encode()
     async with swarm.outbox() as outbox:
         await outbox.store(NewTask("coder", "t1", data))
-        async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+        async with (
+            swarm.open() as broker,
+            broker.open_intake("coder", each(send.send_nowait)) as intake,
+        ):
             intake.ask(3)
             for _ in range(3):
                 await receive.receive()

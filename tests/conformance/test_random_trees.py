@@ -77,7 +77,7 @@ class InMemory(Site):
         if dispatcher is not None:
             dispatcher._core.futures.broker_lost(gone)
         if isinstance(role, Worker):
-            role._interrupt(gone)
+            role._closing.interrupt(gone)
 
 
 Role = TypeVar("Role", Dispatcher, Worker)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Handler, Message, Result, Retry, RetryTask, Status, TaskState
@@ -293,7 +294,10 @@ async def test_retry_that_can_not_be_one(swarm: Swarm) -> None:
 async def lose(swarm: Swarm, count: int) -> None:
     """Take a task, and let its lease lapse, as a worker that dies does, so many times."""
     send, receive = trio.open_memory_channel[Delivery](10)
-    async with swarm.open() as broker, broker.open_intake("coder", send.send_nowait) as intake:
+    async with (
+        swarm.open() as broker,
+        broker.open_intake("coder", each(send.send_nowait)) as intake,
+    ):
         for _ in range(count):
             intake.ask(1)
             delivery = await receive.receive()

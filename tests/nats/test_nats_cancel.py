@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from deliveries import each
 from proxy import open_proxy
 from staff import Waiting
 from swarm import NATSSwarm, echo, until, within
@@ -40,7 +41,7 @@ async def test_nobody_who_listens_is_not_waited_for(nats_swarm: NATSSwarm) -> No
     """A worker of another kind has the task: what it stores later is not the result."""
     arrived: list[Delivery] = []
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
-        async with broker.open_intake("coder", arrived.append) as intake:
+        async with broker.open_intake("coder", each(arrived.append)) as intake:
             intake.ask(1)
             future = await dispatcher.start("coder", Message())
             await until(lambda: arrived)
@@ -58,7 +59,7 @@ async def test_silent_worker_is_not_waited_for(
     monkeypatch.setattr(_cancel, "ANSWER_SECONDS", 0.2)
     arrived: list[Delivery] = []
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
-        async with broker.open_intake("coder", arrived.append) as intake:
+        async with broker.open_intake("coder", each(arrived.append)) as intake:
             intake.ask(1)
             future = await dispatcher.start("coder", Message())
             await until(lambda: arrived)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from swarm import NATSSwarm, echo, until, within
 
 from trio_swarmtask import Message, Status
@@ -60,7 +61,7 @@ async def test_note_that_breaks(nats_swarm: NATSSwarm, monkeypatch: pytest.Monke
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
         future = await dispatcher.start("coder", Message())
         arrived: list[NATSDelivery] = []
-        async with broker.open_intake("coder", arrived.append) as intake:  # type: ignore[arg-type]  # they are
+        async with broker.open_intake("coder", each(arrived.append)) as intake:  # type: ignore[arg-type]  # they are
             intake.ask(1)
             await until(lambda: arrived)
             await intake.stop()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from proxy import open_proxy
 from swarm import NATSSwarm, echo, until, within
 
@@ -23,6 +24,7 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._dispatcher import _group
 from trio_swarmtask._jetstream import _outbox
+from trio_swarmtask._jetstream._cancel import Notices
 
 if TYPE_CHECKING:
     from trio_swarmtask import Future
@@ -186,7 +188,7 @@ async def test_tasks_of_a_map_that_are_cut_from_their_pubacks(server: Server) ->
 @pytest.mark.parametrize("neighbour", [False, True])
 @within(20)
 async def test_worker_that_knows_nothing_of_cancellation(
-    nats_swarm: NATSSwarm, neighbour: bool
+    nats_swarm: NATSSwarm, neighbour: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One in Go, say. It is waited for where somebody else might have the task, for two seconds."""
 
@@ -199,8 +201,9 @@ async def test_worker_that_knows_nothing_of_cancellation(
         nats_swarm.worker() as worker,
     ):
         arrived: list[Delivery] = []
-        async with broker.open_intake("coder", arrived.append) as intake:
-            # It takes tasks, and is never told of a cancellation: `hear` was not called.
+        monkeypatch.setattr(Notices, "begin", lambda notices: None)
+        async with broker.open_intake("coder", each(arrived.append)) as intake:
+            monkeypatch.undo()
             intake.ask(1)
             begun = trio.current_time()
             with pytest.RaisesGroup(TaskFailedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+from deliveries import each
 from proxy import open_proxy
 from swarm import NATSSwarm, echo, until, within
 
@@ -130,7 +131,7 @@ async def test_lease_that_lapses_while_a_dead_letter_is_answered(
         raw.connection.subscribe("$JS.ACK.>", lambda ack: answers.append(ack.data))
         await raw.requests.echo()
         await outbox.store(NewTask("coder", "t1", b"no JSON"))
-        async with broker.open_intake("coder", arrived.append) as intake:
+        async with broker.open_intake("coder", each(arrived.append)) as intake:
             intake.ask(1)
             await until(lambda: arrived)
             assert await arrived[0].bury("no JSON", b"{}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import nats.errors
 import pytest
 import trio
+from deliveries import each
 from swarm import Deaf, NATSSwarm, echo, until, within
 from test_nats_connect import refusal
 
@@ -120,7 +121,7 @@ async def test_odd_refusal_to_count_counts_for_nothing(
     async with (
         swarm.outbox() as outbox,
         swarm.open() as broker,
-        broker.open_intake("coder", send.send_nowait) as intake,
+        broker.open_intake("coder", each(send.send_nowait)) as intake,
     ):
         await outbox.store(NewTask("coder", "t1", b"data"))
         intake.ask(1)
@@ -189,7 +190,7 @@ async def test_place_that_is_freed_while_the_connection_goes(
     async with (
         swarm.outbox() as outbox,
         swarm.open() as broker,
-        broker.open_intake("coder", send.send_nowait) as intake,
+        broker.open_intake("coder", each(send.send_nowait)) as intake,
     ):
         await until(lambda: intake._subscription is not None)  # type: ignore[attr-defined]  # it is the NATS one's
         with monkeypatch.context() as patch:
@@ -217,7 +218,7 @@ async def test_refusal_of_another_subject_is_nobodys(server: Server) -> None:
         broker.open_outbox("key", lambda _: Deaf()) as outbox,
     ):
         outbox.expect("mine")
-        async with broker.open_intake("coder", deliveries.append) as intake:
+        async with broker.open_intake("coder", each(deliveries.append)) as intake:
             for listener in broker.connection._listeners:  # type: ignore[attr-defined]  # it is the NATS one's
                 listener.on_refused(Refusal("subscription", "notify.theirs"))
                 listener.on_refused(Refusal("publish", "their.subject"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from deliveries import each
 from nats_servers import kill, listening
 from plain_nats import open_plain_client
 from proxy import HOST, OneWay
@@ -120,12 +121,12 @@ async def test_task_that_is_under_way_as_the_pull_ends(server: Server, closes: b
 async def test_intake_that_is_stopped_twice_or_while_away(server: Server) -> None:
     got: list[Delivery] = []
     swarm = NATSSwarm(server.url)
-    async with swarm.open() as broker, broker.open_intake("coder", got.append) as intake:
+    async with swarm.open() as broker, broker.open_intake("coder", each(got.append)) as intake:
         intake.ask(1)
         await intake.stop()
         await intake.stop()
         intake.ask(1)  # nothing stands
-    async with swarm.open() as broker, broker.open_intake("coder", got.append) as intake:
+    async with swarm.open() as broker, broker.open_intake("coder", each(got.append)) as intake:
         assert isinstance(intake, NATSIntake)
         kill(server)
         await until(lambda: not intake._connection.is_up)
@@ -146,7 +147,7 @@ async def test_connection_goes_while_a_pull_is_topped_up(
 
     async with (
         nats_swarm.open() as broker,
-        broker.open_intake("coder", lambda _: arrived.set()) as intake,
+        broker.open_intake("coder", each(lambda _: arrived.set())) as intake,
     ):
         assert isinstance(intake, NATSIntake)
         with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from deliveries import each
 from nats_servers import kill, restarted
 from swarm import NATSSwarm, echo, until, within
 
@@ -121,7 +122,7 @@ async def test_firing_that_waits_is_not_started_once_it_is_cancelled(
 
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.open() as broker:
         await dispatcher.schedule("tick", "coder", Message(), every=1)
-        async with broker.open_intake("coder", deliveries.append) as intake:
+        async with broker.open_intake("coder", each(deliveries.append)) as intake:
             intake.ask(1)
             await until(lambda: deliveries)
             await dispatcher.unschedule("tick")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import trio
+from deliveries import each
 from slow_link import open_link
 from streams import make
 from swarm import NATSSwarm, echo, until, within
@@ -88,7 +89,7 @@ async def test_worker_finds_all_that_is_done(
     monkeypatch.setattr(_portions, "_MOST", 1000)
     swarm = NATSSwarm(server.url)
     names = [f"t{number}" for number in range(600)]
-    async with swarm.open() as broker, broker.open_intake("coder", print) as intake:
+    async with swarm.open() as broker, broker.open_intake("coder", each(print)) as intake:
         for name in names[::100]:
             await swarm.store_result(name, result_bytes(name, "x" * 900))
         found = await intake.find_done(names)
@@ -112,7 +113,7 @@ async def test_end_of_an_answer_that_is_lost(
 
     monkeypatch.setattr(Portions, "find", lose_the_end)
     swarm = NATSSwarm(server.url)
-    async with swarm.open() as broker, broker.open_intake("coder", print) as intake:
+    async with swarm.open() as broker, broker.open_intake("coder", each(print)) as intake:
         await swarm.store_result("t1", b"data")
         assert await intake.find_done(["t1"]) == {"t1": b"data"}
     assert asked == [1]

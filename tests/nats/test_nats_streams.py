@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from deliveries import each
 from streams import REPUBLISH, config_of, make, make_durable, use
 from swarm import NATSSwarm, echo, within
 
@@ -196,7 +197,7 @@ async def test_durable_of_somebody_elses_is_used_as_it_is(nats_swarm: NATSSwarm)
     async with nats_swarm.raw() as raw:
         await make(raw, "TASKS", "work.>", retention="workqueue")
         before = await make_durable(raw, "TASKS", "coder", ack_wait=7_000_000_000)
-        async with nats_swarm.open() as broker, broker.open_intake("coder", print) as intake:
+        async with nats_swarm.open() as broker, broker.open_intake("coder", each(print)) as intake:
             assert intake.ack_wait == 7
         await use(nats_swarm)
         assert (await raw.api("CONSUMER.INFO.TASKS.work-coder"))["config"] == before

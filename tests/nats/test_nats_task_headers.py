@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 import trio
+from deliveries import each
 from plain_nats import PlainClient, open_plain_client
 from proxy import open_proxy
 from staff import Waiting
@@ -269,7 +270,7 @@ async def test_notes_that_may_not_be_counted(
     arrived: list[Delivery] = []
     async with nats_swarm.outbox() as outbox, nats_swarm.open() as broker:
         await outbox.store(NewTask("coder", "t1", b"data"))
-        async with broker.open_intake("coder", arrived.append) as intake:
+        async with broker.open_intake("coder", each(arrived.append)) as intake:
             intake.ask(1)
             await until(lambda: arrived)
             monkeypatch.setattr(_delivery, "call", refuse)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from deliveries import each
 from nats_servers import listening
 from plain_nats import PlainClient, open_plain_client
 from proxy import HOST, OneWay, open_proxy
@@ -396,7 +397,7 @@ async def test_several_workers_had_it(nats_swarm: NATSSwarm, server: Server) -> 
         open_plain_client(server.port) as client,
         open_dispatcher(server.url) as dispatcher,
         nats_swarm.open() as broker,
-        broker.open_intake("coder", arrived.append) as intake,
+        broker.open_intake("coder", each(arrived.append)) as intake,
         trio.open_nursery() as nursery,
     ):
         intake.ask(2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
+from deliveries import each
 from swarm import NATSSwarm, echo, within
 
 from trio_swarmtask import Message, Result, Status
@@ -230,7 +231,7 @@ async def test_forged_task_with_a_reply_that_is_no_ack(
         got.append(delivery)
         arrived.set()
 
-    async with nats_swarm.open() as broker, broker.open_intake("coder", take) as intake:
+    async with nats_swarm.open() as broker, broker.open_intake("coder", each(take)) as intake:
         assert isinstance(intake, NATSIntake)
         intake.ask(2)
         for reply in ("", "victim", "$JS.ACK.TASKS", "$JS.ACK.TASKS.work-coder.x.1.1.1.0"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from .._abc import Broker, Delivery, Intake, Outbox, ResultListener
+from .._abc import Broker, DeliveryListener, Intake, Outbox, ResultListener
 from .._nats._connection import Connection, open_connection
 from .._nats._requests import in_time, open_requests
 from .._util import open_flat_nursery
@@ -40,9 +40,9 @@ class NATSBroker(Broker):
         return _open_outbox(self.connection, self._streams, key, make_listener)
 
     def open_intake(
-        self, capability: str, on_delivery: Callable[[Delivery], None]
+        self, capability: str, make_listener: Callable[[Intake], DeliveryListener]
     ) -> AbstractAsyncContextManager[Intake]:
-        return _open_intake(self.connection, self._streams, capability, on_delivery)
+        return _open_intake(self.connection, self._streams, capability, make_listener)
 
     def open_bucket(self, name: str, ttl: float) -> AbstractAsyncContextManager[Bucket]:
         return open_nats_bucket(self.connection, name, ttl)
@@ -87,7 +87,7 @@ async def _open_intake(
     connection: Connection,
     streams: Streams,
     capability: str,
-    on_delivery: Callable[[Delivery], None],
+    make_listener: Callable[[Intake], DeliveryListener],
 ) -> AsyncIterator[Intake]:
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         await in_time(connection, "name the stream of results", streams.results)
@@ -107,13 +107,13 @@ async def _open_intake(
             durable.clock,
             Reports(connection),
         )
-        intake = NATSIntake(durable, settlement, capability, on_delivery)
+        intake = NATSIntake(durable, settlement, capability, make_listener)
         try:
             with connection.listening(on_down=intake.on_down, on_refused=intake.on_refused):
                 await in_time(connection, f"let {capability} be pulled", intake.begin)
                 nursery.start_soon(intake.stand)
                 yield intake
         finally:
-            intake.pushes.end()
+            intake.notices.end()
             intake.end_pull()
             nursery.cancel_scope.cancel()

@@ -69,20 +69,23 @@ class NATSNotice(Notice):
                 self._connection.publish(self._reply, what)
 
 
-class Pushes:
-    """What a worker hears of one capability."""
+class Notices:
+    """What a worker hears of cancellations in one capability, from `begin` to `end`."""
 
-    def __init__(self, connection: Connection, capability: str) -> None:
+    def __init__(
+        self, connection: Connection, capability: str, callback: Callable[[Notice], None]
+    ) -> None:
         self._connection = connection
         self._prefix = f"cancel.{capability}."
+        self._callback = callback
         self._subscription: Subscription | None = None
 
-    def hear(self, callback: Callable[[Notice], None]) -> None:
-        def on_push(message: Incoming) -> None:
-            task_id = message.subject.removeprefix(self._prefix)
-            callback(NATSNotice(self._connection, task_id, message.reply))
+    def begin(self) -> None:
+        self._subscription = self._connection.subscribe(f"{self._prefix}*", self._on_message)
 
-        self._subscription = self._connection.subscribe(f"{self._prefix}*", on_push)
+    def _on_message(self, message: Incoming) -> None:
+        task_id = message.subject.removeprefix(self._prefix)
+        self._callback(NATSNotice(self._connection, task_id, message.reply))
 
     def on_refused(self, refusal: Refusal) -> None:
         if refusal.is_of(self._subscription):

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from .._abc import Delivery, Intake, Notice
+from .._abc import Intake
 from .._errors import BrokerError, SwarmTaskError
 from .._nats._connection import NotConnected
 from .._nats._requests import NoAnswer, refused_error, status_of
 from .._subjects import matches
 from ._api import NO_ANSWER_YET, call
-from ._cancel import Pushes
+from ._cancel import Notices
 from ._delivery import NATSDelivery, Settlement
 from ._group_leases import Leases
 from ._headers import (
@@ -49,6 +49,7 @@ from ._streams import find_durable, read_durable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from .._abc import DeliveryListener
     from .._nats._connection import Subscription
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
@@ -168,7 +169,7 @@ class NATSIntake(Intake):
         durable: Durable,
         settlement: Settlement,
         capability: str,
-        on_delivery: Callable[[Delivery], None],
+        make_listener: Callable[[Intake], DeliveryListener],
     ) -> None:
         self.ack_wait = durable.ack_wait
         self._terms = LeaseTerms(
@@ -182,7 +183,6 @@ class NATSIntake(Intake):
         self._settlement = settlement
         self._capability = capability
         self._raw_prefix = f"work.{capability}.".encode()
-        self._on_delivery = on_delivery
         self._free = 0  # places
         self._asked = 0  # of these, asked for and not arrived
         self._heard = False  # since it was last asked
@@ -193,25 +193,14 @@ class NATSIntake(Intake):
         self._known_until = 0  # sequence of the stream: may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
         self._refused: BrokerError | None = None
-        self.pushes = Pushes(settlement.connection, capability)
-        self._on_gap: Callable[[], None] = lambda: None
-        self._on_lease: Callable[[], None] = lambda: None
         self._stopped = False
+        self._listener = make_listener(self)
+        self.notices = Notices(settlement.connection, capability, self._listener.cancelled)
 
     def ask(self, places: int) -> None:
         self._free += places
         if self._asked * 2 <= self._free:  # most often it is not
             self._top_up()
-
-    def hear(
-        self,
-        on_notice: Callable[[Notice], None],
-        on_gap: Callable[[], None],
-        on_lease: Callable[[], None],
-    ) -> None:
-        self.pushes.hear(on_notice)
-        self._on_gap = on_gap
-        self._on_lease = on_lease
 
     async def look(self) -> None:
         await self._terms.look()
@@ -285,7 +274,7 @@ class NATSIntake(Intake):
             (seconds, lease), firing = read_headers(message), find_firing(task_id, message)
             task_id, data = firing or (task_id, data)
             resent, due = bool(message.header(RESENT.encode())), read_due(message)
-        self._on_delivery(
+        self._listener.delivered(
             NATSDelivery(
                 self._settlement,
                 self._capability,
@@ -336,6 +325,7 @@ class NATSIntake(Intake):
         await self._connection.wait_certain()
         if self._refused is not None:
             raise self._refused
+        self.notices.begin()
 
     async def stand(self) -> None:
         """Pull until stopped, over and over, whatever becomes of the connection or the consumer.
@@ -369,7 +359,7 @@ class NATSIntake(Intake):
             self._known_until = self._durable.last_sequence
             self._settlement.clock = self._durable.clock
             self._terms.learn(self._durable)
-            self._on_gap()
+            self._listener.notices_missed()
 
     def _begin(self) -> None:
         self._trouble = trio.Event()
@@ -419,7 +409,7 @@ class NATSIntake(Intake):
 
     def _change_ack_wait(self, seconds: float) -> None:
         self.ack_wait = self._settlement.ack_wait = seconds
-        self._on_lease()
+        self._listener.ack_wait_changed()
 
     def _on_unusable(self, exc: BrokerError) -> None:
         self._end_for(str(exc))  # then the look-up raises it
@@ -433,7 +423,7 @@ class NATSIntake(Intake):
         if refusal.action == "subscription":
             if refusal.is_of(self._subscription):
                 self._refuse(refusal)
-            self.pushes.on_refused(refusal)
+            self.notices.on_refused(refusal)
             return
         self._settlement.reports.on_refused(refusal)
         durable = f"{self._durable.stream}.{self._durable.name}"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .._abc import Broker, Delivery, Intake, NewTask, Notice, Outbox, ResultListener, Source, Stop
+from .._abc import Broker, Intake, NewTask, Notice, Outbox, ResultListener, Source, Stop
 from .._errors import ClosedError, InvalidMessageError
 from .._sync import Expiring, Lifetime
 from .._util import open_flat_nursery
@@ -36,7 +36,7 @@ from ._schedules import MemorySchedules, MemoryTimetable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from .._abc import Bucket
+    from .._abc import Bucket, DeliveryListener
 
 
 # Several runs of Trio, one after the other. The broker's times are on Trio's clock, which begins
@@ -234,14 +234,14 @@ class MemoryBroker(Broker):
 
     @asynccontextmanager
     async def open_intake(
-        self, capability: str, on_delivery: Callable[[Delivery], None]
+        self, capability: str, make_listener: Callable[[Intake], DeliveryListener]
     ) -> AsyncIterator[Intake]:
         self._runs.enter()
         queue = self._queue(capability)
         await trio.lowlevel.checkpoint()
         self._schedules.catch_up()
         async with open_flat_nursery() as nursery:
-            intake = MemoryIntake(queue, on_delivery)
+            intake = MemoryIntake(queue, make_listener)
             nursery.start_soon(queue.keep_time)
             nursery.start_soon(self._schedules.keep_time)
             try:

@@ -24,6 +24,8 @@ from .._abc import Delivery, Intake, Notice
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 
+    from .._abc import DeliveryListener
+
 
 class Room:
     """A count with a limit, and an event for those who wait to be under it."""
@@ -182,7 +184,7 @@ class Queue:
         for task in list(self._tasks.get(notice.task_id, ())):
             self.end(task)
         for intake in list(self.hearers):
-            intake.on_notice(notice)
+            intake.listener.cancelled(notice)
 
     async def keep_time(self) -> None:
         """Hand out what is due, when it is due, for ever."""
@@ -231,7 +233,7 @@ class Queue:
         delivery = task.holder = self._leased[task] = _MemoryDelivery(self, task)
         self._check_at(delivery.lease_until)
         intake.places -= 1
-        intake.on_delivery(delivery)
+        intake.listener.delivered(delivery)
 
 
 def _due(times: Mapping[Task, float], now: float) -> list[Task]:
@@ -242,12 +244,11 @@ def _due(times: Mapping[Task, float], now: float) -> list[Task]:
 class MemoryIntake(Intake):
     """A worker's side of a queue."""
 
-    def __init__(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> None:
+    def __init__(self, queue: Queue, make_listener: Callable[[Intake], DeliveryListener]) -> None:
         self.ack_wait = queue.store.ack_wait
-        self.on_delivery = on_delivery
-        self.on_notice: Callable[[Notice], None] = lambda _: None
         self.places = 0
         self._queue = queue
+        self.listener = make_listener(self)
         queue.begin()
         queue.intakes.append(self)
         queue.hearers.append(self)
@@ -255,14 +256,6 @@ class MemoryIntake(Intake):
     def ask(self, places: int) -> None:
         self.places += places
         self._queue.hand_out()
-
-    def hear(
-        self,
-        on_notice: Callable[[Notice], None],
-        on_gap: Callable[[], None],
-        on_lease: Callable[[], None],
-    ) -> None:
-        self.on_notice = on_notice  # and nothing is missed, or changed
 
     async def look(self) -> None:
         await trio.lowlevel.checkpoint()

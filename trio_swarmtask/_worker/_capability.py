@@ -40,17 +40,21 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from .._abc import DeliveryListener
 from .._errors import BrokerError
 from .._sync import Expiring
 from .._util import open_flat_nursery
 from ._job import Job
+from ._lanes import Lanes
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
 
     from .._abc import Delivery, Intake, Notice
-    from ._lanes import Lanes
+    from ._handler import Handler
     from ._retry import Retry
+    from ._runner import JobRunner
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
@@ -65,13 +69,35 @@ _NOTICES: Final = 100
 _UNSETTLED: Final = 100
 
 
-class Service:
+class Service(DeliveryListener):
     """One capability that a worker handles."""
 
-    def __init__(self, retry: Retry) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        runner: JobRunner,
+        handler: Handler,
+        retry: Retry,
+        max_in_flight: int,
+        context: contextvars.Context,
+        nursery: trio.Nursery,
+        stopping: trio.Event,
+        on_stopped: Callable[[], None],
+    ) -> None:
+        self.intake = intake
+        self.lanes = Lanes(
+            runner,
+            handler,
+            nursery,
+            context,
+            max_in_flight,
+            self._on_handler_end,
+            self._on_settled,
+        )
+        self._tally = runner.tally
         self._retry = retry
-        self.intake: Intake  # these two are set before the first delivery
-        self.lanes: Lanes
+        self._stopping = stopping
+        self._on_stopped = on_stopped
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
         self._superseded: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
@@ -91,8 +117,7 @@ class Service:
     def ack_wait(self) -> float:
         return self.intake.ack_wait
 
-    def receive(self, delivery: Delivery) -> None:
-        """Run a task that has arrived."""
+    def delivered(self, delivery: Delivery) -> None:
         held = self.jobs.get(delivery.task_id)
         if held is not None:
             if delivery.repeats(held.delivery) and not held.lost:
@@ -119,8 +144,8 @@ class Service:
         self.running += 1
         self.lanes.start(job)
 
-    def let_go(self, job: Job) -> None:
-        """The job is settled."""
+    def _on_settled(self, job: Job) -> None:
+        self._tally.end(job.end)
         del self.jobs[job.delivery.task_id]
         for notice in job.notices:
             notice.ended()
@@ -132,17 +157,18 @@ class Service:
             self._places_not_asked -= 1
             self.intake.ask(1)
 
-    def free_place(self) -> None:
-        """A handler has ended: ask for another task, unless too many results wait to be stored."""
-        if len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
-            self._places_not_asked += 1
+    def _on_handler_end(self) -> None:
+        self.running -= 1
+        if self._stopping.is_set():
+            self._on_stopped()
+        elif len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
+            self._places_not_asked += 1  # until some results that wait to be stored are
         else:
             self.intake.ask(1)
 
     # Cancellations
 
-    def cancel(self, notice: Notice) -> None:
-        """A task of this capability was cancelled."""
+    def cancelled(self, notice: Notice) -> None:
         job = self.jobs.get(notice.task_id)
         if job is not None:
             notice.running()
@@ -160,8 +186,7 @@ class Service:
         elif not self._cancelled_early.is_full():
             self._cancelled_early.put(notice.task_id, [notice])
 
-    def look(self) -> None:
-        """Some cancellation may have been missed."""
+    def notices_missed(self) -> None:
         self._look_at_all = True
         self._look_due.set()
         self._leases_due.set()
@@ -211,8 +236,7 @@ class Service:
 
     # Leases
 
-    def renew_all(self) -> None:
-        """The broker has another `ack_wait`."""
+    def ack_wait_changed(self) -> None:
         self._all_due.set()
 
     async def stand(self, on_round: Callable[[], None]) -> None:

@@ -69,8 +69,8 @@ class Observer(ABC):
 class Observers:
     """The observers of one worker."""
 
-    def __init__(self) -> None:
-        self.nursery: trio.Nursery  # set by the worker before the first task
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
         self.any = False
         self._all: list[Observer] = []
 

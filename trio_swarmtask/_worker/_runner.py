@@ -24,14 +24,14 @@ from .._statistics import ENDS_BY_STATUS, Tally
 from .._util import find_interrupt, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
 from ._job import CURRENT
-from ._observers import Observers
-from ._own_dispatcher import Children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._abc import Broker, Delivery
+    from .._abc import Delivery
     from ._job import Job
+    from ._observers import Observers
+    from ._own_dispatcher import Children
 
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
@@ -44,23 +44,147 @@ NEWER_WORKER_DELAY: Final = 15.0
 _SHORT_REST: Final = 0.1
 
 
-class Admission:
-    """Decides which deliveries a worker runs."""
+# Seconds that a part of giving back may take once handlers were cancelled. Without a broker this
+# ends the wait, and the leases lapse by themselves.
+SETTLE_SECONDS: Final = 1.0
+
+
+class Closing:
+    """How far a worker is on its way out. Each step is taken once, in this order."""
+
+    def __init__(self) -> None:
+        self.stopping = trio.Event()  # no more tasks are to be asked for
+        self.interrupting = trio.Event()  # handlers are to be cancelled, not waited for
+        self.pulls_ended = trio.Event()  # no more tasks can arrive
+        self.handlers_ended = trio.Event()
+        self.finished = trio.Event()
+        self.cause: BaseException | None = None  # leaves the worker's block
+        self.cut = 0  # jobs that were cut short
+
+    def interrupt(self, cause: BaseException | None = None) -> None:
+        """Stop now: handlers are cancelled, and their tasks given back. The first cause counts."""
+        if self.cause is None:
+            self.cause = cause
+        self.stopping.set()
+        self.interrupting.set()
+
+
+class JobRunner:
+    """Runs the jobs of one worker."""
 
     def __init__(
         self,
         name: str,
+        default_timeout: float,
         max_deliveries: int,
-        stopping: trio.Event,
+        closing: Closing,
+        children: Children,
         observers: Observers,
+        background: trio.Nursery,
     ) -> None:
-        self._name = name
+        self.tally = Tally()
+        self.observers = observers
+        self.children = children
+        self.background = background
+        self.name = name
+        self._default_timeout = default_timeout
         self._max_deliveries = max_deliveries
-        self._stopping = stopping
-        self._observers = observers
+        self._closing = closing
+        self._now = trio.lowlevel.current_clock().current_time  # two frames less
 
-    def admit_soon(self, job: Job) -> Message | None:
-        """As `admit`, of a delivery that has nothing to look up; None: `admit` is to decide."""
+    async def handle(self, handler: Handler, job: Job) -> None:
+        """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
+        # All in one frame: this is the way of every task.
+        message = self._admit_soon(job)
+        if message is None:
+            try:
+                message = await self._admit(job)
+            except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+                self._closing.interrupt(exc)
+        job.message = message
+        if message is None or job.cancelled:
+            return
+        if self.observers.any:
+            job.ending = self.observers.follow(message, self.name, job.delivery.number)
+        if job.result is not None or not self._set_deadline(job, message):
+            return  # it is not to be called
+        job.handling = True
+        CURRENT.set((self, job))
+        try:
+            job.call = handler(message)
+            value = await job.call
+            job.result = value if isinstance(value, Result) else Value(value)
+        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+            job.result = self.failure(job, exc)
+
+    def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
+        """Begin `settle`, without waiting, where all that is left is to store what came of it.
+
+        ``on_settled`` is called when it is settled, or has to be settled by `settle` after all.
+
+        Returns:
+          False if nothing was begun.
+        """
+        message, result = job.message, job.result
+        if message is None or result is None or job.failure is not None:
+            return False
+        if job.current is not None:
+            job.current._end()
+        try:
+            job.encoded = self._encode(job, result, message)
+        except InvalidMessageError:
+            return False  # `settle` says why
+        return job.delivery.complete_soon(job.encoded, partial(self._end, job, on_settled))
+
+    def _end(self, job: Job, on_settled: Callable[[Job], None], stored: bool) -> None:
+        if stored and not job.settled:  # or it was given up meanwhile
+            assert job.result is not None
+            self._settled(job, job.result, first=True)
+        on_settled(job)
+
+    async def settle(self, job: Job) -> None:
+        """Store the job's result, or do what there is to do where it has none."""
+        if job.current is not None:
+            job.current._end()
+        try:
+            await self._settle(job)
+        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
+            self._closing.interrupt(exc)
+        if not job.settled:
+            await self.give_back(job)
+        elif job.ending is not None:
+            job.ending.tell(None)
+
+    async def _settle(self, job: Job) -> None:
+        message, result = job.message, job.result
+        if message is None or job.settled:
+            if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
+                job.settled = await job.delivery.is_done()
+                job.end = "cancelled" if job.settled else job.end
+            return
+        if result is None and job.lost:
+            self._let_be(job)
+        elif result is None and job.cancelled:
+            # The canceller has stored it: no other is sent, which would only be refused. If it is
+            # not there all the same, this one says what happened.
+            result = cancelled_result(self.name, job.delivery.capability)
+            if await job.delivery.is_done():
+                self._settled(job, result, first=False)
+                return
+        elif result is None and not job.interrupted:
+            error = f"the handler did not end within {job.timeout:.4g} seconds"
+            result = timeout_result(error, job)
+            if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
+                job.failure = TimeoutError(error)
+        if job.failure is not None and not job.cancelled and await self._retry(job, message):
+            return
+        if result is not None:
+            await self._store(job, result, message)
+
+    # Admission
+
+    def _admit_soon(self, job: Job) -> Message | None:
+        """As `_admit`, of a delivery that has nothing to look up; None: `_admit` is to decide."""
         delivery = job.delivery
         if (
             delivery.maybe_redelivered
@@ -69,7 +193,7 @@ class Admission:
             or delivery.deadline < math.inf
             or job.interrupted
             or job.lost
-            or self._stopping.is_set()
+            or self._closing.stopping.is_set()
         ):
             return None
         try:
@@ -77,10 +201,10 @@ class Admission:
         except (InvalidMessageError, UnsupportedVersionError):
             return None
 
-    async def admit(self, job: Job) -> Message | None:
+    async def _admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery
-        if self._stopping.is_set() or job.interrupted or job.lost:
+        if self._closing.stopping.is_set() or job.interrupted or job.lost:
             return None  # it was under way when the pulls were ended: given back
         try:
             message = _read(delivery)
@@ -182,7 +306,7 @@ class Admission:
                 failed_result(f"dead letter: {reason}"),
                 task_id=delivery.task_id,
                 correlation_id="",
-                agent=self._name,
+                agent=self.name,
                 attempt=delivery.number,
                 seconds=0,
             ).encode()
@@ -190,149 +314,7 @@ class Admission:
         job.end = "dead_letters"
         job.settled = True
         if first and result is not None:
-            self._observers.bury(delivery.task_id, result)
-
-
-def _lost_at_work(made: int, most: int) -> Result:
-    result = failed_result(
-        f"attempt {made} of {most} was the last, and was lost at work: its worker has died, or was "
-        "cut off"
-    )
-    return msgspec.structs.replace(result, attempt=made)
-
-
-def _read(delivery: Delivery) -> Message:
-    check_task_id(delivery.task_id)
-    message = Message.decode(delivery.data)
-    if message.id != delivery.task_id:
-        raise InvalidMessageError(
-            f"the envelope names task {shorten(message.id)}, its subject task "
-            f"{shorten(delivery.task_id)}"
-        )
-    return message
-
-
-# Seconds that a part of giving back may take once handlers were cancelled. Without a broker this
-# ends the wait, and the leases lapse by themselves.
-SETTLE_SECONDS: Final = 1.0
-
-
-class JobRunner:
-    """Runs the jobs of one worker."""
-
-    def __init__(
-        self,
-        name: str,
-        default_timeout: float,
-        max_deliveries: int,
-        stopping: trio.Event,
-        pulls_ended: trio.Event,
-        stop_because: Callable[[BaseException], None],
-    ) -> None:
-        self.tally = Tally()
-        self.observers = Observers()
-        self.children: Children  # both set by host_children before the first task
-        self.background: trio.Nursery
-        self.name = name
-        self._default_timeout = default_timeout
-        self._admission = Admission(name, max_deliveries, stopping, self.observers)
-        self._pulls_ended = pulls_ended
-        self._stop_because = stop_because
-        self._now = trio.lowlevel.current_clock().current_time  # two frames less
-
-    def host_children(self, broker: Broker, nursery: trio.Nursery) -> None:
-        """See to it that handlers can start tasks, for as long as ``nursery`` lasts."""
-        self.children = Children(broker, self.name, nursery, self._stop_because)
-        self.background = nursery
-
-    async def handle(self, handler: Handler, job: Job) -> None:
-        """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
-        # All in one frame: this is the way of every task.
-        message = self._admission.admit_soon(job)
-        if message is None:
-            try:
-                message = await self._admission.admit(job)
-            except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
-                self._stop_because(exc)
-        job.message = message
-        if message is None or job.cancelled:
-            return
-        if self.observers.any:
-            job.ending = self.observers.follow(message, self.name, job.delivery.number)
-        if job.result is not None or not self._set_deadline(job, message):
-            return  # it is not to be called
-        job.handling = True
-        CURRENT.set((self, job))
-        try:
-            job.call = handler(message)
-            value = await job.call
-            job.result = value if isinstance(value, Result) else Value(value)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-            job.result = self.failure(job, exc)
-
-    def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
-        """Begin `settle`, without waiting, where all that is left is to store what came of it.
-
-        ``on_settled`` is called when it is settled, or has to be settled by `settle` after all.
-
-        Returns:
-          False if nothing was begun.
-        """
-        message, result = job.message, job.result
-        if message is None or result is None or job.failure is not None:
-            return False
-        if job.current is not None:
-            job.current._end()
-        try:
-            job.encoded = self._encode(job, result, message)
-        except InvalidMessageError:
-            return False  # `settle` says why
-        return job.delivery.complete_soon(job.encoded, partial(self._end, job, on_settled))
-
-    def _end(self, job: Job, on_settled: Callable[[Job], None], stored: bool) -> None:
-        if stored and not job.settled:  # or it was given up meanwhile
-            assert job.result is not None
-            self._settled(job, job.result, first=True)
-        on_settled(job)
-
-    async def settle(self, job: Job) -> None:
-        """Store the job's result, or do what there is to do where it has none."""
-        if job.current is not None:
-            job.current._end()
-        try:
-            await self._settle(job)
-        except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
-            self._stop_because(exc)
-        if not job.settled:
-            await self.give_back(job)
-        elif job.ending is not None:
-            job.ending.tell(None)
-
-    async def _settle(self, job: Job) -> None:
-        message, result = job.message, job.result
-        if message is None or job.settled:
-            if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
-                job.settled = await job.delivery.is_done()
-                job.end = "cancelled" if job.settled else job.end
-            return
-        if result is None and job.lost:
-            self._let_be(job)
-        elif result is None and job.cancelled:
-            # The canceller has stored it: no other is sent, which would only be refused. If it is
-            # not there all the same, this one says what happened.
-            result = cancelled_result(self.name, job.delivery.capability)
-            if await job.delivery.is_done():
-                self._settled(job, result, first=False)
-                return
-        elif result is None and not job.interrupted:
-            error = f"the handler did not end within {job.timeout:.4g} seconds"
-            result = timeout_result(error, job)
-            if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
-                job.failure = TimeoutError(error)
-        if job.failure is not None and not job.cancelled and await self._retry(job, message):
-            return
-        if result is not None:
-            await self._store(job, result, message)
+            self.observers.bury(delivery.task_id, result)
 
     # The handler
 
@@ -363,7 +345,7 @@ class JobRunner:
         if interrupt is None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
             return False
         job.interrupted = True
-        self._stop_because(interrupt or exc)
+        self._closing.interrupt(interrupt or exc)
         return True
 
     def failure(self, job: Job, exc: Exception) -> Result | None:
@@ -484,9 +466,9 @@ class JobRunner:
         if job.has_lost_lease():
             self._let_be(job)
             return
-        if not self._pulls_ended.is_set():  # else it comes straight in again
+        if not self._closing.pulls_ended.is_set():  # else it comes straight in again
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                await self._pulls_ended.wait()
+                await self._closing.pulls_ended.wait()
         try:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
                 if not await job.delivery.give_back():
@@ -510,3 +492,22 @@ def timeout_result(error: str, job: Job) -> Result:
     """The handler was cut off, or not called, because its time was over."""
     metadata = {PAST_DEADLINE: "of whoever started the task"} if job.by_senders_deadline else {}
     return Result(status=Status.TIMEOUT, error=error, metadata=metadata)
+
+
+def _lost_at_work(made: int, most: int) -> Result:
+    result = failed_result(
+        f"attempt {made} of {most} was the last, and was lost at work: its worker has died, or was "
+        "cut off"
+    )
+    return msgspec.structs.replace(result, attempt=made)
+
+
+def _read(delivery: Delivery) -> Message:
+    check_task_id(delivery.task_id)
+    message = Message.decode(delivery.data)
+    if message.id != delivery.task_id:
+        raise InvalidMessageError(
+            f"the envelope names task {shorten(message.id)}, its subject task "
+            f"{shorten(delivery.task_id)}"
+        )
+    return message

@@ -4,7 +4,7 @@
 # was opened in, because a cancellation from outside must not reach the handlers before the broker
 # has been told to send no more: a task given back while a pull stands comes straight in again. So
 # the order of stopping is always: mark closed, end the pulls, let handlers finish or cancel them,
-# give back what was cancelled. `_stopping` starts it, `_interrupting` makes it short.
+# give back what was cancelled. See `Closing`.
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .._util import NoPublicConstructor, open_flat_nursery
 from ._capability import Service
 from ._handler import Handler, check_handler
 from ._job import CURRENT
-from ._lanes import Lanes
+from ._observers import Observers
+from ._own_dispatcher import Children
 from ._retry import Retry, check_retry
-from ._runner import SETTLE_SECONDS, JobRunner
+from ._runner import SETTLE_SECONDS, Closing, JobRunner
 from ._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .._abc import Broker
+    from .._abc import Broker, Intake
     from .._statistics import WorkerStatistics
-    from ._job import Job
 
 
 @final
@@ -39,38 +39,28 @@ class Worker(metaclass=NoPublicConstructor):
     """Runs handlers in a nursery of its own. Made by `open_worker`."""
 
     def __init__(
-        self, broker: Broker, name: str, default_timeout: float, max_deliveries: int
+        self,
+        broker: Broker,
+        runner: JobRunner,
+        closing: Closing,
+        watchdog: Watchdog,
+        handlers: trio.Nursery,
     ) -> None:
         self._broker = broker
-        self._name = name
+        self._runner = runner
+        self._closing = closing
+        self._watchdog = watchdog
+        self._handlers = handlers
         self._services: dict[str, Service | None] = {}
         self._entering: set[trio.CancelScope] = set()
-        self._stopping = trio.Event()
-        self._interrupting = trio.Event()
-        self._pulls_ended = trio.Event()
-        self._handlers_ended = trio.Event()
-        self._finished = trio.Event()
-        self._cause: BaseException | None = None
-        self._cut = 0  # jobs that were cut short
-        self._watchdog = Watchdog()
-        self._runner = JobRunner(
-            name,
-            default_timeout,
-            max_deliveries,
-            self._stopping,
-            self._pulls_ended,
-            self._interrupt,
-        )
-        self._background: trio.Nursery  # both set by _host before anyone sees the worker
-        self._handlers: trio.Nursery
 
     def __repr__(self) -> str:
-        return f"<Worker {self._name!r} of {', '.join(sorted(self._services)) or 'nothing'}>"
+        return f"<Worker {self.name!r} of {', '.join(sorted(self._services)) or 'nothing'}>"
 
     @property
     def name(self) -> str:
         """The agent of its results."""
-        return self._name
+        return self._runner.name
 
     async def handle(
         self,
@@ -107,7 +97,7 @@ class Worker(metaclass=NoPublicConstructor):
         check_capability(capability)
         check_handler(handler)
         check_count("max_in_flight", max_in_flight)
-        service = Service(check_retry(retry))
+        retry = check_retry(retry)
         if capability in self._services:
             raise ValueError(
                 f"this worker handles {capability!r} already; open another worker for a second "
@@ -116,8 +106,8 @@ class Worker(metaclass=NoPublicConstructor):
         self._services[capability] = None  # taken, while the consumer is being set up
         try:
             # In the worker's nursery, for the consumer outlives this call.
-            failure = await self._background.start(
-                self._serve, capability, service, handler, max_in_flight, contextvars.copy_context()
+            failure = await self._runner.background.start(
+                self._serve, capability, handler, max_in_flight, retry, contextvars.copy_context()
             )
             if failure is not None:
                 raise failure
@@ -138,7 +128,7 @@ class Worker(metaclass=NoPublicConstructor):
         """
         self._check_outside("shutdown")
         timeout = check_timeout(timeout)
-        if self._finished.is_set():
+        if self._closing.finished.is_set():
             await trio.lowlevel.checkpoint()
         elif await self._close(timeout):
             raise trio.TooSlowError(f"handlers were still running after {timeout} seconds")
@@ -160,12 +150,12 @@ class Worker(metaclass=NoPublicConstructor):
         return self._runner.tally.snapshot(len(self._services), in_flight)
 
     def _check_open(self) -> None:
-        if self._stopping.is_set():
+        if self._closing.stopping.is_set():
             raise ClosedError("the worker is closed; open another one to handle tasks")
 
     def _check_outside(self, call: str) -> None:
         """Raise RuntimeError in what the worker waits for when it is closed."""
-        awaited = (self._handlers, self._runner.observers.nursery, self._background)
+        awaited = (self._handlers, self._runner.observers.nursery, self._runner.background)
         task, root = trio.lowlevel.current_task(), trio.lowlevel.current_root_task()
         while (nursery := task.parent_nursery) not in awaited:
             if nursery is None or nursery.parent_task is root:
@@ -176,7 +166,7 @@ class Worker(metaclass=NoPublicConstructor):
                 break
             task = nursery.parent_task
         raise RuntimeError(
-            f"{call} of worker {self._name!r} was called in one of its own handlers, which it "
+            f"{call} of worker {self.name!r} was called in one of its own handlers, which it "
             "would wait for: close it from outside, for example by "
             "nursery.start_soon(worker.aclose), with a nursery that was opened before the worker"
         )
@@ -187,43 +177,39 @@ class Worker(metaclass=NoPublicConstructor):
     async def _serve(
         self,
         capability: str,
-        service: Service,
         handler: Handler,
         max_in_flight: int,
+        retry: Retry,
         context: contextvars.Context,
         *,
         task_status: trio.TaskStatus[Exception | None],
     ) -> None:
-        def on_handler_end() -> None:
-            service.running -= 1
-            if not self._stopping.is_set():
-                service.free_place()
-            else:
-                self._check_handlers_ended()
+        def make_service(intake: Intake) -> Service:
+            services.append(
+                Service(
+                    intake,
+                    self._runner,
+                    handler,
+                    retry,
+                    max_in_flight,
+                    context,
+                    self._handlers,
+                    self._closing.stopping,
+                    self._check_handlers_ended,
+                )
+            )
+            return services[0]
 
-        def on_settled(job: Job) -> None:
-            service.let_go(job)
-            self._runner.tally.end(job.end)
-
+        services: list[Service] = []
         entering = trio.CancelScope()
         self._entering.add(entering)
         try:
             with entering:
-                async with self._broker.open_intake(capability, service.receive) as intake:
+                async with self._broker.open_intake(capability, make_service) as intake:
                     self._check_open()
+                    [service] = services
                     self._services[capability] = service
-                    service.intake = intake
-                    service.lanes = Lanes(
-                        self._runner,
-                        handler,
-                        self._handlers,
-                        context,
-                        max_in_flight,
-                        on_handler_end,
-                        on_settled,
-                    )
                     self._entering.discard(entering)
-                    intake.hear(service.cancel, service.look, service.renew_all)
                     task_status.started(None)
                     intake.ask(max_in_flight)
                     self._watchdog.watch(service)
@@ -233,43 +219,29 @@ class Worker(metaclass=NoPublicConstructor):
             if entering in self._entering:
                 task_status.started(exc)  # leaves `handle`
             else:
-                self._interrupt(exc)  # stops in order, then leaves the worker's block
+                self._closing.interrupt(exc)  # stops in order, then leaves the worker's block
         finally:
             self._entering.discard(entering)
 
-    async def _host(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _stand(self) -> None:
+        """Until all handlers have ended."""
+        self._runner.background.start_soon(self._end_pulls)
+        self._runner.background.start_soon(self._cut_short)
         try:
-            # The shield ends when `_stopping` is set, which leaving the worker's block does.
-            with trio.CancelScope(shield=True), self._watchdog.running():
-                async with trio.open_nursery() as self._background:
-                    self._runner.host_children(self._broker, self._background)
-                    async with (
-                        trio.open_nursery() as self._runner.observers.nursery,
-                        trio.open_nursery() as self._handlers,
-                    ):
-                        self._background.start_soon(self._end_pulls)
-                        self._background.start_soon(self._cut_short)
-                        task_status.started()
-                        try:
-                            await self._handlers_ended.wait()
-                        except BaseException:  # what nobody has caught, in one of its tasks
-                            self._interrupt()
-                            with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
-                                await self._pulls_ended.wait()
-                            raise
-                        # What is left are results that are being stored, and announced.
-                        self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
-                    self._background.cancel_scope.cancel()
-        finally:
-            self._finished.set()
-        if self._cause is not None:
-            raise self._cause
+            await self._closing.handlers_ended.wait()
+        except BaseException:  # what nobody has caught, in one of its tasks
+            self._closing.interrupt()
+            with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
+                await self._closing.pulls_ended.wait()
+            raise
+        # What is left are results that are being stored, and announced.
+        self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
 
     async def _end_pulls(self) -> None:
         # Shielded, for nothing is given back before the pulls have ended. The shield ends: every
-        # way out of `_host` sets `_stopping`, and an intake stops within about a second.
+        # way out of `_stand` sets `stopping`, and an intake stops within about a second.
         with trio.CancelScope(shield=True):
-            await self._stopping.wait()
+            await self._closing.stopping.wait()
             for scope in self._entering:
                 scope.cancel()
             async with trio.open_nursery() as nursery:
@@ -280,13 +252,13 @@ class Worker(metaclass=NoPublicConstructor):
                 if not job.handling:
                     job.interrupt()
             service.lanes.close()
-        self._pulls_ended.set()
+        self._closing.pulls_ended.set()
         self._check_handlers_ended()
 
     async def _cut_short(self) -> None:
-        await self._interrupting.wait()
-        await self._pulls_ended.wait()
-        self._cut = sum(len(service.jobs) for service in self._standing())
+        await self._closing.interrupting.wait()
+        await self._closing.pulls_ended.wait()
+        self._closing.cut = sum(len(service.jobs) for service in self._standing())
         for service in self._standing():
             for job in service.jobs.values():
                 job.interrupt()
@@ -298,28 +270,56 @@ class Worker(metaclass=NoPublicConstructor):
             scope.deadline = min(scope.deadline, trio.current_time() + seconds)
 
     def _check_handlers_ended(self) -> None:
-        if self._pulls_ended.is_set() and not any(s.running for s in self._standing()):
-            self._handlers_ended.set()
-
-    def _interrupt(self, cause: BaseException | None = None) -> None:
-        # Stop now: cancel the handlers and give their tasks back. `cause` then leaves the block.
-        if self._cause is None:
-            self._cause = cause
-        self._stopping.set()
-        self._interrupting.set()
+        if self._closing.pulls_ended.is_set() and not any(s.running for s in self._standing()):
+            self._closing.handlers_ended.set()
 
     async def _close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is the deadline's name
-        self._stopping.set()
+        self._closing.stopping.set()
         try:
             with trio.move_on_after(timeout):
-                await self._finished.wait()
+                await self._closing.finished.wait()
                 return False
         finally:
-            if not self._finished.is_set():
-                self._interrupt()
+            if not self._closing.finished.is_set():
+                self._closing.interrupt()
                 with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
-                    await self._finished.wait()
-        return self._cut > 0
+                    await self._closing.finished.wait()
+        return self._closing.cut > 0
+
+
+async def _host(
+    broker: Broker,
+    name: str,
+    default_timeout: float,
+    max_deliveries: int,
+    closing: Closing,
+    *,
+    task_status: trio.TaskStatus[Worker],
+) -> None:
+    watchdog = Watchdog()
+    try:
+        # The shield ends when `stopping` is set, which leaving the worker's block does.
+        with trio.CancelScope(shield=True), watchdog.running():
+            async with trio.open_nursery() as background:
+                children = Children(broker, name, background, closing.interrupt)
+                async with trio.open_nursery() as following, trio.open_nursery() as handlers:
+                    runner = JobRunner(
+                        name,
+                        default_timeout,
+                        max_deliveries,
+                        closing,
+                        children,
+                        Observers(following),
+                        background,
+                    )
+                    worker = Worker._create(broker, runner, closing, watchdog, handlers)
+                    task_status.started(worker)
+                    await worker._stand()
+                background.cancel_scope.cancel()
+    finally:
+        closing.finished.set()
+    if closing.cause is not None:
+        raise closing.cause
 
 
 @asynccontextmanager
@@ -327,12 +327,14 @@ async def host_worker(
     broker: Broker, name: str, default_timeout: float, max_deliveries: int
 ) -> AsyncIterator[Worker]:
     """Run a worker on an open broker; leaving the block is its `aclose`."""
-    worker = Worker._create(broker, name, default_timeout, max_deliveries)
+    closing = Closing()
     async with open_flat_nursery() as nursery:
-        await nursery.start(worker._host)
+        worker: Worker = await nursery.start(
+            _host, broker, name, default_timeout, max_deliveries, closing
+        )
         try:
             yield worker
             await worker.aclose()
         except BaseException:
-            worker._interrupt()  # the nursery's own exit waits for the host
+            closing.interrupt()  # the nursery's own exit waits for the host
             raise
