@@ -18,7 +18,7 @@ from trio_swarmtask import (
     TaskState,
     UnsupportedVersionError,
 )
-from trio_swarmtask._dispatcher._future import Holder
+from trio_swarmtask._dispatcher._future import unwatch, wake, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +29,14 @@ SUCCESS = Result(id="t-1", status=Status.SUCCESS, outputs={"a": [1]})
 FAILED = Result(id="t-1", status=Status.FAILED, error="disk full")
 
 
-class Nobody(Holder):
-    """Holds a future of which nobody asks for more than its result."""
+class Nobody:
+    """Holds a future of which nobody asks for more than its result: in place of `Futures`."""
 
     async def cancel(self, future: Future, grace: float) -> bool:
         pytest.fail("nobody has asked for it")
+
+    def ask(self, future: Future) -> None:
+        pass
 
     def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
         pytest.fail("nobody has asked for it")
@@ -96,7 +99,7 @@ async def test_wait_that_is_woken_too_early_goes_on(future: Future) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(future.wait)
         await wait_all_tasks_blocked()
-        future._wake()
+        wake(future)
         await wait_all_tasks_blocked()
         assert nursery.child_tasks
         future._resolve(SUCCESS.encode())
@@ -227,14 +230,14 @@ async def test_watchers_are_told_one_by_one(
 
     def stumble(_: Future) -> None:
         told.append("first")
-        future._unwatch(left)
+        unwatch(future, left)
         raise LookupError("no place to put it")
 
     def left(_: Future) -> None:
         told.append("one that has left")
 
     for watcher in (stumble, left, lambda _: told.append("last")):
-        future._watch(watcher)
+        watch(future, watcher)
     future._resolve(SUCCESS.encode())
     future._resolve(SUCCESS.encode())
     assert told == ["first", "last"]

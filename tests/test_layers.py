@@ -155,6 +155,64 @@ def test_brokers_do_not_know_each_other() -> None:
             assert "_memory" not in others, module
 
 
+# Of nats-py and trio-asyncio, whose versions `_nats/_versions.py` looks at; and the one way that
+# Python has to tell what another thread is doing.
+FOREIGN_PRIVATE: Final = {
+    "_nats/_client.py": {"_io_reader", "_max_msgs", "_id", "_buffer", "_io_writer"},
+    "_nats/_error_lines.py": {"_id"},
+    "_nats/_protocol.py": {"_future"},
+    "_nats/_loop.py": {
+        "_main_loop_one",
+        "_q_recv",
+        "_timers",
+        "_run",
+        "_cancelled",
+        "_context",
+        "_nursery",
+        "_callback",
+        "_started",
+    },
+    "_worker/_watchdog.py": {"_current_frames"},
+}
+
+
+def own_private_names(module: Path) -> set[str]:
+    """What begins with an underscore and is defined in a module, in whatever class of it."""
+    names = {"_create"}  # see `NoPublicConstructor`
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                names.add(name)
+            case ast.Attribute(ast.Name("self" | "cls"), name, ast.Store()):
+                names.add(name)
+            case ast.Name(name, ast.Store()):
+                names.add(name)
+            case ast.Assign([ast.Name("__slots__")], ast.Tuple(elements)):
+                names |= {str(ast.literal_eval(element)) for element in elements}
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_private_names_stay_in_their_module(module: Path) -> None:
+    """What modules share has no underscore; `self` may have what it inherits."""
+    used = {
+        node.attr
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+    assert used - own_private_names(module) == FOREIGN_PRIVATE.get(module.as_posix(), set())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_no_private_name_is_imported(module: Path) -> None:
+    taken = {name for _, name in imports(module) if name.startswith("_")}
+    modules = {path.stem for path in MODULES} | {path.name for path in PACKAGE.iterdir()}
+    assert taken - modules == set()
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if top(m) != "_nats"], ids=str)
 def test_asyncio_stays_below_the_border(module: Path) -> None:
     """Only `_nats/` imports asyncio, nats or trio_asyncio."""

@@ -38,6 +38,7 @@ from trio_swarmtask import (
     Worker,
     current_task,
 )
+from trio_swarmtask._dispatcher._group import GroupTasks
 from trio_swarmtask._dispatcher._map import MapResults
 from trio_swarmtask._util import leaves
 
@@ -301,7 +302,7 @@ class Stage:
         self._roles: trio.Nursery
 
     async def play(self) -> None:
-        with patch.object(TaskGroup, "_begin", self._noting(TaskGroup._begin)):
+        with patch.object(GroupTasks, "begin", self._noting(GroupTasks.begin)):
             async with trio.open_nursery() as self._roles:
                 for _ in range(ROLES):
                     await self._roles.start(self._host_dispatcher)
@@ -321,9 +322,9 @@ class Stage:
 
     def _noting(self, begin: Callable[..., Any]) -> Callable[..., Any]:
         def begin_and_note(
-            group: TaskGroup, capability: str, message: Message, *rest: object
+            tasks: GroupTasks, capability: str, message: Message, *rest: object
         ) -> object:
-            start, child = begin(group, capability, message, *rest)
+            start, child = begin(tasks, capability, message, *rest)
             name, number = message.inputs["node"], int(message.inputs["block"])
             opened = self.opened[number]
             node = next(node for node in opened.block.nodes if node.name == name)
@@ -439,7 +440,7 @@ class Stage:
                     grace=self._seconds(block.grace),
                 ) as results:
                     assert isinstance(results, MapResults)
-                    opened.scope = results._group.cancel_scope
+                    opened.scope = results._tasks.nursery.cancel_scope
                     with trio.fail_after(self._seconds(block.fails_after)):
                         for _ in range(block.reads):
                             with suppress(StopAsyncIteration):

@@ -3,8 +3,9 @@
 from ._abc import Broker as Broker
 from ._config import NATSConfig as NATSConfig
 from ._dispatcher._dispatcher import Dispatcher as Dispatcher
-from ._dispatcher._future import Future as Future, TaskState as TaskState, Updates as Updates
+from ._dispatcher._future import Future as Future, TaskState as TaskState
 from ._dispatcher._group import TaskGroup as TaskGroup
+from ._dispatcher._updates import Updates as Updates
 from ._envelope import VERSION as VERSION, Status as Status
 from ._errors import (
     AuthenticationError as AuthenticationError,

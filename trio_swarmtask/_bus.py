@@ -174,14 +174,8 @@ class MessageBus(trio.abc.AsyncResource):
         if self._interrupts:
             raise self._interrupts.pop()
 
-    def _check_open(self) -> None:
-        if self._lost is not None:
-            raise fresh(self._lost)
-        if self._closed:
-            raise BusClosedError("the bus is closed; open another one")
-
     def _check_message(self, subject: object, data: object) -> None:
-        self._check_open()
+        check_open(self)
         check_subject(subject)
         if not isinstance(data, bytes):
             raise TypeError(f"data must be bytes, not {shorten(data)}")
@@ -190,6 +184,18 @@ class MessageBus(trio.abc.AsyncResource):
                 f"{len(data)} bytes are more than the {self.max_payload} that the server takes; "
                 "keep large data elsewhere and send a reference"
             )
+
+
+def check_open(bus: MessageBus) -> None:
+    if bus._lost is not None:
+        raise fresh(bus._lost)
+    if bus._closed:
+        raise BusClosedError("the bus is closed; open another one")
+
+
+def background_of(bus: MessageBus) -> trio.Nursery | None:
+    """Where what is to be sent later waits; None: the bus sends nothing over a network."""
+    return bus._nursery
 
 
 def check_callback(name: str, callback: object) -> None:
@@ -218,7 +224,7 @@ class Listener(Source):
         callback: Callable[[BusMessage], None],
         on_close: Callable[[Exception | None], None] | None,
     ) -> None:
-        bus._check_open()
+        check_open(bus)
         check_pattern(subject)
         self.subject = subject
         self.queue = queue
@@ -232,14 +238,14 @@ class Listener(Source):
     async def __aenter__(self) -> None:
         if self._used:
             raise RuntimeError(f"the block of {self.subject!r} was entered before: subscribe again")
-        self._bus._check_open()
+        check_open(self._bus)
         self._used = True
         try:
             await self._bus._attach(self)
             self._bus._listeners[self] = None
             if self._bus._closed:  # in the moment in which the server said yes
                 self.leave(self._bus._lost)
-                self._bus._check_open()
+                check_open(self._bus)
             self._entered = True
         finally:
             self._used = self._entered

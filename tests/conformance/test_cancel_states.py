@@ -6,12 +6,15 @@ That nobody was is known of tasks that are younger than the first worker of thei
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from staff import Waiting
 from swarm import Swarm, until, within
 
 from trio_swarmtask import Message, TaskState
+from trio_swarmtask._dispatcher._future import is_resolved
 from trio_swarmtask._jetstream import _cancel
 
 
@@ -65,7 +68,7 @@ async def test_state_after_the_dispatcher_was_closed(swarm: Swarm) -> None:
     async with swarm.dispatcher() as dispatcher, swarm.dispatcher(name="boss") as boss:
         future = await dispatcher.start("coder", Message())
         await (await boss.attach(future.id)).cancel()
-        await until(future._is_resolved)
+        await until(partial(is_resolved, future))
         await dispatcher.aclose()
     assert future.state == TaskState.UNCONFIRMED
 

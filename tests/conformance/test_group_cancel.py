@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,10 +17,11 @@ from trio_swarmtask import (
     Result,
     Status,
     TaskCancelledError,
-    TaskGroup,
     TaskState,
     TaskTimeoutError,
 )
+from trio_swarmtask._dispatcher._future import is_resolved
+from trio_swarmtask._dispatcher._group import GroupTasks
 from trio_swarmtask._envelope import PAST_DEADLINE
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ async def test_run_that_is_confirmed_is_not_stored_again(
         await dispatcher.run("coder", Message())
         monkeypatch.setattr(dispatcher._core.outbox, "store", store)
         async with dispatcher.open_group() as group:
-            group._nursery.start_soon(group.run, "coder", WAIT)
+            group._tasks.nursery.start_soon(group.run, "coder", WAIT)
             await until(lambda: staff.running and dispatcher.statistics().started == 2)
             group.cancel_scope.cancel()
         assert staff.running == 0
@@ -217,9 +219,9 @@ async def test_child_that_is_begun_while_others_are_stopped(swarm: Swarm) -> Non
             await until(lambda: staff.running)
             group.cancel_scope.cancel()
             with trio.move_on_after(5, shield=True):
-                await until(first._is_resolved)
+                await until(partial(is_resolved, first))
                 second = await group.start("coder", WAIT)
-                await until(group._left.is_set)
+                await until(group._tasks.left.is_set)
                 with pytest.raises(ClosedError, match="this group was left, or cancelled"):
                     await group.start("coder", WAIT)
         assert (first.state, second.state) == (TaskState.STOPPED, TaskState.STOPPED)
@@ -242,14 +244,14 @@ async def test_whoever_cancels_a_child_gives_up(
             future = await group.start("coder", WAIT)
             await until(lambda: staff.running)
             with monkeypatch.context() as patched:
-                patched.setattr(TaskGroup, "_cancel", hang)
-                child = group._children[future]
-                nursery.start_soon(group._stop, child)  # noqa: ASYNC111 - it ends before the block
+                patched.setattr(GroupTasks, "_cancel", hang)
+                child = group._tasks.all[future]
+                nursery.start_soon(group._tasks._stop, child)  # noqa: ASYNC111 - it ends before the block
                 await until(lambda: child.stopping is not None)
             group.cancel_scope.cancel()
             with trio.move_on_after(5, shield=True):
                 await trio.testing.wait_all_tasks_blocked()
-                assert group._children
+                assert group._tasks.all
                 nursery.cancel_scope.cancel()
         assert future.state == TaskState.STOPPED
         assert staff.running == 0

@@ -123,7 +123,7 @@ async def test_closing_a_map_that_nobody_reads_on(swarm: Swarm) -> None:
         with pytest.raises(ClosedError, match="the dispatcher was closed"):
             async with dispatcher.map("coder", [WAIT]) as results:
                 assert isinstance(results, MapResults)
-                await until(lambda: results._group._counts["outstanding"])
+                await until(lambda: results._tasks.counts["outstanding"])
                 await dispatcher.aclose()
         assert await swarm.count_tasks() == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ from trio_swarmtask import (
     TaskTimeoutError,
 )
 from trio_swarmtask._dispatcher import _group
+from trio_swarmtask._dispatcher._future import is_resolved, watch
 from trio_swarmtask._envelope import CANCELLED_BY, CAPABILITY, PAST_DEADLINE
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ async def test_call_from_outside_the_block_that_is_cancelled(
             async with dispatcher.open_group() as group:
                 nursery.start_soon(call_it)
                 await until(lambda: staff.running)
-                (child,) = group._children.values()
+                (child,) = group._tasks.all.values()
                 scope.cancel()
             assert (staff.running, staff.clean_ups) == (0, 1)
             assert child.future.state == TaskState.STOPPED
@@ -138,7 +140,7 @@ async def test_child_of_several_groups_and_a_map(swarm: Swarm) -> None:
 
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", SLOW)
-        future._watch(stumble)
+        watch(future, stumble)
         async with (
             dispatcher.map("coder", [SLOW]) as results,
             dispatcher.open_group() as one,
@@ -351,7 +353,7 @@ async def test_worker_is_asked_until_the_dispatcher_is_closed(swarm: Swarm) -> N
         await until(lambda: staff.running == 2)
         for each in (looked_at_late, future):
             await by_attaching(swarm, each)
-            await until(each._is_resolved)
+            await until(partial(is_resolved, each))
         await future.wait()
         await dispatcher.aclose()
         for each in (looked_at_late, future):
@@ -367,7 +369,7 @@ async def test_id_that_is_another_tasks_by_now_is_let_be(swarm: Swarm) -> None:
     async with swarm.dispatcher() as dispatcher:
         future = await dispatcher.start("coder", SLOW)
         await by_attaching(swarm, future)
-        await until(future._is_resolved)
+        await until(partial(is_resolved, future))
         while await swarm.stored_result("mine") is not None:  # noqa: ASYNC110 - no event
             await trio.sleep(0.1)
         async with swarm.worker() as worker:

@@ -42,7 +42,7 @@ async def test_each_id_has_a_secret_of_its_own(swarm: Swarm) -> None:
             group.cancel_scope.cancel()
         await worker.aclose()
     assert len(set(made)) == len({secret_of(task_id) for task_id in made}) == 341
-    assert secret_of(group._id.replace("-group-", "-")) not in "".join(made)
+    assert secret_of(group._tasks.group_id.replace("-group-", "-")) not in "".join(made)
     keys = {task_id.partition("-")[0] for task_id in made}
     assert len(keys) == 2  # the dispatcher's, and that of the worker's own
 

@@ -70,9 +70,9 @@ async def test_task_that_is_confirmed_late(swarm: Swarm, monkeypatch: pytest.Mon
         async with trio.open_nursery() as nursery, dispatcher.map("coder", late) as results:
             await until(lambda: staff.running)
             assert isinstance(results, MapResults)
-            group = results._group
-            ((future, child),) = group._children.items()
-            nursery.start_soon(group._stop, child)  # noqa: ASYNC111 - it ends after the block
+            tasks = results._tasks
+            ((future, child),) = tasks.all.items()
+            nursery.start_soon(tasks._stop, child)  # noqa: ASYNC111 - it ends after the block
             await tried_again.wait()
         assert future.state == TaskState.STOPPED
         assert staff.running == 0

@@ -319,14 +319,14 @@ class Machine:
                 assert counts.starting == 0
 
     def starter(self) -> Dispatcher | TaskGroup:
-        groups = [group for group, _ in self.groups if not group._left.is_set()]
+        groups = [group for group, _ in self.groups if not group._tasks.left.is_set()]
         return self.pick([*self.dispatchers, *groups, *groups])
 
     async def start(self) -> None:
         by = self.starter()
         with trio.move_on_after(5):
             future = await by.start(self.pick(self.capabilities), self.some_message())
-            holder = by if isinstance(by, Dispatcher) else by._core.futures
+            holder = by if isinstance(by, Dispatcher) else by._tasks.core.futures
             self.futures.append((holder, future))
 
     async def start_too_large(self) -> None:

@@ -3,9 +3,11 @@
 #   _dispatcher  what users call: run, start, attach, map, groups, schedules
 #   _map         many tasks in a row, and their results as they come
 #   _group       tasks that end together
-#   _core        from a message to the broker; the futures by their IDs; how a dispatcher is closed
-#   _future      the result to come of one task, and its progress meanwhile
+#   _core        from a message to the broker; how a dispatcher is closed
+#   _future      results to come, and all of those that a dispatcher waits for
+#   _updates     what is reported of a task meanwhile
 
 from ._dispatcher import Dispatcher as Dispatcher, host_dispatcher as host_dispatcher
-from ._future import Future as Future, TaskState as TaskState, Updates as Updates
+from ._future import Future as Future, TaskState as TaskState
 from ._group import TaskGroup as TaskGroup
+from ._updates import Updates as Updates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 
@@ -11,18 +11,21 @@ from .._check import check_capability, check_count, check_task_id, check_timeout
 from .._schedule import Schedule, check_name, make_plan, read_plans
 from .._util import NoPublicConstructor, open_flat_nursery, shorten
 from ._core import Chain, Core, Starter
-from ._group import Orphans, open_group
+from ._future import is_resolved, park, take
+from ._group import GroupTasks, Orphans, TaskGroup, open_group
 from ._map import check_messages, open_map
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
     from datetime import datetime, timedelta
 
     from .._abc import Broker, Outbox, ResultListener
     from .._message import Message, Result
     from .._statistics import DispatcherStatistics
     from ._future import Future
-    from ._group import OnFailure, TaskGroup
+    from ._group import OnFailure
+
+T = TypeVar("T")
 
 
 @final
@@ -60,11 +63,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
         try:
             tried = start.own and starter.begin(start)
             if tried:
-                await future._park()
-            if not future._is_resolved():
+                await park(future)
+            if not is_resolved(future):
                 await starter.store(start, tried=tried)
                 return await future.wait()
-            return future._take()
+            return take(future)
         finally:
             self._core.futures.release(future)
 
@@ -220,15 +223,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
           ClosedError: if this dispatcher is closed.
           BrokerError: if there can be no lease.
         """
-        self._core.check_open()
-        if orphans not in ("finish", "cancel"):
-            raise ValueError(f"orphans must be 'finish' or 'cancel', not {shorten(orphans)}")
-        if on_failure not in ("cancel", "collect"):
-            raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
-        group_id = self._core.make_id("group-")
-        parent = self._parent if parent is None else parent
-        grace = check_timeout(grace, "grace")
-        return open_group(self._core, self._starter, group_id, parent, on_failure, grace, orphans)
+        return self._open_group(TaskGroup._create, parent, on_failure, grace, orphans)
 
     def map(
         self,
@@ -270,7 +265,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
         check_capability(capability)
         check_messages(messages)
         check_count("limit", limit)
-        opening = self.open_group(parent=parent, on_failure="collect", grace=grace, orphans=orphans)
+        opening = self._open_group(_as_is, parent, "collect", grace, orphans)
         return open_map(opening, capability, messages, limit, ordered=ordered)
 
     def statistics(self) -> DispatcherStatistics:
@@ -301,6 +296,26 @@ class Dispatcher(metaclass=NoPublicConstructor):
         await self._core.close()
         await trio.lowlevel.checkpoint()
 
+    def _open_group(
+        self,
+        show: Callable[[GroupTasks], T],
+        parent: Message | None,
+        on_failure: OnFailure,
+        grace: float,
+        orphans: Orphans,
+    ) -> AbstractAsyncContextManager[T]:
+        self._core.check_open()
+        if orphans not in ("finish", "cancel"):
+            raise ValueError(f"orphans must be 'finish' or 'cancel', not {shorten(orphans)}")
+        if on_failure not in ("cancel", "collect"):
+            raise ValueError(f"on_failure must be 'cancel' or 'collect', not {shorten(on_failure)}")
+        group_id = self._core.make_id("group-")
+        parent = self._parent if parent is None else parent
+        grace = check_timeout(grace, "grace")
+        return open_group(
+            show, self._core, self._starter, group_id, parent, on_failure, grace, orphans
+        )
+
     def _check_own(self) -> None:
         if self._parent is not None:
             raise RuntimeError(
@@ -308,9 +323,14 @@ class Dispatcher(metaclass=NoPublicConstructor):
                 "nothing is to be closed here"
             )
 
-    def _below(self, message: Message) -> Dispatcher:
-        """A view of this one, for the task that ``message`` is: see `CurrentTask.dispatcher`."""
-        return Dispatcher._create(self._core, message)
+
+def _as_is(tasks: GroupTasks) -> GroupTasks:
+    return tasks
+
+
+def below(dispatcher: Dispatcher, message: Message) -> Dispatcher:
+    """A view of a worker's own, for the task that ``message`` is: see `CurrentTask.dispatcher`."""
+    return Dispatcher._create(dispatcher._core, message)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-# The dispatcher's hold on a result to come, and what it hears of the task's progress meanwhile.
+# Results to come, and all of those that a dispatcher waits for.
 #
 # A future is resolved once, by the bytes of the stored result or by an error, and keeps that for
 # good. The bytes are decoded by the first `wait`: a result that nobody waits for costs nothing.
@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import enum
 import logging
-from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from .._abc import ResultListener, Stop
 from .._envelope import Status
-from .._errors import (
-    BrokerError,
-    ClosedError,
-    InvalidMessageError,
-    InvalidResultError,
-    SwarmTaskError,
-)
-from .._message import Result
-from .._record import Result as Record, ResultStatus, decode
-from .._sync import Lifetime, LossyBuffer
+from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
+from .._message import Result, encode_cancelled, find_capability
 from .._util import NoPublicConstructor, fresh, shorten
+from ._updates import Updates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Callable, Collection
 
-    from .._abc import Source
+    from .._abc import Outbox, Source
 
 logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
 
@@ -52,21 +43,6 @@ class TaskState(enum.StrEnum):
     """It was cancelled, and its handler may be cleaning up, or run on: nobody says otherwise."""
 
 
-class Holder(ABC):
-    """What a future needs of the dispatcher that holds it."""
-
-    @abstractmethod
-    async def cancel(self, future: Future, grace: float) -> bool:
-        """Cancel its task and wait so many seconds for the handler; whether that runs no more."""
-
-    def ask(self, future: Future) -> None:  # noqa: B027 - where nobody can be asked, it is nothing
-        """Find out whether the handler of a task that another has cancelled runs no more."""
-
-    @abstractmethod
-    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
-        """See `CanFollow.follow`."""
-
-
 @final
 class Future(metaclass=NoPublicConstructor):
     """One task's result to come. Made by `Dispatcher.start`."""
@@ -77,7 +53,7 @@ class Future(metaclass=NoPublicConstructor):
         "_data",
         "_error",
         "_expected",
-        "_holder",
+        "_futures",
         "_holders",
         "_id",
         "_never_delayed",
@@ -89,10 +65,10 @@ class Future(metaclass=NoPublicConstructor):
         "_watchers",
     )
 
-    def __init__(self, task_id: str, capability: str | None, holder: Holder) -> None:
+    def __init__(self, task_id: str, capability: str | None, futures: Futures) -> None:
         self._id = task_id
         self._capability = capability
-        self._holder = holder
+        self._futures = futures
         self._data: bytes | None = None
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
@@ -107,7 +83,7 @@ class Future(metaclass=NoPublicConstructor):
         self._receipt = b""  # `NewTask.receipt`
 
     def __repr__(self) -> str:
-        return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"
+        return f"<Future of task {self._id}, {'resolved' if is_resolved(self) else 'waiting'}>"
 
     @property
     def id(self) -> str:
@@ -121,7 +97,7 @@ class Future(metaclass=NoPublicConstructor):
         Raises:
           RuntimeError: if it is not here yet.
         """
-        if not self._is_resolved():
+        if not is_resolved(self):
             raise RuntimeError(f"task {self._id} has no result yet; await the future's wait()")
         return self._look()
 
@@ -133,9 +109,9 @@ class Future(metaclass=NoPublicConstructor):
         has ended, when its result is first looked at, here or by `wait` or `result`. Until there is
         an answer, it is ``unconfirmed``.
         """
-        if not self._is_resolved() or self._is_failed():
+        if not is_resolved(self) or is_failed(self):
             return TaskState.OUTSTANDING
-        if not self._was_cancelled():
+        if not was_cancelled(self):
             return TaskState.ENDED
         self._look()
         return TaskState.STOPPED if self._stopped else TaskState.UNCONFIRMED
@@ -154,12 +130,10 @@ class Future(metaclass=NoPublicConstructor):
           ClosedError: if the dispatcher was closed before the result came.
           BrokerError: if the server was lost for good before the result came.
         """
-        if self._is_resolved():
+        if is_resolved(self):
             await trio.lowlevel.checkpoint()
-        while (
-            not self._is_resolved()
-        ):  # or `Starter.store_soon` woke it, which has a task more to do
-            await self._park()
+        while not is_resolved(self):  # or `Starter.store_soon` woke it, which has a task more to do
+            await park(self)
         return self._look()
 
     async def cancel(self) -> None:
@@ -175,7 +149,7 @@ class Future(metaclass=NoPublicConstructor):
           ClosedError: if the dispatcher is closed, unless the result is here.
           BrokerError: if the server is lost for good, or does not permit it.
         """
-        await self._holder.cancel(self, 0.0)
+        await self._futures.cancel(self, 0.0)
 
     def updates(self) -> Updates:
         """What the task's handler reports: ``async for update in future.updates()``.
@@ -193,78 +167,38 @@ class Future(metaclass=NoPublicConstructor):
           BrokerError: from the iteration or the block, as it begins: if the server does not permit
             this user to subscribe to ``results.<task id>``.
         """
-        return Updates._create(self, self._holder.follow)
+        return Updates._create(
+            self._id,
+            self._futures.follow,
+            partial(is_resolved, self),
+            partial(watch, self),
+            partial(unwatch, self),
+        )
 
     # The dispatcher's half
-
-    def _take(self) -> Result:
-        """What it was resolved by."""
-        if self._result is None and self._error is None:
-            self._decode()
-        if self._error is not None:
-            raise fresh(self._error) from self._error
-        assert self._result is not None
-        return self._result
 
     def _resolve(self, data: bytes) -> None:
         """Take the bytes of the stored result; only the first resolution counts."""
         if self._data is None and self._result is None and self._error is None:
             self._data = data
             if self._waiting:
-                self._wake()
+                wake(self)
             if self._watchers:
                 self._tell_watchers()
 
     def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
-        if not self._is_resolved():
+        if not is_resolved(self):
             self._error = error
-            self._wake()
+            wake(self)
             self._tell_watchers()
 
     def _look(self) -> Result:
         """What it was resolved by, for somebody who may want to know more."""
-        result = self._take()
+        result = take(self)
         if result.status is Status.FAILED and self._stopped is None and result.cancelled_by:
-            self._holder.ask(self)
+            self._futures.ask(self)
         return result
-
-    def _was_cancelled(self) -> bool:
-        """Whether it is resolved by the result of a task that was cancelled."""
-        if self._data is not None:
-            self._decode()
-        return self._result is not None and self._result.cancelled_by != ""
-
-    def _is_failed(self) -> bool:
-        """Whether it can get no result any more."""
-        return isinstance(self._error, ClosedError | BrokerError)
-
-    def _is_resolved(self) -> bool:
-        return self._data is not None or self._result is not None or self._error is not None
-
-    async def _park(self) -> None:
-        # As trio.Event does it, without one for each of the many futures that one task waits for.
-        task = trio.lowlevel.current_task()
-        self._waiting.append(task)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def _wake(self) -> None:
-        for task in self._waiting:
-            trio.lowlevel.reschedule(task)
-        self._waiting.clear()
-
-    def _watch(self, watcher: Callable[[Future], None]) -> None:
-        """Call it when the task has a result, or can't get one any more."""
-        self._watchers += (watcher,)
-
-    def _unwatch(self, watcher: Callable[[Future], None]) -> None:
-        if self._watchers:
-            self._watchers = tuple(one for one in self._watchers if one != watcher)
 
     def _tell_watchers(self) -> None:
         while self._watchers:  # one may take away another
@@ -291,103 +225,332 @@ class Future(metaclass=NoPublicConstructor):
         self._data = None
 
 
+# What the others of this folder ask of a future: functions, for its users are to see none of that.
+
+
+def take(future: Future) -> Result:
+    """What it was resolved by."""
+    if future._result is None and future._error is None:
+        future._decode()
+    if future._error is not None:
+        raise fresh(future._error) from future._error
+    assert future._result is not None
+    return future._result
+
+
+def result_of(future: Future) -> Result | None:
+    """What `take` would give, or has given; None if it would raise, or was not called yet."""
+    return future._result
+
+
+def was_cancelled(future: Future) -> bool:
+    """Whether it is resolved by the result of a task that was cancelled."""
+    if future._data is not None:
+        future._decode()
+    return future._result is not None and future._result.cancelled_by != ""
+
+
+def is_failed(future: Future) -> bool:
+    """Whether it can get no result any more."""
+    return isinstance(future._error, ClosedError | BrokerError)
+
+
+def is_resolved(future: Future) -> bool:
+    return future._data is not None or future._result is not None or future._error is not None
+
+
+async def park(future: Future) -> None:
+    # As trio.Event does it, without one for each of the many futures that one task waits for.
+    task = trio.lowlevel.current_task()
+    future._waiting.append(task)
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        future._waiting.remove(task)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+def wake(future: Future) -> None:
+    for task in future._waiting:
+        trio.lowlevel.reschedule(task)
+    future._waiting.clear()
+
+
+def was_cancelled_here(future: Future) -> bool:
+    """Whether this dispatcher has cancelled it, or asked about it; from now on it has."""
+    if future._stopped is not None:
+        return True
+    future._stopped = False
+    return False
+
+
+def watch(future: Future, watcher: Callable[[Future], None]) -> None:
+    """Call it when the task has a result, or can't get one any more."""
+    future._watchers += (watcher,)
+
+
+def unwatch(future: Future, watcher: Callable[[Future], None]) -> None:
+    if future._watchers:
+        future._watchers = tuple(one for one in future._watchers if one != watcher)
+
+
 # As `Future._create`, which is not for users, without a frame for each future.
 make_future: Final = partial(type.__call__, Future)
 
-# Progress is heard by no generator, and no task: an object that anybody may drop half way. Its
-# subscription ends with the future that it is of, whichever way that ends, or before, when it is
-# closed.
 
-# Reports that wait for a slow reader.
-_BUFFER_SIZE: Final = 16
+# Invariant: the futures of a dispatcher hold each from before its task is published until it is
+# resolved, failed, or given up by everyone who held it.
+#
+# A task may be cancelled by others: its result says so, and its handler may be cleaning up still.
+# The groups here wait for its end as for what they cancel themselves. Where no group has the task,
+# its worker is asked when somebody first looks at the result; a result that nobody looks at, and
+# one that says anything else, costs nothing. Whoever asks cancels it once more, which changes
+# nothing, and finishes what the other may have left half done: it may have died. But much later the
+# ID may be that of another task; so the result is looked up first.
+
+# For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
+# that; it is for a worker that has died meanwhile.
+_CLEAN_UP_SECONDS: Final = 600.0
 
 
-@final
-class Updates(metaclass=NoPublicConstructor):
-    """What the handler of a task reports, as it comes. Made by `Future.updates`.
-
-    ``async for`` it, or ``async with`` it first to end it before the task does.
-    """
+class _Stop(Stop):
+    """A future whose task is cancelled together with others."""
 
     def __init__(
-        self, future: Future, follow: Callable[[str, Callable[[bytes], None]], Source]
-    ) -> None:
-        self._future = future
-        self._source = follow(future.id, self._hear)
-        self._buffer: LossyBuffer[Record] = LossyBuffer(_BUFFER_SIZE)
-        self._lifetime = Lifetime()
-        self._entering = trio.Lock()
-        self._entered = False
-        self._has_told = False
-
-    async def aclose(self) -> None:
-        """End the iteration now; what was not read is dropped."""
-        self._close()
-        await trio.lowlevel.checkpoint()
-
-    async def __aenter__(self) -> Self:
-        await self._enter()
-        return self
-
-    async def __aexit__(
         self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        futures: Futures,
+        future: Future,
+        capability: str,
+        result: bytes,
+        on_left: Callable[[Future], object],
     ) -> None:
-        self._close()
+        self.capability = capability
+        self.task_id = future.id
+        self.receipt = future._receipt
+        self.result = result
+        self._futures = futures
+        self._future = future
+        self._on_left = on_left
 
-    def __aiter__(self) -> Self:
-        return self
+    def stored(self) -> None:
+        self._futures._resolve(self._future, self.result)
 
-    async def __anext__(self) -> Record:
-        if not self._entered:
-            await self._enter()
-        return await self._buffer.get()
+    def stopped(self, stopped: bool | None) -> None:
+        _note(self._future, stopped)
 
-    async def _enter(self) -> None:
-        async with self._entering:  # several tasks may begin to read
-            if self._entered or self._lifetime.is_over:
-                return
-            if self._future._is_resolved():
-                self._end()
-                return
-            self._future._watch(self._on_future_end)
-            try:
-                await self._lifetime.run(self._source.__aenter__)
-                self._entered = True
-            except SwarmTaskError:
-                if not self._lifetime.is_over:  # else it ends as the future does, which says why
-                    raise
-            finally:
-                if not self._entered:
-                    self._future._unwatch(self._on_future_end)
-                elif self._lifetime.is_over:  # in the moment in which it began
-                    self._source.end()
+    def left(self) -> None:
+        self._on_left(self._future)
 
-    def _hear(self, data: bytes) -> None:
+
+def _note(future: Future, stopped: bool | None) -> None:
+    # Another call may know more, unless a worker has told this one that it runs.
+    future._stopped = stopped or (stopped is None and future._stopped is True)
+
+
+class Futures(ResultListener):
+    """Futures that wait for their results, by task."""
+
+    def __init__(
+        self,
+        name: str,
+        outbox: Outbox,
+        asking: trio.Nursery,
+        on_lost: Callable[[BrokerError], None],
+    ) -> None:
+        self.waiting: dict[str, Future] = {}
+        # See `DispatcherStatistics`.
+        self.started = self.starting = self.attached = self.resolved = self.given_up = 0
+        self.outbox = outbox
+        self.asking: trio.Nursery | None = asking  # until the dispatcher is closed
+        self._name = name
+        self._on_lost = on_lost
+        self._none_waiting = trio.Event()
+
+    # What the broker tells
+
+    def result_stored(self, task_id: str, data: bytes) -> None:
+        future = self.waiting.pop(task_id, None)
+        if future is not None:
+            if future._starting:
+                self.confirm(future)  # it is stored, whatever the broker has said of that
+            self.resolved += 1
+            future._resolve(data)
+            self._let_go(future)
+
+    def outstanding(self) -> Collection[str]:
+        return self.waiting
+
+    def broker_lost(self, error: BrokerError) -> None:
+        self._on_lost(error)
+
+    def own_ids_unheard(self) -> None:
+        for future in self.waiting.values():
+            future._expected = True
+            self.outbox.expect(future.id)
+
+    # Holding
+
+    def hold(
+        self,
+        task_id: str,
+        capability: str | None,
+        *,
+        attached: bool = False,
+        never_delayed: bool = False,
+    ) -> Future:
+        """The future of a task, for one more holder."""
+        future = self.waiting.get(task_id)
+        if future is None:
+            future = make_future(task_id, capability, self)
+            self.waiting[task_id] = future
+            future._starting = not attached
+            self.starting += future._starting
+            self.attached += attached
+        elif not attached and future._capability != capability:
+            future._capability = None  # which of them the task has is to be looked up
+        if not attached:
+            future._never_delayed = never_delayed
+        future._holders += 1
+        return future
+
+    def share(self, future: Future) -> None:
+        """One more holder."""
+        future._holders += 1
+
+    def doubt_capability(self, future: Future) -> None:
+        """Its task may be another capability's: which, is to be looked up."""
+        future._capability = None
+
+    def confirm(self, future: Future, receipt: bytes = b"") -> None:
+        """It is started, for sure; ``receipt`` is that of the task, if it is known."""
+        future._receipt = receipt or future._receipt
+        if future._starting:  # else it was known before, or nobody holds it any more
+            future._starting = False
+            self.starting -= 1
+            self.started += 1
+
+    def expect(self, future: Future) -> None:
+        """See that its result is heard, whatever its ID."""
+        if not future._expected:
+            future._expected = True
+            self.outbox.expect(future.id)
+
+    async def look_up(self, future: Future) -> bool:
+        """Resolve it if its result is stored."""
+        data = await self.outbox.fetch(future.id)
+        if data is None:
+            return False
+        self._resolve(future, data)
+        return True
+
+    def release(self, future: Future) -> None:
+        """One holder less."""
+        future._holders -= 1
+        if future._holders == 0 and self.waiting.get(future.id) is future:
+            self._give_up(future)
+
+    async def cancel(self, future: Future, grace: float) -> bool:
+        """See `Future.cancel`; then wait for the handler's clean-up, for ``grace`` seconds."""
+        if is_failed(future):
+            assert future._error is not None
+            await trio.lowlevel.checkpoint()
+            raise fresh(future._error)
+        if is_resolved(future):
+            await trio.lowlevel.checkpoint()
+        else:
+            future._stopped = False
+            # The result is to say it: once the task is out of the queue, only those who know it can
+            # ask its worker.
+            future._capability = future._capability or await self.outbox.find(future.id)
+            result = encode_cancelled(future.id, self._name, future._capability)
+            self._resolve(future, await self.outbox.store_result(future.id, result))
+        stopped = not was_cancelled(future) or await self._stop(future, grace)
+        _note(future, stopped)
+        return bool(stopped)
+
+    async def cancel_many(
+        self, futures: Collection[Future], grace: float, on_left: Callable[[Future], object]
+    ) -> None:
+        """As `cancel`, of many that have no result; ``on_left`` is told those it is to be done for.
+
+        In any order, each as soon as that is known.
+        """
+        stops = []
+        for future in futures:
+            capability = future._capability
+            if future._never_delayed and capability is not None:
+                future._stopped = False
+                result = encode_cancelled(future.id, self._name, capability)
+                stops.append(_Stop(self, future, capability, result, on_left))
+            else:
+                on_left(future)
+        await self.outbox.stop_many(stops, grace)
+
+    async def _stop(self, future: Future, grace: float) -> bool | None:
+        if future._capability is None:  # where it is counts for more than what the result says
+            assert future._result is not None
+            found = await self.outbox.find(future.id)
+            future._capability = found or find_capability(future._result)
+        return await self.outbox.stop(
+            future._capability, future.id, grace, never_delayed=future._never_delayed
+        )
+
+    def ask(self, future: Future) -> None:
+        future._stopped = False
+        assert future._result is not None
+        future._capability = future._capability or find_capability(future._result)
+        if self.asking is not None:
+            self.asking.start_soon(self._ask, future)
+
+    async def _ask(self, future: Future) -> None:
         try:
-            record = decode(data, self._future.id)
-        except InvalidResultError as exc:
-            if not self._has_told:
-                self._has_told = True
-                logger.error("skipped what came as progress of task %s: %s", self._future.id, exc)
-            return
-        if record.status is ResultStatus.PENDING:
-            self._buffer.put(record)
+            data = await self.outbox.fetch(future.id)
+            if data is not None and Result.decode(data) == future._result:
+                await self.cancel(future, _CLEAN_UP_SECONDS)
+        except SwarmTaskError as exc:
+            logger.debug("can't ask whether task %s has ended: %s", future.id, exc)
 
-    def _on_future_end(self, _: Future) -> None:
-        self._end()
+    def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
+        return self.outbox.follow(task_id, on_report)
 
-    def _close(self) -> None:
-        self._end(discard=True)
+    def forget(self, future: Future) -> None:
+        """See `Dispatcher.forget`."""
+        if self.waiting.get(future.id) is future:
+            self.release(future)
+            if future._holders == 0:
+                future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
 
-    def _end(self, *, discard: bool = False) -> None:
-        self._future._unwatch(self._on_future_end)
-        self._buffer.end(discard=discard)
-        self._source.end()
-        self._lifetime.end(partial(_Ended, "the task has ended"))
+    def fail_all(self, error: SwarmTaskError) -> int:
+        """End every wait; how many futures there were."""
+        count = len(self.waiting)
+        for future in list(self.waiting.values()):
+            self._give_up(future)
+            future._fail(error)
+        return count
 
+    async def wait_none(self) -> None:
+        """Wait until there is none."""
+        while self.waiting:
+            if self._none_waiting.is_set():
+                self._none_waiting = trio.Event()
+            await self._none_waiting.wait()
 
-class _Ended(SwarmTaskError):
-    """Never seen by users."""
+    def _resolve(self, future: Future, data: bytes) -> None:
+        self.result_stored(future.id, data)
+        future._resolve(data)  # also if it was released meanwhile
+
+    def _give_up(self, future: Future) -> None:
+        del self.waiting[future.id]
+        if future._starting:
+            future._starting = False
+            self.starting -= 1
+        else:
+            self.given_up += 1
+        self._let_go(future)
+
+    def _let_go(self, future: Future) -> None:
+        if not self.waiting:
+            self._none_waiting.set()
+        if future._expected:
+            self.outbox.forget(future.id)

@@ -36,7 +36,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, final
 
 import trio
 
@@ -46,6 +46,7 @@ from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
 from .._util import NoPublicConstructor
 from ._core import Chain
+from ._future import is_failed, is_resolved, take, unwatch, was_cancelled, was_cancelled_here, watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from ._future import Future
 
 logger: Final = logging.getLogger("trio_swarmtask.group")
+
+T = TypeVar("T")
 
 # Seconds after a deadline in which a scope that has the same one is cancelled for sure.
 SAME_TIME: Final = 0.1
@@ -139,155 +142,83 @@ class Child:
     def watch(self, watcher: Callable[[Future], None]) -> None:
         """Call it when the task has a result, or can't get one any more, unless let go before."""
         self._watchers.append(watcher)
-        self.future._watch(watcher)
+        watch(self.future, watcher)
 
     def unwatch(self) -> None:
         """Nobody here is to hear of it any more."""
         for watcher in self._watchers:
-            self.future._unwatch(watcher)
+            unwatch(self.future, watcher)
 
     def is_over(self) -> bool:
         """Whether nothing of it is to be waited for."""
-        return self.future._is_resolved() and self.stopping is None and not self.cut_off
+        return is_resolved(self.future) and self.stopping is None and not self.cut_off
 
 
-@final
-class TaskGroup(metaclass=NoPublicConstructor):
-    """Tasks that end together. Made by `Dispatcher.open_group`.
-
-    Safe to use from any number of tasks of one Trio run, until the block is left.
-    """
+class GroupTasks:
+    """The tasks of a group, and what its block is to hear of them."""
 
     def __init__(
         self,
         core: Core,
         starter: Starter,
         nursery: trio.Nursery,
-        task_id: str,
+        group_id: str,
         parent: Message | None,
         on_failure: OnFailure,
         grace: float,
         lease: Lease | None,
     ) -> None:
-        self._core = core
-        self._starter = starter
-        self._nursery = nursery
-        self._id = task_id
-        self._chain = Chain.begin(task_id) if parent is None else Chain.below(parent)
+        self.core = core
+        self.starter = starter
+        self.nursery = nursery
+        self.group_id = group_id
+        self._chain = Chain.begin(group_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
-        self._time_to_stop = _TELLING + grace
+        self.time_to_stop = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
-        self._children: dict[Future, Child] = {}  # that are not over
-        self._counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        self.all: dict[Future, Child] = {}  # that are not over
+        self.counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
         self._is_stopping = False  # all children, for it was cancelled
         self._ended_by: SwarmTaskError | None = None  # for the dispatcher was closed, or lost
-        self._left = trio.Event()
+        self.left = trio.Event()
         self._all_ended = trio.Event()
 
-    def __repr__(self) -> str:
-        return f"<TaskGroup {self._id!r}, {len(self._children)} outstanding>"
-
-    @property
-    def cancel_scope(self) -> trio.CancelScope:
-        """The scope of the block. Cancelling it cancels every task of the group."""
-        return self._nursery.cancel_scope
-
-    def statistics(self) -> GroupStatistics:
-        """Counts at this moment."""
-        return GroupStatistics(started=sum(self._counts.values()), **self._counts)
-
-    async def start(
-        self, capability: str, message: Message, *, not_before: datetime | None = None
-    ) -> Future:
-        """As `Dispatcher.start`; the task belongs to the group from now on.
-
-        A blank ``parent``, ``root`` and ``correlation_id`` are filled in a copy of the message. If
-        cancelled, the task is cancelled.
-
-        Raises:
-          ClosedError: if the block was left or has been cancelled, or the dispatcher is closed.
-          And what else `Dispatcher.start` raises.
-        """
-        start, child = self._begin(capability, message, math.inf, not_before)
-        try:
-            await self._store(start, child)
-        except BaseException:
-            self._core.futures.release(start.future)
-            raise
-        return start.future
-
-    async def run(self, capability: str, message: Message) -> Result:
-        """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
-
-        That is waited for, as for any call in Trio: until its handler has cleaned up, or for the
-        group's ``grace``. A result that is not a success ends the group as that of any other task,
-        and this call by the cancellation; with ``on_failure="collect"`` it is returned.
-
-        Raises:
-          What `start` and `Future.wait` raise.
-        """
-        start, child = self._begin(capability, message, trio.current_effective_deadline())
-        future = start.future
-        child.runs += 1
-        try:
-            tried = start.own and await self._starter.store_soon(start, child.confirm)
-            if not future._is_resolved():
-                await self._store(start, child, tried=tried)
-                await future.wait()
-            child.confirm()
-            result = future._take()
-            if result.status is not Status.SUCCESS:
-                if was_cut_off(result, start.task.deadline):
-                    await trio.sleep_until(start.task.deadline + SAME_TIME)
-                self._count_cut_off(child, result)  # the scopes of this call have more time
-            await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
-            return result
-        except trio.Cancelled:
-            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
-            raise
-        finally:
-            child.runs -= 1
-            if not child.runs and child.cut_off:
-                child.cut_off = False  # what it counts as is decided
-                self._let_go_if_over(child)
-            self._core.futures.release(future)
-
-    def _begin(
+    def begin(
         self,
         capability: str,
         message: Message,
         deadline: float,
         not_before: datetime | None = None,
     ) -> tuple[Start, Child]:
-        if self._left.is_set():
+        if self.left.is_set():
             raise ClosedError("this group was left, or cancelled; open another one to start tasks")
-        self._core.check_open()
-        deadline = min(deadline, self._deadline, self._nursery.cancel_scope.deadline)
-        start = self._starter.prepare(
+        self.core.check_open()
+        deadline = min(deadline, self._deadline, self.nursery.cancel_scope.deadline)
+        start = self.starter.prepare(
             capability,
             self._chain.fill(message),
             deadline,
-            self._id if self._lease else "",
+            self.group_id if self._lease else "",
             not_before=not_before,
         )
         future = start.future
-        child = self._children.get(future)
+        child = self.all.get(future)
         if child is None:
-            child = self._children[future] = Child(start)
-            self._counts[child.count] += 1
+            child = self.all[future] = Child(start)
+            self.counts[child.count] += 1
             child.watch(self._on_end)
-            future._holders += 1  # the group, until `_let_go`
+            self.core.futures.share(future)  # the group's, until `_let_go`
         elif child.unconfirmed:
             child.unconfirmed += (start.task,)
         return start, child
 
-    async def _store(self, start: Start, child: Child, *, tried: bool = False) -> None:
+    async def store(self, start: Start, child: Child, *, tried: bool = False) -> None:
         try:
-            await self._starter.store(start, tried=tried)
+            await self.starter.store(start, tried=tried)
         except trio.Cancelled:
-            await self._stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
+            await self.stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
         except Exception:
             if child.unconfirmed:
@@ -302,99 +233,98 @@ class TaskGroup(metaclass=NoPublicConstructor):
 
     def _on_end(self, future: Future) -> None:
         """A child has a result, or can't get one any more."""
-        child = self._children[future]
+        child = self.all[future]
         child.confirm()
         try:
-            result = future._take()
+            result = take(future)
             if result.status is Status.SUCCESS:
                 self._count(child, "succeeded")
             elif was_cut_off(result, child.deadline):
                 self._count(child, "cancelled")
                 child.cut_off = True
                 if not child.runs:
-                    self._nursery.start_soon(self._await_deadline, child, result)
+                    self.nursery.start_soon(self._await_deadline, child, result)
             else:
                 result.raise_for_status()
         except SwarmTaskError as exc:
-            if future._is_failed():
+            if is_failed(future):
                 self._count(child, "failed")
                 self._end_by(exc)
                 return
-            if not future._was_cancelled():
+            if not was_cancelled(future):
                 self._count_failure(child, exc)
                 return
-            if future._stopped is None:  # not here
-                future._stopped = False
-                self._count_failure(child, exc)
-            else:
+            if was_cancelled_here(future):
                 self._count(child, "cancelled")
+            else:
+                self._count_failure(child, exc)
             if child.stopping is None:  # it is somebody who does not wait for its end
                 child.stopping = trio.Event()
-                self._nursery.start_soon(self._wait_stopped, child)
+                self.nursery.start_soon(self._wait_stopped, child)
         finally:
-            self._let_go_if_over(child)
+            self.let_go_if_over(child)
 
     async def _await_deadline(self, child: Child, result: Result) -> None:
         """A child was cut off by the deadline of a scope here, which is about to pass."""
         await trio.sleep_until(child.deadline + SAME_TIME)
-        self._count_cut_off(child, result)  # that scope was given more time
+        self.count_cut_off(child, result)  # that scope was given more time
 
-    def _count_cut_off(self, child: Child, result: Result) -> None:
+    def count_cut_off(self, child: Child, result: Result) -> None:
         """A child that was cut off has failed, for somebody here has more time than it had."""
         if child.cut_off:
             child.cut_off = False
             self._count_failure(child, TaskTimeoutError(result))
-            self._let_go_if_over(child)
+            self.let_go_if_over(child)
 
     def _count_failure(self, child: Child, exc: SwarmTaskError) -> None:
         self._count(child, "failed")
         if self._cancels_on_failure:
-            self._nursery.start_soon(_raise, exc)
-            self._nursery.cancel_scope.cancel()
+            self.nursery.start_soon(_raise, exc)
+            self.nursery.cancel_scope.cancel()
 
     def _count(self, child: Child, count: str) -> None:
         """A child counts as something else from now on."""
-        self._counts[child.count] -= 1
-        self._counts[count] += 1
+        self.counts[child.count] -= 1
+        self.counts[count] += 1
         child.count = count
 
-    def _let_go_if_over(self, child: Child) -> None:
-        if child.is_over() and child.future in self._children:
+    def let_go_if_over(self, child: Child) -> None:
+        if child.is_over() and child.future in self.all:
             self._let_go(child)
 
     def _let_go(self, child: Child) -> None:
-        del self._children[child.future]
+        del self.all[child.future]
         child.confirm()
-        if not child.future._is_resolved():
+        if not is_resolved(child.future):
             child.unwatch()
         child.cut_off = False
-        self._core.futures.release(child.future)
-        if not self._children:
+        self.core.futures.release(child.future)
+        if not self.all:
             self._all_ended.set()
 
-    async def _keep(self) -> None:
+    async def keep(self) -> None:
         try:
-            await self._left.wait()
-            while self._children:
+            await self.left.wait()
+            while self.all:
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
         finally:
             self._is_stopping = True
             await self._stop_all()  # noqa: ASYNC102 - it has a shield
-            self._left.set()  # nobody would cancel a child that is begun from here on
-            for child in list(self._children.values()):
+            self.left.set()  # nobody would cancel a child that is begun from here on
+            for child in list(self.all.values()):
                 self._let_go(child)  # and no longer waited for
-            self._core.groups.discard(self)
+            self.core.groups.discard(self)
             if self._lease is not None:
                 self._lease.end()
             if self._ended_by is not None and not self._cancels_on_failure:
-                self._nursery.start_soon(_raise, self._ended_by)
+                self.nursery.start_soon(_raise, self._ended_by)
 
     async def _stop_all(self) -> None:
         """Cancel the children, and wait until their handlers have ended, if that can be had."""
-        with trio.move_on_after(self._time_to_stop, shield=True):
+        with trio.move_on_after(self.time_to_stop, shield=True):
             told: set[Child] = set()
-            while new := set(self._children.values()) - told:  # begun while others were stopped
+            while new := set(self.all.values()) - told:  # begun while others were stopped
                 told |= new
                 async with trio.open_nursery() as nursery:
                     together: dict[Future, Child] = {}
@@ -402,7 +332,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
                         if (
                             child.unconfirmed
                             or child.stopping is not None
-                            or child.future._is_resolved()
+                            or is_resolved(child.future)
                         ):
                             nursery.start_soon(self._stop, child)
                         else:
@@ -418,14 +348,14 @@ class TaskGroup(metaclass=NoPublicConstructor):
             nursery.start_soon(self._finish_stopping, children.pop(future))
 
         try:
-            await self._core.futures.cancel_many(list(children), self._grace, on_left)
+            await self.core.futures.cancel_many(list(children), self._grace, on_left)
         finally:
             for child in children.values():
                 self._end_stopping(child)
 
-    async def _close(self, error: SwarmTaskError) -> None:
+    async def close(self, error: SwarmTaskError) -> None:
         """The dispatcher is about to be closed, with ``error``; nothing is begun any more."""
-        if self._counts["outstanding"] and not self._is_stopping:
+        if self.counts["outstanding"] and not self._is_stopping:
             self._end_by(error)
         await self._stop_all()
 
@@ -434,30 +364,30 @@ class TaskGroup(metaclass=NoPublicConstructor):
         if self._ended_by is None:
             self._ended_by = error
             if self._cancels_on_failure:
-                self._nursery.start_soon(_raise, error)
-                self._nursery.cancel_scope.cancel()
+                self.nursery.start_soon(_raise, error)
+                self.nursery.cancel_scope.cancel()
 
     async def _stop(self, child: Child) -> None:
         """Cancel a child, and wait until its handler has ended."""
         while child.stopping is not None:  # by its `run` or `start`, which may give up before
             await child.stopping.wait()
-        if not child.future._is_resolved():
+        if not is_resolved(child.future):
             child.stopping = trio.Event()
             await self._finish_stopping(child)
 
-    async def _stop_for_caller(self, child: Child) -> None:
+    async def stop_for_caller(self, child: Child) -> None:
         """Its `run` or `start` was cancelled."""
-        with trio.move_on_after(self._time_to_stop, shield=True):
+        with trio.move_on_after(self.time_to_stop, shield=True):
             # The keeper, if it was cancelled with it, is to stop this child with all the others.
             await trio.lowlevel.checkpoint()
             await self._stop(child)
-        if child.future in self._children:
+        if child.future in self.all:
             # The broker was away: the block is not left before it is back.
-            self._nursery.start_soon(self._stop, child)
+            self.nursery.start_soon(self._stop, child)
 
     async def _wait_stopped(self, child: Child) -> None:
         """Somebody else has cancelled it, and need not wait for its handler's end."""
-        with trio.move_on_after(self._time_to_stop, shield=True):
+        with trio.move_on_after(self.time_to_stop, shield=True):
             await self._finish_stopping(child)
 
     async def _finish_stopping(self, child: Child) -> None:
@@ -470,20 +400,100 @@ class TaskGroup(metaclass=NoPublicConstructor):
         stopping, child.stopping = child.stopping, None
         assert stopping is not None
         stopping.set()
-        self._let_go_if_over(child)
+        self.let_go_if_over(child)
 
     async def _cancel(self, child: Child) -> None:
         try:
             if child.unconfirmed:
-                await self._core.outbox.store(child.unconfirmed[0], tried=True)
-                self._core.futures.confirm(child.future)
+                await self.core.outbox.store(child.unconfirmed[0], tried=True)
+                self.core.futures.confirm(child.future)
                 child.confirm()
-            await self._core.futures.cancel(child.future, self._grace)
+            await self.core.futures.cancel(child.future, self._grace)
         except SwarmTaskError as exc:
             logger.warning("task %s of a group could not be cancelled: %s", child.future.id, exc)
             if child.unconfirmed:
                 self._count(child, "cancelled")
                 self._let_go(child)  # nor is it stored
+
+
+@final
+class TaskGroup(metaclass=NoPublicConstructor):
+    """Tasks that end together. Made by `Dispatcher.open_group`.
+
+    Safe to use from any number of tasks of one Trio run, until the block is left.
+    """
+
+    def __init__(self, tasks: GroupTasks) -> None:
+        self._tasks = tasks
+
+    def __repr__(self) -> str:
+        return f"<TaskGroup {self._tasks.group_id!r}, {len(self._tasks.all)} outstanding>"
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The scope of the block. Cancelling it cancels every task of the group."""
+        return self._tasks.nursery.cancel_scope
+
+    def statistics(self) -> GroupStatistics:
+        """Counts at this moment."""
+        counts = self._tasks.counts
+        return GroupStatistics(started=sum(counts.values()), **counts)
+
+    async def start(
+        self, capability: str, message: Message, *, not_before: datetime | None = None
+    ) -> Future:
+        """As `Dispatcher.start`; the task belongs to the group from now on.
+
+        A blank ``parent``, ``root`` and ``correlation_id`` are filled in a copy of the message. If
+        cancelled, the task is cancelled.
+
+        Raises:
+          ClosedError: if the block was left or has been cancelled, or the dispatcher is closed.
+          And what else `Dispatcher.start` raises.
+        """
+        start, child = self._tasks.begin(capability, message, math.inf, not_before)
+        try:
+            await self._tasks.store(start, child)
+        except BaseException:
+            self._tasks.core.futures.release(start.future)
+            raise
+        return start.future
+
+    async def run(self, capability: str, message: Message) -> Result:
+        """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
+
+        That is waited for, as for any call in Trio: until its handler has cleaned up, or for the
+        group's ``grace``. A result that is not a success ends the group as that of any other task,
+        and this call by the cancellation; with ``on_failure="collect"`` it is returned.
+
+        Raises:
+          What `start` and `Future.wait` raise.
+        """
+        start, child = self._tasks.begin(capability, message, trio.current_effective_deadline())
+        future = start.future
+        child.runs += 1
+        try:
+            tried = start.own and await self._tasks.starter.store_soon(start, child.confirm)
+            if not is_resolved(future):
+                await self._tasks.store(start, child, tried=tried)
+                await future.wait()
+            child.confirm()
+            result = take(future)
+            if result.status is not Status.SUCCESS:
+                if was_cut_off(result, start.task.deadline):
+                    await trio.sleep_until(start.task.deadline + SAME_TIME)
+                self._tasks.count_cut_off(child, result)  # the scopes of this call have more time
+            await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
+            return result
+        except trio.Cancelled:
+            await self._tasks.stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
+            raise
+        finally:
+            child.runs -= 1
+            if not child.runs and child.cut_off:
+                child.cut_off = False  # what it counts as is decided
+                self._tasks.let_go_if_over(child)
+            self._tasks.core.futures.release(future)
 
 
 async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the nursery
@@ -495,25 +505,27 @@ Orphans = Literal["finish", "cancel"]
 
 @asynccontextmanager
 async def open_group(
+    show: Callable[[GroupTasks], T],
     core: Core,
     starter: Starter,
-    task_id: str,
+    group_id: str,
     parent: Message | None,
     on_failure: OnFailure,
     grace: float,
     orphans: Orphans,
-) -> AsyncIterator[TaskGroup]:
+) -> AsyncIterator[T]:
+    """Run a group, and give its block what ``show`` makes of it."""
     lease = None
     if orphans == "cancel":
-        lease = Lease(core.outbox, task_id)
+        lease = Lease(core.outbox, group_id)
         await lease.begin()
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
-        group = TaskGroup._create(core, starter, nursery, task_id, parent, on_failure, grace, lease)
-        core.groups.add(group)  # until its keeper has ended
-        nursery.start_soon(group._keep)
+        tasks = GroupTasks(core, starter, nursery, group_id, parent, on_failure, grace, lease)
+        core.groups.add(tasks)  # until its keeper has ended
+        nursery.start_soon(tasks.keep)
         if lease is not None:
             nursery.start_soon(lease.keep)
         try:
-            yield group
+            yield show(tasks)
         finally:
-            group._left.set()
+            tasks.left.set()

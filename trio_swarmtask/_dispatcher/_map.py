@@ -22,6 +22,7 @@ import trio
 
 from .._errors import BrokerError, ClosedError
 from .._util import flatten, shorten
+from ._future import result_of, take
 from ._group import SAME_TIME, was_cut_off
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .._message import Message, Result
     from ._core import Start
     from ._future import Future
-    from ._group import Child, TaskGroup
+    from ._group import Child, GroupTasks
 
 logger: Final = logging.getLogger("trio_swarmtask.map")
 
@@ -63,9 +64,9 @@ class MapResults:
     """The results of `Dispatcher.map`. Several tasks may iterate: each result goes to one."""
 
     def __init__(
-        self, group: TaskGroup, capability: str, messages: Messages, limit: int, *, ordered: bool
+        self, tasks: GroupTasks, capability: str, messages: Messages, limit: int, *, ordered: bool
     ) -> None:
-        self._group = group
+        self._tasks = tasks
         self._capability = capability
         self._messages = messages
         self._limit = limit
@@ -107,7 +108,7 @@ class MapResults:
             self._readers.unpark_all()
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome._take()
+        return take(outcome)
 
     def _check_open(self) -> None:
         if self._left:
@@ -164,34 +165,34 @@ class MapResults:
 
     def _begin(self, message: object) -> tuple[Place, Start, Child] | None:
         """Start the task of a message; what is returned is to be stored, and waited for."""
-        group = self._group
-        start, child = group._begin(self._capability, message, math.inf)  # type: ignore[arg-type]  # it looks
+        tasks = self._tasks
+        start, child = tasks.begin(self._capability, message, math.inf)  # type: ignore[arg-type]  # it looks
         future = start.future
-        group._core.futures.release(future)  # the group holds it
+        tasks.core.futures.release(future)  # the group holds it
         place = Place()
         self._taken += 1
         self._used += 1
         if self._ordered:
             self._places.append(place)
         child.watch(partial(self._on_end, place, start.task.deadline))
-        if group._starter.send(start, partial(self._on_sent, place, start, child)):
+        if tasks.starter.send(start, partial(self._on_sent, place, start, child)):
             return None
         if start.own:
             return place, start, child
-        group._nursery.start_soon(self._store, place, start, child)  # it takes several round trips
+        tasks.nursery.start_soon(self._store, place, start, child)  # it takes several round trips
         return None
 
     def _on_sent(self, place: Place, start: Start, child: Child, stored: bool) -> None:
         if stored:
             child.confirm()
-        elif child.future in self._group._children:
-            self._group._nursery.start_soon(partial(self._store, place, start, child, tried=True))
+        elif child.future in self._tasks.all:
+            self._tasks.nursery.start_soon(partial(self._store, place, start, child, tried=True))
 
     async def _store(
         self, place: Place, start: Start, child: Child, *, tried: bool = False
     ) -> None:
         try:
-            await self._group._store(start, child, tried=tried)
+            await self._tasks.store(start, child, tried=tried)
         except Exception as exc:  # noqa: BLE001 - it is raised to the reader
             self._taking = False
             self._finish(place, exc)
@@ -202,9 +203,9 @@ class MapResults:
     def _on_end(self, place: Place, deadline: float, future: Future) -> None:
         if self._left:
             return
-        result = future._result  # the group has decoded it
+        result = result_of(future)
         if result is not None and was_cut_off(result, deadline):
-            self._group._nursery.start_soon(self._finish_late, place, deadline, future)
+            self._tasks.nursery.start_soon(self._finish_late, place, deadline, future)
         else:
             self._finish(place, future)
 
@@ -243,7 +244,7 @@ class MapResults:
         self._taking = False
         self._places.clear()
         self._readers.unpark_all()
-        self._group.cancel_scope.cancel()
+        self._tasks.nursery.cancel_scope.cancel()
 
 
 def check_messages(messages: object) -> None:
@@ -259,7 +260,7 @@ def check_messages(messages: object) -> None:
 
 @asynccontextmanager
 async def open_map(
-    opening: AbstractAsyncContextManager[TaskGroup],
+    opening: AbstractAsyncContextManager[GroupTasks],
     capability: str,
     messages: Messages,
     limit: int,
@@ -268,10 +269,10 @@ async def open_map(
 ) -> AsyncIterator[MapResults]:
     unread: list[Exception] = []
     try:
-        async with flatten(opening) as group:
-            results = MapResults(group, capability, messages, limit, ordered=ordered)
+        async with flatten(opening) as tasks:
+            results = MapResults(tasks, capability, messages, limit, ordered=ordered)
             unread = results.unread
-            group._nursery.start_soon(results._feed)
+            tasks.nursery.start_soon(results._feed)
             try:
                 yield results
             finally:

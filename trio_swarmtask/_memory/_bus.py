@@ -11,7 +11,7 @@ from typing import final
 
 import trio
 
-from .._bus import BusMessage, Listener, MessageBus
+from .._bus import BusMessage, Listener, MessageBus, check_open
 from .._check import make_key
 from .._errors import BusClosedError, NoRespondersError
 from .._subjects import is_literal, matches
@@ -33,7 +33,7 @@ class MemoryBus(MessageBus):
     async def publish(self, subject: str, data: bytes) -> None:
         self._check_message(subject, data)
         await trio.lowlevel.checkpoint()
-        self._check_open()
+        check_open(self)
         self._send(BusMessage(subject, data))
 
     async def request(self, subject: str, data: bytes) -> BusMessage:
@@ -57,7 +57,7 @@ class MemoryBus(MessageBus):
 
     async def _attach(self, listener: Listener) -> None:
         await trio.lowlevel.checkpoint()
-        self._check_open()
+        check_open(self)
         if is_literal(listener.subject):
             self._literal.setdefault(listener.subject, []).append(listener)
         else:

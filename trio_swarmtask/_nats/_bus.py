@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from .._bus import BusMessage, Listener, MessageBus
+from .._bus import BusMessage, Listener, MessageBus, check_open
 from .._errors import BusClosedError, NoRespondersError
 from .._util import open_flat_nursery
 from ._connection import NotConnected, open_connection
@@ -47,7 +47,7 @@ class NATSBus(MessageBus):
         await trio.lowlevel.checkpoint()
         while not self._connection.is_up:
             await self._requests.lifetime.run(self._connection.wait_up)
-        self._check_open()
+        check_open(self)
         self._connection.publish(subject, data)
 
     async def request(self, subject: str, data: bytes) -> BusMessage:

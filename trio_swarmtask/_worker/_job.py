@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 import msgspec
 import trio
 
+from .._dispatcher._dispatcher import below
 from .._errors import InvalidMessageError
 from .._record import Result as Record, ResultStatus, encode
 from .._sync import Paced
@@ -219,7 +220,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
         """
         self._check_running("start tasks below it")
         dispatcher = await self._runner.children.dispatcher()
-        return dispatcher._below(self.message)
+        return below(dispatcher, self.message)
 
     async def report(
         self,

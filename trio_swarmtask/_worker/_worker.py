@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from .._abc import Broker, Intake
     from .._statistics import WorkerStatistics
+    from ._observers import Observer
 
 
 @final
@@ -285,6 +286,16 @@ class Worker(metaclass=NoPublicConstructor):
                 with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
                     await self._closing.finished.wait()
         return self._closing.cut > 0
+
+
+def broker_of(worker: Worker) -> Broker:
+    """What it takes its tasks from."""
+    return worker._broker
+
+
+def observe(worker: Worker, observer: Observer) -> None:
+    """Let ``observer`` hear of its tasks, from now on."""
+    worker._runner.observers.add(observer)
 
 
 async def _host(

@@ -19,9 +19,9 @@ from .._memory._broker import MemoryBroker
 from .._message import Message, Result as TaskResult
 from .._util import shorten
 from .._worker._observers import Observer
-from .._worker._worker import Worker
+from .._worker._worker import Worker, broker_of, observe
 from ._errors import InvalidResultError, ResultExistsError
-from ._on_bus import BusPublisher
+from ._on_bus import BusPublisher, announces_as_workers_do
 from ._publisher import ResultPublisher
 from ._types import Result, ResultStatus, copy
 
@@ -59,10 +59,10 @@ def publish_results(worker: Worker, publisher: ResultPublisher) -> None:
         raise TypeError(f"{shorten(publisher)} is not a ResultPublisher")
     reports = not (
         isinstance(publisher, BusPublisher)
-        and publisher._announces_as_workers_do()
-        and not isinstance(worker._broker, MemoryBroker)
+        and announces_as_workers_do(publisher)
+        and not isinstance(broker_of(worker), MemoryBroker)
     )
-    worker._runner.observers.add(_Announcer(publisher, reports=reports))
+    observe(worker, _Announcer(publisher, reports=reports))
 
 
 def as_result(result: TaskResult) -> Result:

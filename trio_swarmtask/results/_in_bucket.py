@@ -22,7 +22,7 @@ from .._record import decode, encode
 from .._sync import KeyedLocks
 from ._errors import InvalidResultError, ResultNotFoundError
 from ._merge import merge, supersedes
-from ._publisher import TopicPublisher
+from ._publisher import TopicPublisher, close
 from ._select import Selection
 from ._types import Result, ResultFilter, clean, clean_filter, validate_task_id
 
@@ -216,4 +216,4 @@ async def host_kv_publisher(
         try:
             yield publisher
         finally:
-            publisher._close(opened.lost)
+            close(publisher, opened.lost)

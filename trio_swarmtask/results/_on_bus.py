@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 import trio
 
-from .._bus import MessageBus
+from .._bus import MessageBus, background_of, check_open
 from .._check import check_count
 from .._errors import SwarmTaskError
 from .._memory._bus import MemoryBus
@@ -108,10 +108,6 @@ class BusPublisher(LocalPublisher):
         self._held: dict[str, Result] = {}  # the newest that was told here, and not announced
         self._waiting: set[str] = set()  # tasks of which some waits for its time
 
-    def _announces_as_workers_do(self) -> bool:
-        """Whether it uses the subjects, on a server, on which workers send their reports."""
-        return self._prefix == "results" and not isinstance(self._bus, MemoryBus)
-
     async def publish(self, task_id: str, result: Result) -> None:
         self._lifetime.check()
         self._check_task_id(task_id)
@@ -141,7 +137,7 @@ class BusPublisher(LocalPublisher):
     # Pace
 
     def _is_too_fast(self, task_id: str, record: Result) -> bool:
-        if self._bus._nursery is None or record.status.is_terminal:
+        if background_of(self._bus) is None or record.status.is_terminal:
             return False
         pace = self._paces.get(task_id)
         if pace is None:
@@ -149,13 +145,14 @@ class BusPublisher(LocalPublisher):
         return task_id in self._held or pace.free_at > trio.current_time()
 
     def _hold(self, task_id: str, record: Result) -> None:
-        self._bus._check_open()
+        background = background_of(self._bus)
+        assert background is not None
+        check_open(self._bus)
         self._tell(task_id, record)
         self._held[task_id] = record
         if task_id not in self._waiting:
             self._waiting.add(task_id)
-            assert self._bus._nursery is not None
-            self._bus._nursery.start_soon(self._send_in_time, task_id)
+            background.start_soon(self._send_in_time, task_id)
 
     async def _send_in_time(self, task_id: str) -> None:
         try:
@@ -243,6 +240,11 @@ class BusPublisher(LocalPublisher):
             self._keep(task_id, heard)
             if sent is not None:
                 sent.was_overtaken = True
+
+
+def announces_as_workers_do(publisher: BusPublisher) -> bool:
+    """Whether it uses the subjects, on a server, on which workers send their reports."""
+    return publisher._prefix == "results" and not isinstance(publisher._bus, MemoryBus)
 
 
 class _Sent:

@@ -257,3 +257,8 @@ class Subscription:
         self._buffer.put(copy(result))
         if result.status.is_terminal:
             self._buffer.end()
+
+
+def close(publisher: TopicPublisher, error: Exception | None) -> None:
+    """Close it; ``error``: what has ended it, if that was not its user."""
+    publisher._close(error)
