@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import enum
+from dataclasses import dataclass
 from typing import Final
 
 from ._envelope import Status
@@ -100,16 +101,38 @@ class WorkerStatistics:
     leases_lost: int
 
 
+class Outcome(enum.StrEnum):
+    """How a delivery has ended at its worker: as what it is counted in `WorkerStatistics`."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    RETRIED = "retried"
+    GIVEN_BACK = "given_back"
+    LEASES_LOST = "leases_lost"
+    DEAD_LETTERS = "dead_letters"
+
+
+OUTCOMES: Final = {
+    Status.SUCCESS: Outcome.SUCCEEDED,
+    Status.FAILED: Outcome.FAILED,
+    Status.TIMEOUT: Outcome.TIMED_OUT,
+}
+"""By the status of the result, where that was stored."""
+
+
 class Tally:
     """The counts behind `WorkerStatistics`."""
 
     def __init__(self) -> None:
         self.deliveries = 0
-        self._ended = dict.fromkeys(_ENDS, 0)
+        self._ended = dict.fromkeys(Outcome, 0)
 
-    def end(self, end: str) -> None:
-        """A delivery is let go, and has ended so: a field of `WorkerStatistics`."""
-        self._ended[end] += 1
+    def end(self, outcome: Outcome) -> None:
+        """A delivery is let go."""
+        self._ended[outcome] += 1
 
     def snapshot(self, capabilities: int, in_flight: int) -> WorkerStatistics:
         """The counts at this moment."""
@@ -119,12 +142,3 @@ class Tally:
             in_flight=in_flight,
             **self._ended,
         )
-
-
-_ENDS: Final = [field.name for field in fields(WorkerStatistics)][3:]
-ENDS_BY_STATUS: Final = {
-    Status.SUCCESS: "succeeded",
-    Status.FAILED: "failed",
-    Status.TIMEOUT: "timed_out",
-}
-"""How a delivery has ended whose result was stored."""

@@ -9,6 +9,7 @@ from swarm import Swarm, echo, until, within
 
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import Delivery, NewTask
+from trio_swarmtask._worker._job import Cut
 from trio_swarmtask._worker._runner import NEWER_WORKER_DELAY
 
 
@@ -107,7 +108,7 @@ async def test_poison_is_set_aside_after_max_deliveries(swarm: Swarm) -> None:
         nonlocal runs
         runs += 1
         (job,) = worker._services["coder"].jobs.values()
-        job.lose_lease()
+        job.cut_short(Cut.LOST)
         await trio.sleep_forever()
 
     async with swarm.dispatcher() as dispatcher, swarm.worker(max_deliveries=2) as worker:

@@ -123,12 +123,12 @@ async def test_push_that_comes_after_the_end(swarm: Swarm, monkeypatch: pytest.M
 async def test_pushes_ahead_of_their_tasks_fill_no_memory(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_service, "_REMEMBERED", 1)
+    monkeypatch.setattr(_service, "_EARLY", 1)
     async with swarm.worker() as worker, swarm.outbox() as outbox:
         await worker.handle("coder", echo)
         for name in ("t1", "t2"):
             await outbox.stop("coder", name, 0, never_delayed=True)
-        await until(lambda: len(worker._services["coder"]._cancelled_early) == 1)  # type: ignore[union-attr,arg-type]  # it is there
+        await until(lambda: len(worker._services["coder"].remembered) == 1)  # type: ignore[union-attr,arg-type]  # it is there
 
 
 # Attaching, forgetting

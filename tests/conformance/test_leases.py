@@ -13,6 +13,7 @@ from swarm import Swarm, echo, until, within
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import Delivery, Intake, NewTask
 from trio_swarmtask._worker._capability import Service
+from trio_swarmtask._worker._job import Cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -219,7 +220,7 @@ async def test_lost_task_that_comes_back_waits_for_its_handler_to_end(
         runs += 1
         if runs == 1:
             (job,) = worker._services["coder"].jobs.values()
-            job.lose_lease()
+            job.cut_short(Cut.LOST)
             with trio.CancelScope(shield=True):
                 await until(lambda: len(arrivals) > 1)
                 assert runs == 1

@@ -38,6 +38,7 @@ from trio_swarmtask import (
     WorkerStatistics,
 )
 from trio_swarmtask._abc import NewTask
+from trio_swarmtask._worker._job import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -163,7 +164,7 @@ async def test_deliveries_that_need_no_handler(swarm: Swarm) -> None:
             await swarm.store_result("done", done.encode())
             await worker.handle("coder", echo)
             await outbox.stop("coder", "done", 0, never_delayed=True)
-            await until(lambda: worker._services["coder"]._cancelled_early)  # type: ignore[union-attr]  # it is there
+            await until(lambda: worker._services["coder"].remembered)  # type: ignore[union-attr]  # it is there
             await swarm.store_again("coder", "done", Message(id="done").encode())
             await until(lambda: worker.statistics().superseded == 1)
             await outbox.store(NewTask("coder", "broken", b"no message"))
@@ -187,7 +188,7 @@ async def test_lease_that_is_lost_before_the_handler_is_called(
 
         def lose(job: Job) -> None:
             monkeypatch.undo()
-            job.lose_lease()
+            job.cut_short(Cut.LOST)
             start(job)
 
         monkeypatch.setattr(service.lanes, "start", lose)
@@ -461,7 +462,7 @@ class Machine:
             for job in service.jobs.values()
         ]
         if jobs:
-            self.pick(jobs).lose_lease()
+            self.pick(jobs).cut_short(Cut.LOST)
 
     async def close_or_lose_a_dispatcher(self) -> None:
         dispatcher = self.pick(self.dispatchers)

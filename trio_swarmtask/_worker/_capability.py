@@ -42,14 +42,14 @@ import trio
 
 from .._abc import DeliveryListener
 from .._errors import BrokerError
-from .._sync import Expiring
+from .._statistics import Outcome
 from .._util import open_flat_nursery
-from ._job import Job
+from ._job import Cut, Job
 from ._lanes import Lanes
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .._abc import Delivery, Intake, Notice
     from ._handler import Handler
@@ -58,15 +58,34 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
-# A task that was cancelled before it came is remembered for so many seconds; so many are.
+# A task that has ended, or was cancelled before it came, is remembered for so many seconds; so many
+# tasks are. Anybody may cancel what never comes, so of those there are less.
 _REMEMBERED_SECONDS: Final = 60.0
-_REMEMBERED: Final = 100_000
+_REMEMBERED: Final = 200_000
+_EARLY: Final = 100_000
 
 # Those that wait for one handler to end; anybody may send any number.
 _NOTICES: Final = 100
 
 # Results that may wait to be stored, above the number of handlers, before no more is asked for.
 _UNSETTLED: Final = 100
+
+
+_ANSWERED_FOR: Final = (Outcome.SUPERSEDED, Outcome.CANCELLED, Outcome.RETRIED)
+
+
+class Remembered:
+    """A task that is not in hand, and of which somebody may ask whether it runs here.
+
+    Either it was in hand and has ended, or rests until its next attempt, so nobody has it; or it
+    was cancelled before it came: whoever did that is answered as soon as it comes.
+    """
+
+    __slots__ = ("notices", "until")
+
+    def __init__(self, until: float = 0.0, notices: Sequence[Notice] = ()) -> None:
+        self.until = until or trio.current_time() + _REMEMBERED_SECONDS
+        self.notices = list(notices)  # of those who have cancelled it
 
 
 class Service(DeliveryListener):
@@ -100,9 +119,7 @@ class Service(DeliveryListener):
         self._on_stopped = on_stopped
         self.jobs: dict[str, Job] = {}  # by task
         self.running = 0  # handlers that have not ended
-        self._superseded: Expiring[None] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
-        self._resting: dict[str, float] = {}  # to be tried again, and not before that time
-        self._cancelled_early: Expiring[list[Notice]] = Expiring(_REMEMBERED_SECONDS, _REMEMBERED)
+        self.remembered: dict[str, Remembered] = {}  # tasks that are not in hand
         self._look_due = trio.Event()
         self._look_at_all = False
         self._leases_due = trio.Event()
@@ -120,7 +137,7 @@ class Service(DeliveryListener):
     def delivered(self, delivery: Delivery) -> None:
         held = self.jobs.get(delivery.task_id)
         if held is not None:
-            if delivery.repeats(held.delivery) and not held.lost:
+            if delivery.repeats(held.delivery) and held.cut is not Cut.LOST:
                 held.delivery = delivery
                 held.lapsed = False
                 self._look_due.set()  # the lease has lapsed, for the broker
@@ -134,25 +151,23 @@ class Service(DeliveryListener):
             self._look_due.set()
         if not self._fresh_from <= delivery.lease_until <= self._fresh_until:
             delivery.maybe_redelivered = True
-        early = self._cancelled_early.get(delivery.task_id) if self._cancelled_early else None
-        if early is not None:
-            delivery.maybe_redelivered = True
         self.jobs[delivery.task_id] = job = Job(delivery, self._retry)
-        for notice in early or ():
-            notice.running()
-            job.notices.append(notice)
+        if self.remembered and (known := self._recall(delivery.task_id)) is not None:
+            delivery.maybe_redelivered = True
+            for notice in known.notices:
+                notice.running()
+                job.notices.append(notice)
         self.running += 1
         self.lanes.start(job)
 
     def _on_settled(self, job: Job) -> None:
-        self._tally.end(job.end)
+        assert job.outcome is not None
+        self._tally.end(job.outcome)
         del self.jobs[job.delivery.task_id]
         for notice in job.notices:
             notice.ended()
-        if job.retry_at:
-            self._resting[job.delivery.task_id] = job.retry_at
-        if (job.superseded or job.cancelled) and not self._superseded.is_full():
-            self._superseded.put(job.delivery.task_id, None)
+        if job.outcome in _ANSWERED_FOR:
+            self._remember(job.delivery.task_id, Remembered(job.retry_at), _REMEMBERED)
         if self._places_not_asked:
             self._places_not_asked -= 1
             self.intake.ask(1)
@@ -174,17 +189,25 @@ class Service(DeliveryListener):
             notice.running()
             if len(job.notices) < _NOTICES:
                 job.notices.append(notice)
-            job.cancel()
-        elif (self._superseded and notice.task_id in self._superseded) or (
-            self._resting.get(notice.task_id, 0.0) > trio.current_time()  # nobody has it before
-        ):
+            job.cut_short(Cut.CANCELLED)
+            return
+        known = self._recall(notice.task_id)
+        if known is None:
+            self._remember(notice.task_id, Remembered(notices=[notice]), _EARLY)
+        elif known.notices:
+            if len(known.notices) < _NOTICES:
+                known.notices.append(notice)
+        else:
             notice.running()  # both, for whoever asks counts those who have had it
             notice.ended()
-        elif (early := self._cancelled_early.get(notice.task_id)) is not None:
-            if len(early) < _NOTICES:
-                early.append(notice)
-        elif not self._cancelled_early.is_full():
-            self._cancelled_early.put(notice.task_id, [notice])
+
+    def _remember(self, task_id: str, known: Remembered, most: int) -> None:
+        if len(self.remembered) < most:
+            self.remembered[task_id] = known
+
+    def _recall(self, task_id: str) -> Remembered | None:
+        known = self.remembered.get(task_id)
+        return known if known is not None and known.until > trio.current_time() else None
 
     def notices_missed(self) -> None:
         self._look_at_all = True
@@ -212,7 +235,7 @@ class Service(DeliveryListener):
                 job = self.jobs.get(task_id)
                 if job is not None and job.scope is not None:  # else it may be its own
                     job.stored = result
-                    job.cancel()
+                    job.cut_short(Cut.CANCELLED)
 
     async def _find_orphans(self) -> None:
         # Apart from what is above: leases that can't be looked up concern the tasks that have some.
@@ -232,7 +255,7 @@ class Service(DeliveryListener):
                 continue
             for job in leased:
                 if job.delivery.lease not in held:
-                    job.cancel()
+                    job.cut_short(Cut.CANCELLED)
 
     # Leases
 
@@ -251,14 +274,16 @@ class Service(DeliveryListener):
         """Renew what is held, and cancel what could not be renewed, for ever."""
         next_round = self._plan_round()
         while True:
-            held = [job.delivery.lease_until for job in self.jobs.values() if not job.lost]
+            held = [
+                job.delivery.lease_until for job in self.jobs.values() if job.cut is not Cut.LOST
+            ]
             with trio.move_on_at(min([next_round, *held])):
                 await self._all_due.wait()
             now = trio.current_time()
             if self._all_due.is_set():
                 self._all_due, next_round = trio.Event(), now
             for job in self.jobs.values():
-                if job.lost:
+                if job.cut is Cut.LOST:
                     continue
                 if job.blocked:
                     job.blocked = False
@@ -266,7 +291,7 @@ class Service(DeliveryListener):
                     job.delivery.lease_until = now + self.intake.ack_wait
                     job.delivery.renew()
                 elif job.delivery.lease_until <= now:
-                    job.lose_lease()
+                    job.cut_short(Cut.LOST)
                 elif now >= next_round:
                     job.delivery.lease_until = min(job.delivery.lease_until, now + self.ack_wait)
                     job.delivery.renew()
@@ -274,7 +299,11 @@ class Service(DeliveryListener):
                 if now + self.ack_wait > self._fresh_until:
                     self._fresh_from = now + 4 / 3 * self.ack_wait
                 next_round = self._plan_round()
-                self._resting = {name: end for name, end in self._resting.items() if end > now}
+                self.remembered = {
+                    task_id: known
+                    for task_id, known in self.remembered.items()
+                    if known.until > now
+                }
                 on_round()
                 if self.jobs:
                     self._look_due.set()

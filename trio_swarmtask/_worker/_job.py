@@ -1,14 +1,15 @@
 # One task in hand at a worker, from its arrival until it is settled; and what its handler sees of
 # it.
 #
-# A job ends in exactly one of these ways: its result is stored and the task ended (a success, a
-# failure, a timeout, a cancellation), it is a dead letter, it is given back, or its lease was lost
-# and it is let be. Which one, is decided after the handler's scope was left, from what cancelled
-# it: the scope's own deadline is a timeout; `interrupted`, `cancelled` and `lost` are set before
-# the worker cancels the scope.
+# A job has exactly one `Outcome`, which is set once: its result is stored and the task ended (a
+# success, a failure, a timeout, a cancellation), or there was one before; it is a dead letter; it
+# is put back for another attempt, or given back; or its lease was lost and it is let be. Which one,
+# is decided after the handler's scope was left (`JobRunner.settle`), from what the handler gave and
+# what has cut it short: where nothing has, the scope's own deadline did, which is a timeout.
 
 from __future__ import annotations
 
+import enum
 import math
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -30,10 +31,23 @@ if TYPE_CHECKING:
     from .._abc import Delivery, Notice
     from .._dispatcher._dispatcher import Dispatcher
     from .._message import Message, Result
+    from .._statistics import Outcome
     from ._handler import Value
     from ._observers import Ending
     from ._own_dispatcher import Children as OwnDispatcher
     from ._retry import Retry
+
+
+class Cut(enum.IntEnum):
+    """Why a handler is cut short, or not called. The highest counts."""
+
+    NOT = 0
+    BY_WORKER = 1
+    """The worker stops: the task is given back."""
+    CANCELLED = 2
+    """The task has a result: another worker's, or that of whoever cancelled it."""
+    LOST = 3
+    """The lease lapsed: the task is another worker's."""
 
 
 class Job:
@@ -43,28 +57,23 @@ class Job:
         "blocked",
         "by_senders_deadline",
         "call",
-        "cancelled",
         "current",
+        "cut",
         "delivery",
         "encoded",
-        "end",
         "ending",
         "failure",
-        "handling",
-        "interrupted",
         "lapsed",
         "leased",
-        "lost",
         "message",
         "notices",
+        "outcome",
         "result",
         "retry",
         "retry_at",
         "scope",
-        "settled",
         "started",
         "stored",
-        "superseded",
         "timeout",
     )
 
@@ -72,7 +81,7 @@ class Job:
         self.delivery = delivery
         self.retry = retry
         self.scope: trio.CancelScope | None = None  # while its handler runs
-        self.call: Awaitable[object] | None = None  # of the handler
+        self.call: Awaitable[object] | None = None  # of the handler, once it was called
         self.message: Message | None = None
         self.current: CurrentTask | None = None  # where the handler has asked for it
         self.result: Result | Value | None = None
@@ -80,57 +89,42 @@ class Job:
         self.retry_at = 0.0  # it is put back, and not to be tried again before that
         self.encoded = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # where somebody follows the task
-        self.handling = False  # the handler was called
-        self.started = 0.0  # when that was
+        self.started = 0.0  # when the handler was called
         self.timeout = math.inf
-        self.by_senders_deadline = (
-            False  # it is what was left of the deadline that came with the task
-        )
-        self.interrupted = False  # the worker stops: give the task back
+        # The timeout is what was left of the deadline that came with the task.
+        self.by_senders_deadline = False
         self.blocked = False  # its handler kept the Trio thread to itself
-        self.cancelled = False  # the task has a result: another one's, or that of who cancelled it
+        self.cut = Cut.NOT
         self.stored: bytes | None = None  # that result, where it was looked up
         self.notices: list[Notice] = []  # of those who wait for the handler to end
-        self.lost = False  # the lease lapsed: the task is another worker's
-        self.lapsed = False  # so it did, and the handler, which kept the thread, was let go on
+        self.lapsed = False  # the lease, and the handler, which kept the thread, was let go on
         self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
-        self.superseded = False  # another result was stored before its own
-        self.settled = False  # nothing is left to do for it
-        # How it is counted once it is let go: a field of `WorkerStatistics`.
-        self.end = "given_back"
+        self.outcome: Outcome | None = None  # until nothing is left to do for it
 
     def was_cancelled(self, scope: trio.CancelScope) -> bool:
         """Whether the scope that its handler ran in was cancelled: by those below, or in time."""
-        return (
-            self.interrupted
-            or self.lost
-            or self.cancelled
-            or (self.timeout < math.inf and scope.cancel_called)
-        )
+        return self.cut > Cut.NOT or (self.timeout < math.inf and scope.cancel_called)
 
     def runs_since(self, time: float) -> bool:
         """Whether its handler runs, and was called before ``time``."""
-        return self.handling and self.scope is not None and self.started < time
+        return self.call is not None and self.scope is not None and self.started < time
 
-    def interrupt(self) -> None:
-        self.interrupted = True
+    def cut_short(self, cut: Cut) -> None:
+        """Cancel its handler, if it runs, or see that it is not called."""
+        self.cut = max(self.cut, cut)
         if self.scope is not None:
             self.scope.cancel()
+        if cut is Cut.LOST and self.leased is not None:
+            self.leased.cancel()
 
-    def cancel(self) -> None:
-        self.cancelled = True
-        if self.scope is not None:
-            self.scope.cancel()
-
-    def lose_lease(self) -> None:
-        self.lost = True
-        for scope in (self.scope, self.leased):
-            if scope is not None:
-                scope.cancel()
+    def end(self, outcome: Outcome) -> None:
+        """Nothing is left to do for it."""
+        assert self.outcome is None, f"task {self.delivery.task_id} has ended twice here"
+        self.outcome = outcome
 
     def has_lost_lease(self) -> bool:
         """Whether the task is another worker's by now, or may be."""
-        return self.lost or self.lapsed or self.delivery.is_lost()
+        return self.cut is Cut.LOST or self.lapsed or self.delivery.is_lost()
 
 
 class Host(Protocol):
@@ -269,7 +263,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
         except UnicodeError as exc:
             raise InvalidMessageError(f"a report holds text that is not Unicode: {exc}") from exc
         await trio.lowlevel.checkpoint()
-        if job.scope is None or job.cancelled or job.lost:
+        if job.scope is None or job.cut >= Cut.CANCELLED:
             return  # its end is somebody else's to tell
         job.delivery.check_report(data)
         if self._reports is None:
@@ -278,7 +272,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
 
     def _send(self, data: bytes, record: Record) -> None:
         job = self._job
-        if not job.cancelled and not job.lost:
+        if job.cut < Cut.CANCELLED:
             job.delivery.report(data)
             if job.ending is not None:
                 job.ending.report(record)

@@ -133,11 +133,12 @@ class Lanes:
         self._settling.add(job)
         return True
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job, stored: bool) -> None:
         if job not in self._settling:
             return  # given up
         self._settling.discard(job)
-        if job.settled:
+        if stored:
+            self._runner.stored(job)
             self._on_settled(job)
         else:
             self._nursery.start_soon(self._settle, job)

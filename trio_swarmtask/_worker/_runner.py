@@ -20,10 +20,10 @@ from .._check import check_task_id, is_task_id
 from .._envelope import PAST_DEADLINE, Status
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, UnsupportedVersionError
 from .._message import Message, Result, cancelled_result
-from .._statistics import ENDS_BY_STATUS, Tally
+from .._statistics import OUTCOMES, Outcome, Tally
 from .._util import find_interrupt, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
-from ._job import CURRENT
+from ._job import CURRENT, Cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,9 @@ logger: Final = logging.getLogger("trio_swarmtask.worker")
 # Seconds before a task that can't be run now is offered again: long enough not to spin, short
 # enough for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
+
+_ANOTHERS: Final = (Cut.BY_WORKER, Cut.LOST)
+"""It is not this worker's any more: nothing is looked up for it."""
 
 # Seconds that are waited for in place: clocks differ by as much.
 _SHORT_REST: Final = 0.1
@@ -102,13 +105,12 @@ class JobRunner:
             except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
                 self._closing.interrupt(exc)
         job.message = message
-        if message is None or job.cancelled:
+        if message is None or job.cut:
             return
         if self.observers.any:
             job.ending = self.observers.follow(message, self.name, job.delivery.number)
         if job.result is not None or not self._set_deadline(job, message):
             return  # it is not to be called
-        job.handling = True
         CURRENT.set((self, job))
         try:
             job.call = handler(message)
@@ -117,10 +119,10 @@ class JobRunner:
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             job.result = self.failure(job, exc)
 
-    def settle_soon(self, job: Job, on_settled: Callable[[Job], None]) -> bool:
+    def settle_soon(self, job: Job, on_end: Callable[[Job, bool], None]) -> bool:
         """Begin `settle`, without waiting, where all that is left is to store what came of it.
 
-        ``on_settled`` is called when it is settled, or has to be settled by `settle` after all.
+        ``on_end`` is told whether it is stored: then `stored` is to be called, else `settle`.
 
         Returns:
           False if nothing was begun.
@@ -134,13 +136,12 @@ class JobRunner:
             job.encoded = self._encode(job, result, message)
         except InvalidMessageError:
             return False  # `settle` says why
-        return job.delivery.complete_soon(job.encoded, partial(self._end, job, on_settled))
+        return job.delivery.complete_soon(job.encoded, partial(on_end, job))
 
-    def _end(self, job: Job, on_settled: Callable[[Job], None], stored: bool) -> None:
-        if stored and not job.settled:  # or it was given up meanwhile
-            assert job.result is not None
-            self._settled(job, job.result, first=True)
-        on_settled(job)
+    def stored(self, job: Job) -> None:
+        """What `settle_soon` has begun is done."""
+        assert job.result is not None
+        self._end(job, job.result, first=True)
 
     async def settle(self, job: Job) -> None:
         """Store the job's result, or do what there is to do where it has none."""
@@ -150,36 +151,56 @@ class JobRunner:
             await self._settle(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
             self._closing.interrupt(exc)
-        if not job.settled:
+        if job.outcome is None:
             await self.give_back(job)
         elif job.ending is not None:
             job.ending.tell(None)
 
+    # What is left to do with a task once its handler has ended, or was not to be called. What is
+    # not done here is given back.
+    #
+    #   it gave             and was cut short   then
+    #   a result            or not              it is stored; the first one counts
+    #   a failure that is   but not cancelled   the task is put back, or it was the last attempt
+    #     worth another                           and the failure is stored
+    #   nothing             LOST                the task is let be: it is another worker's
+    #   nothing             CANCELLED           the result is there; if not, this worker says so
+    #   nothing             BY_WORKER           it is given back
+    #   nothing             NOT                 its time was over: as for a failure, or a result
+
     async def _settle(self, job: Job) -> None:
         message, result = job.message, job.result
-        if message is None or job.settled:
-            if job.cancelled and not job.settled and is_task_id(job.delivery.task_id):
-                job.settled = await job.delivery.is_done()
-                job.end = "cancelled" if job.settled else job.end
+        if message is None or job.outcome is not None:
+            await self._settle_unread(job)
             return
-        if result is None and job.lost:
-            self._let_be(job)
-        elif result is None and job.cancelled:
-            # The canceller has stored it: no other is sent, which would only be refused. If it is
-            # not there all the same, this one says what happened.
-            result = cancelled_result(self.name, job.delivery.capability)
-            if await job.delivery.is_done():
-                self._settled(job, result, first=False)
-                return
-        elif result is None and not job.interrupted:
-            error = f"the handler did not end within {job.timeout:.4g} seconds"
-            result = timeout_result(error, job)
-            if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
-                job.failure = TimeoutError(error)
-        if job.failure is not None and not job.cancelled and await self._retry(job, message):
+        match result, job.cut:
+            case None, Cut.LOST:
+                self._let_be(job)
+            case None, Cut.CANCELLED:
+                # No other result is sent, which would only be refused.
+                result = cancelled_result(self.name, job.delivery.capability)
+                if await job.delivery.is_done():
+                    self._end(job, result, first=False)
+                    return
+            case None, Cut.NOT:
+                error = f"the handler did not end within {job.timeout:.4g} seconds"
+                result = timeout_result(error, job)
+                if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
+                    job.failure = TimeoutError(error)
+        if (
+            job.failure is not None
+            and job.cut is not Cut.CANCELLED
+            and await self._retry(job, message)
+        ):
             return
         if result is not None:
             await self._store(job, result, message)
+
+    async def _settle_unread(self, job: Job) -> None:
+        """No handler was to be called for it."""
+        cancelled = job.outcome is None and job.cut is Cut.CANCELLED
+        if cancelled and is_task_id(job.delivery.task_id) and await job.delivery.is_done():
+            job.end(Outcome.CANCELLED)
 
     # Admission
 
@@ -191,8 +212,7 @@ class JobRunner:
             or delivery.number > 1
             or delivery.lease
             or delivery.deadline < math.inf
-            or job.interrupted
-            or job.lost
+            or job.cut in _ANOTHERS
             or self._closing.stopping.is_set()
         ):
             return None
@@ -204,7 +224,7 @@ class JobRunner:
     async def _admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery
-        if self._closing.stopping.is_set() or job.interrupted or job.lost:
+        if self._closing.stopping.is_set() or job.cut in _ANOTHERS:
             return None  # it was under way when the pulls were ended: given back
         try:
             message = _read(delivery)
@@ -216,7 +236,7 @@ class JobRunner:
                 await self._leave(job, exc)
             return None
         if delivery.number > 1 and (seconds := await delivery.doubt()) > 0:
-            job.settled = await delivery.give_back(seconds)
+            await self._put_off(job, seconds)
             return None
         if await self._has_ended(job):
             return None
@@ -256,32 +276,33 @@ class JobRunner:
             return True
         if leased is None:
             logger.warning("put off task %s of %s: its lease can't be looked up now", *told)
-            await self._put_off(job)
+            await self._put_off(job, NEWER_WORKER_DELAY)
             return False
-        job.cancelled |= not leased
+        if not leased:  # not by `cut_short`: this runs in its scope
+            job.cut = max(job.cut, Cut.CANCELLED)
         return True
 
     async def _has_ended(self, job: Job) -> bool:
         # Before a burial: what has a result is no dead letter, however often it was delivered.
         if job.delivery.maybe_redelivered and await job.delivery.is_done():
-            job.end = "superseded"
-            job.superseded = job.settled = True
-        return job.settled
+            job.end(Outcome.SUPERSEDED)
+        return job.outcome is not None
 
     async def _leave(self, job: Job, exc: UnsupportedVersionError) -> None:
         delivery = job.delivery
         told = (delivery.task_id, delivery.capability, exc)
         logger.warning("left task %s of %s for newer workers: %s", *told)
-        await self._put_off(job)
+        await self._put_off(job, NEWER_WORKER_DELAY)
 
-    async def _put_off(self, job: Job) -> None:
-        job.settled = await job.delivery.give_back(NEWER_WORKER_DELAY)
+    async def _put_off(self, job: Job, seconds: float) -> None:
+        if await job.delivery.give_back(seconds):
+            job.end(Outcome.GIVEN_BACK)
 
     async def _is_rested(self, job: Job) -> bool:
         """Whether the pause before this attempt is over; else the task is put off."""
         seconds = await job.delivery.rests_for()
         if seconds > _SHORT_REST:
-            job.settled = await job.delivery.give_back(seconds)
+            await self._put_off(job, seconds)
             return False
         await trio.sleep(max(0.0, seconds))
         return True
@@ -311,8 +332,7 @@ class JobRunner:
                 seconds=0,
             ).encode()
         first = await delivery.bury(reason, result)
-        job.end = "dead_letters"
-        job.settled = True
+        job.end(Outcome.DEAD_LETTERS)
         if first and result is not None:
             self.observers.bury(delivery.task_id, result)
 
@@ -344,13 +364,13 @@ class JobRunner:
         interrupt = find_interrupt(exc)
         if interrupt is None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
             return False
-        job.interrupted = True
+        job.cut_short(Cut.BY_WORKER)
         self._closing.interrupt(interrupt or exc)
         return True
 
     def failure(self, job: Job, exc: Exception) -> Result | None:
         """What an exception of the handler comes to; None if the cancellation was ours."""
-        if job.interrupted or job.lost or job.cancelled:
+        if job.cut:
             return None  # its clean-up stumbled over the cancellation: not the task's failure
         if job.message is not None and job.message.max_attempts > 1 and job.retry.is_worth(exc):
             job.failure = exc
@@ -392,9 +412,8 @@ class JobRunner:
             describe(exc),
         )
         if await job.delivery.retry(delay):  # a newer one may have come meanwhile
-            job.end = "retried"
+            job.end(Outcome.RETRIED)
             job.retry_at = again_at
-            job.settled = True
         else:
             self._let_be(job)
         return True
@@ -416,7 +435,7 @@ class JobRunner:
             )
             result = failed_result(str(exc))
             first = await self._store_failure(job, result, message)
-        self._settled(job, result, first=first)
+        self._end(job, result, first=first)
 
     async def _store_failure(self, job: Job, result: Result, message: Message) -> bool:
         try:
@@ -432,21 +451,20 @@ class JobRunner:
         seconds = self._now() - job.started
         return encode_result(result, message, job.delivery.number, self.name, seconds)
 
-    def _settled(self, job: Job, result: Result | Value, *, first: bool) -> None:
-        job.settled = True
-        job.superseded = not first
-        if job.cancelled:
-            job.end = "cancelled"
+    def _end(self, job: Job, result: Result | Value, *, first: bool) -> None:
+        """It has a result: this one, if that was the first."""
+        if job.cut is Cut.CANCELLED:
+            job.end(Outcome.CANCELLED)
         elif not first:
-            job.end = "superseded"
+            job.end(Outcome.SUPERSEDED)
         else:
             status = Status.SUCCESS if isinstance(result, Value) else result.status
-            job.end = ENDS_BY_STATUS[status]
+            job.end(OUTCOMES[status])
         if job.ending is not None:
             job.ending.tell(job.encoded if first else self._stored_by_others(job))
 
     def _stored_by_others(self, job: Job) -> bytes | None:
-        if not job.cancelled:
+        if job.cut is not Cut.CANCELLED:
             return None  # whoever stored it tells
         assert job.message is not None
         result = cancelled_result(self.name, job.delivery.capability)
@@ -458,9 +476,8 @@ class JobRunner:
         Shielded, or the task stays leased for all of ``ack_wait``; and whatever became of the time
         that it has, for another handler may have kept the thread to itself meanwhile.
         """
-        if job.settled:
+        if job.outcome is not None:
             return
-        job.settled = True
         if job.ending is not None:
             job.ending.tell(None)
         if job.has_lost_lease():
@@ -473,14 +490,16 @@ class JobRunner:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
                 if not await job.delivery.give_back():
                     self._let_be(job)
+                    return
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
-            job.end = "leases_lost"
+            job.end(Outcome.LEASES_LOST)
             logger.warning("could not give back task %s: %s", job.delivery.task_id, exc)
+        else:
+            job.end(Outcome.GIVEN_BACK)
 
     def _let_be(self, job: Job) -> None:
         """The lease was lost, so the task is another worker's: nothing is done with it here."""
-        job.settled = True
-        job.end = "leases_lost"
+        job.end(Outcome.LEASES_LOST)
         logger.warning(
             "lost the lease of task %s of %s, and left it to another worker",
             job.delivery.task_id,

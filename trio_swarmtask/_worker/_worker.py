@@ -20,7 +20,7 @@ from .._errors import ClosedError
 from .._util import NoPublicConstructor, open_flat_nursery
 from ._capability import Service
 from ._handler import Handler, check_handler
-from ._job import CURRENT
+from ._job import CURRENT, Cut
 from ._observers import Observers
 from ._own_dispatcher import Children
 from ._retry import Retry, check_retry
@@ -250,8 +250,8 @@ class Worker(metaclass=NoPublicConstructor):
                     nursery.start_soon(service.intake.stop)  # never raises
         for service in self._standing():
             for job in service.jobs.values():
-                if not job.handling:
-                    job.interrupt()
+                if job.call is None:
+                    job.cut_short(Cut.BY_WORKER)
             service.lanes.close()
         self._closing.pulls_ended.set()
         self._check_handlers_ended()
@@ -262,7 +262,7 @@ class Worker(metaclass=NoPublicConstructor):
         self._closing.cut = sum(len(service.jobs) for service in self._standing())
         for service in self._standing():
             for job in service.jobs.values():
-                job.interrupt()
+                job.cut_short(Cut.BY_WORKER)
         self._give_up_after(SETTLE_SECONDS)
 
     def _give_up_after(self, seconds: float) -> None:
