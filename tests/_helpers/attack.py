@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
-from fault_rows import Row
-from hostile import Case, Targets
-from nats_servers import listening
-from plain_nats import PlainClient, Received, open_plain_client, publication
-from proxy import HOST, Proxy
 
+from tests._helpers.faults.table import Row
+from tests._helpers.hostile_messages import Case, Targets
+from tests._helpers.nats_servers import listening
+from tests._helpers.plain_nats import PlainClient, Received, open_plain_client, publication
+from tests._helpers.proxy import HOST, Proxy
 from trio_swarmtask import Dispatcher, Message, NATSConfig, open_dispatcher, open_worker
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import trio
-from raw import Raw
 from trio.testing import MockClock
 
+from tests._helpers.api_client import Raw
 from trio_swarmtask import (
     BrokerError,
     Dispatcher,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trio_swarmtask._nats._requests import persist
 
 if TYPE_CHECKING:
-    from raw import Raw
+    from tests._helpers.api_client import Raw
 
 SECOND: Final = 1_000_000_000  # nanoseconds
 DAY: Final = 24 * 60 * 60 * SECOND

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hostile_bytes import HEADERS, VALUES
-from zoo import mutate
-
+from tests._helpers.hostile_bytes import HEADERS, VALUES
+from tests._helpers.malformed import mutate
 from trio_swarmtask import InvalidMessageError, Message, UnsupportedVersionError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ ROUND: Final = 1000
 SECONDS: Final = 60 + COUNT // 50
 """For all messages of one kind: some hundred a second are the fewest."""
 
-WIRE: Final = Path(__file__).parent / "wire"
+WIRE: Final = Path(__file__).parents[1] / "wire"
 MESSAGES: Final = [path.read_bytes() for path in sorted(WIRE.glob("message-*.json"))]
 RESULTS: Final = [path.read_bytes() for path in sorted(WIRE.glob("result-*.json"))]
 RECORDS: Final = [path.read_bytes() for path in sorted(WIRE.glob("stored-*.json"))]

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hostile_bytes import (
+from tests._helpers.hostile_bytes import (
     ANSWERS,
     DEADLY_CHARACTERS,
     FIELDS,

@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import nkeys
-from nats_servers import configured
+
+from tests._helpers.nats_servers import configured
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

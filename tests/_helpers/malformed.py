@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from hostile_bytes import ODD_JSON
+from tests._helpers.hostile_bytes import ODD_JSON
 
 if TYPE_CHECKING:
     import random

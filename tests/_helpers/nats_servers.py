@@ -1,4 +1,4 @@
-# Servers for the tests in this folder: with a configuration of their own, scripted, or silent.
+# Servers for tests: with a configuration of their own, scripted, or silent.
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
-from stage import SOON, Different, Scene, Stage, Theatre
-from swarm import NATSSwarm, until
 
+from tests._helpers.brokers import NATSSwarm, until
+from tests._helpers.program_runner import SOON, Different, Scene, Stage, Theatre
 from trio_swarmtask import MemoryBroker
 from trio_swarmtask._jetstream._api import APIError
 from trio_swarmtask._jetstream._refusals import NO_CONSUMER, NO_MESSAGE, NO_STREAM
@@ -26,8 +26,8 @@ from trio_swarmtask._util import leaves
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from programs import Program
-    from raw import Raw
+    from tests._helpers.api_client import Raw
+    from tests._helpers.random_programs import Program
 
 
 @dataclass

@@ -40,8 +40,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
-from cast import Call, Held, Hired, Opened, Task, describe
-from programs import (
+
+from tests._helpers.program_state import Call, Held, Hired, Opened, Task, describe
+from tests._helpers.random_programs import (
     DISPATCHERS,
     PLACES,
     Attach,
@@ -60,7 +61,6 @@ from programs import (
     Step,
     Tell,
 )
-
 from trio_swarmtask import (
     Dispatcher,
     Future,

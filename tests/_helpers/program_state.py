@@ -11,7 +11,7 @@ import trio
 from trio_swarmtask import Future, Result, TaskGroup, TaskState, Worker
 
 if TYPE_CHECKING:
-    from programs import Do
+    from tests._helpers.random_programs import Do
 
 
 @dataclass(eq=False)

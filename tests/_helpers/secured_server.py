@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from nats_servers import configured
-from proxy import Proxy, open_proxy
-from swarm import NATSSwarm, echo
 
+from tests._helpers.brokers import NATSSwarm, echo
+from tests._helpers.nats_servers import configured
+from tests._helpers.proxy import Proxy, open_proxy
 from trio_swarmtask import (
     Message,
     NATSConfig,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from trio_swarmtask.server import Server
 
 
-DOCUMENT: Final = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+DOCUMENT: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 
 REFUSED: Final = r"does not permit this user to (publish|subscribe) to (\S+)"
 

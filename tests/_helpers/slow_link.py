@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-from proxy import HOST, Proxy
+
+from tests._helpers.proxy import HOST, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

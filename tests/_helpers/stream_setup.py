@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from swarm import NATSSwarm, echo
-
+from tests._helpers.brokers import NATSSwarm, echo
 from trio_swarmtask import Message, Status
 
 if TYPE_CHECKING:
-    from raw import Raw
+    from tests._helpers.api_client import Raw
 
 REPUBLISH = {"src": "done.*", "dest": "notify.{{split(1,-)}}"}
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from buses import Buses, answer, rest, settle
-from swarm import within
 from trio.testing import assert_checkpoints
 
 import trio_swarmtask.bus
+from tests._helpers.brokers import within
+from tests._helpers.buses import Buses, answer, rest, settle
 from trio_swarmtask.bus import InvalidSubjectError, MemoryBus, NoRespondersError, open_nats_bus
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from buses import Buses, answer, beside, publish_all, rest, settle
-from swarm import until, within
 from trio.testing import wait_all_tasks_blocked
 
+from tests._helpers.brokers import until, within
+from tests._helpers.buses import Buses, answer, beside, publish_all, rest, settle
 from trio_swarmtask import SwarmTaskError
 from trio_swarmtask.bus import BusClosedError
 

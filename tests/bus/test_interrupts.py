@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from swarm import until
 
+from tests._helpers.brokers import until
 from trio_swarmtask import Message, open_dispatcher, open_worker
 from trio_swarmtask._nats import _protocol as _parser
 from trio_swarmtask._nats._protocol import Incoming

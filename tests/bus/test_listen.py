@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from buses import publish_all, rest, settle
-from swarm import until, within
 
+from tests._helpers.brokers import until, within
+from tests._helpers.buses import publish_all, rest, settle
 from trio_swarmtask.bus import BusMessage, NoRespondersError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from buses import Buses
-
+    from tests._helpers.buses import Buses
     from trio_swarmtask._abc import Source
     from trio_swarmtask.bus import MessageBus
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from buses import answer, beside
-from proxy import open_proxy
-from swarm import NATSSwarm, echo, until, within
 from trio.testing import wait_all_tasks_blocked
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.buses import answer, beside
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     MemoryBroker,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from buses import Buses, publish_all, rest, settle
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.buses import Buses, publish_all, rest, settle
 from trio_swarmtask.bus import BusMessage
 
 if TYPE_CHECKING:

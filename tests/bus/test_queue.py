@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import trio
-from buses import publish_all, rest, settle
-from swarm import until, within
+
+from tests._helpers.brokers import until, within
+from tests._helpers.buses import publish_all, rest, settle
 
 if TYPE_CHECKING:
     from trio_swarmtask.bus import BusSubscription, MessageBus

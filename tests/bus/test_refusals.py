@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from buses import NATSBuses, answer, beside, rest, settle
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.buses import NATSBuses, answer, beside, rest, settle
 from trio_swarmtask import BrokerError, InvalidMessageError, NATSConfig
 from trio_swarmtask.bus import InvalidSubjectError, NoRespondersError, open_nats_bus
 from trio_swarmtask.server import _open_server

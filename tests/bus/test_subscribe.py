@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from buses import Buses, publish_all, rest, settle
-from swarm import until, within
 from trio.testing import wait_all_tasks_blocked
+
+from tests._helpers.brokers import until, within
+from tests._helpers.buses import Buses, publish_all, rest, settle
 
 if TYPE_CHECKING:
     from trio_swarmtask.bus import BusSubscription, MessageBus

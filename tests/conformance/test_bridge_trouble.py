@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import (
     Message,
     Status,

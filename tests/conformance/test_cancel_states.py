@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 import trio
-from staff import Waiting
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import Message, TaskState
 from trio_swarmtask._jetstream import _cancel
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from staff import FAIL, Staff
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import FAIL, Staff
 from trio_swarmtask import (
     ClosedError,
     Future,

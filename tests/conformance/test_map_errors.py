@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from swarm import Swarm, echo, until, within
-from test_map import number_of, numbered
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests.conformance.test_map import number_of, numbered
 from trio_swarmtask import (
     ClosedError,
     InvalidMessageError,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from swarm import echo, within
 
+from tests._helpers.brokers import echo, within
+from tests._helpers.faults.deployment import Arena, open_arena
 from trio_swarmtask import Message, Status, open_worker
 from trio_swarmtask._dispatcher import _core as _starter
 from trio_swarmtask._worker import _handler
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 ROUNDS = 3
 

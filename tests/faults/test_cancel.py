@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from swarm import within
+
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 IN_FLIGHT = 20
 GRACE = 20.0  # seconds; more than a lease

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from arena import open_arena
-from cases import CASES, push_is_missed
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import open_arena
+from tests._helpers.faults.targeted_faults import CASES, push_is_missed
 from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from arena import Arena
-    from fault_rows import Row
+    from tests._helpers.faults.deployment import Arena
+    from tests._helpers.faults.table import Row
 
 
 @pytest.mark.parametrize("case", dict.fromkeys(CASES.values()))

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena_on
-from clusters import Cluster, open_cluster
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.clusters import Cluster, open_cluster
+from tests._helpers.faults.deployment import Arena, open_arena_on
 from trio_swarmtask import Dispatcher, NATSConfig, open_dispatcher
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 
 async def kill(arena: Arena, cluster: Cluster, victim: str) -> None:

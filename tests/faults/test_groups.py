@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
 from trio_swarmtask import Future, Message, TaskFailedError, TaskGroup, TaskState
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 SIZE = 200
 

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from hostile import Case, Hostile
-from hostile_bytes import (
+
+from tests._helpers.attack import IN_FLIGHT, MIB, open_broken, open_siege
+from tests._helpers.brokers import within
+from tests._helpers.hostile_bytes import (
     BROKEN_LINES,
     DEADLY_CHARACTERS,
     DEADLY_HEADERS,
     ENDLESS_LINES,
 )
-from siege import IN_FLIGHT, MIB, open_broken, open_siege
-from swarm import within
-
+from tests._helpers.hostile_messages import Case, Hostile
 from trio_swarmtask import Future, Message, UnsupportedVersionError
 
 if TYPE_CHECKING:
     import random
 
-    from fault_rows import Row
-
+    from tests._helpers.faults.table import Row
     from trio_swarmtask.server import Server
 
 ROUND = 1000

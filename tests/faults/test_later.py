@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from ledger import SLACK, look, read_runs
-from plain_nats import open_plain_client
-from proxy import Proxy, open_proxy
-from slow_link import open_link
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.faults.ledger import SLACK, look, read_runs
+from tests._helpers.plain_nats import open_plain_client
+from tests._helpers.proxy import Proxy, open_proxy
+from tests._helpers.slow_link import open_link
 from trio_swarmtask import Dispatcher, Future, Message, NATSConfig, open_dispatcher
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 SIZE = 20
 

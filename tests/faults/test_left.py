@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from proxy import open_proxy
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     ClosedError,
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
-    from proxy import Proxy
-
+    from tests._helpers.faults.table import Row
+    from tests._helpers.proxy import Proxy
     from trio_swarmtask._dispatcher._group import OnFailure
 
 SIZE = 10  # tasks of a group

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from plain_nats import PlainClient, open_plain_client
-from proxy import Proxy, open_proxy
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.plain_nats import PlainClient, open_plain_client
+from tests._helpers.proxy import Proxy, open_proxy
 from trio_swarmtask import Dispatcher, Future, NATSConfig, open_dispatcher
 from trio_swarmtask._jetstream import _outbox
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 # Connections that have their faults at the same time.
 ABREAST = 5

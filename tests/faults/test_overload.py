@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import open_arena
-from swarm import within
+
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import open_arena
 
 if TYPE_CHECKING:
     import random
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 MEGABYTE = 1 << 20
 ACK_WAIT = 1.0

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from siege import LOST, logged
-from slow_link import open_link
-from swarm import within
 
+from tests._helpers.attack import LOST, logged
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.slow_link import open_link
 from trio_swarmtask import Dispatcher, Future, NATSConfig, open_dispatcher
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 RATE = 1_000_000  # bytes a second
 FLOODS = 3  # at once

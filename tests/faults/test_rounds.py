@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from clusters import PLACES, Cluster, make_streams, open_cluster
-from crowd import Crowd
-from harm import do_harm, plan
-from ledger import Runs, dead_letters, demand, tasks_state
-from processes import WorkerProcess
-from round_ledger import RoundLedger, Witness
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.callers import Crowd
+from tests._helpers.faults.cluster_faults import do_harm, plan
+from tests._helpers.faults.clusters import PLACES, Cluster, make_streams, open_cluster
+from tests._helpers.faults.ledger import Runs, dead_letters, demand, tasks_state
+from tests._helpers.faults.processes import WorkerProcess
+from tests._helpers.faults.round_ledger import RoundLedger, Witness
 from trio_swarmtask import NATSConfig, open_dispatcher
 from trio_swarmtask.results import open_kv_publisher
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fault_rows import Row
-
+    from tests._helpers.faults.table import Row
     from trio_swarmtask import Dispatcher
     from trio_swarmtask.results import ResultPublisher
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from plain_nats import open_plain_client
-from swarm import within
+
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.plain_nats import open_plain_client
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 # Seconds from the port being open to the next result.
 RECOVERY = 5.0

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from clusters import PLACES, Cluster, make_streams, open_cluster
-from ledger import demand, tasks_state
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults.clusters import PLACES, Cluster, make_streams, open_cluster
+from tests._helpers.faults.ledger import demand, tasks_state
 from trio_swarmtask import (
     Dispatcher,
     Message,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from fault_rows import Row
-    from plain_nats import PlainClient
+    from tests._helpers.faults.table import Row
+    from tests._helpers.plain_nats import PlainClient
 
 # A request is given up after 5 to 7.5 s without an answer, and made again.
 STALL_SECONDS = 9.0

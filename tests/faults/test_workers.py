@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from arena import Arena, open_arena
-from plain_nats import open_plain_client
-from proxy import open_proxy
-from swarm import within
+
+from tests._helpers.brokers import within
+from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.plain_nats import open_plain_client
+from tests._helpers.proxy import open_proxy
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from fault_rows import Row
-    from processes import WorkerProcess
+    from tests._helpers.faults.processes import WorkerProcess
+    from tests._helpers.faults.table import Row
 
 ACK_WAIT = 2.0
 

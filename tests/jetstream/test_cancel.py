@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from deliveries import each
-from proxy import open_proxy
-from staff import Waiting
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.handlers import Waiting
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     Message,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from proxy import open_proxy
-from streams import REPUBLISH, config_of, make
-from swarm import Deaf, NATSSwarm, echo, until, within
-from test_nats_permissions import permitting
-from test_nats_results import ONE_EACH, result_bytes
 
+from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
+from tests._helpers.proxy import open_proxy
+from tests._helpers.stream_setup import REPUBLISH, config_of, make
+from tests.jetstream.test_results import ONE_EACH, result_bytes
+from tests.nats.test_permissions import permitting
 from trio_swarmtask import (
     BrokerError,
     Message,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nats.aio.subscription import Subscription
-    from raw import Raw
 
+    from tests._helpers.api_client import Raw
     from trio_swarmtask.server import Server
 
 SECOND = 1_000_000_000

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
 from trio_swarmtask import Message
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import _streams as _durables

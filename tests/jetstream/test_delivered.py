@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 import trio
 import trio.testing
-from proxy import open_proxy
-from staff import Waiting
-from streams import make_durable
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.handlers import Waiting
+from tests._helpers.proxy import open_proxy
+from tests._helpers.stream_setup import make_durable
 from trio_swarmtask import (
     Message,
     TaskState,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
-from streams import make, make_durable
-from swarm import NATSSwarm, echo, until, within
-from test_nats_permissions import permitting
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.stream_setup import make, make_durable
+from tests.nats.test_permissions import permitting
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import _outbox
@@ -22,7 +22,7 @@ from trio_swarmtask._jetstream._streams import Streams
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from swarm import Raw
+    from tests._helpers.brokers import Raw
 
 
 def make_settlement(raw: Raw) -> Settlement:

@@ -3,7 +3,7 @@ hangs, no task is unsettled.
 
 In CI there are 200 of each kind, the same each time. `nox -s fuzz` has 100,000 others of each. Dead
 letters are not among the kinds: nobody reads them. What the server itself says is in
-`test_nats_fuzz_server.py`, and what reads bytes without a server in `test_untrusted.py`.
+`test_fuzz_server.py`, and what reads bytes without a server in `test_untrusted.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from fuzz import (
+
+from tests._helpers.attack import Siege, open_siege
+from tests._helpers.brokers import until, within
+from tests._helpers.fuzz import (
     MESSAGES,
     RECORDS,
     RESULTS,
@@ -29,10 +32,7 @@ from fuzz import (
     rounds,
     told,
 )
-from plain_nats import PlainClient, publication
-from siege import Siege, open_siege
-from swarm import until, within
-
+from tests._helpers.plain_nats import PlainClient, publication
 from trio_swarmtask import (
     Message,
     Retry,

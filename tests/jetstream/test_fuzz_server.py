@@ -2,7 +2,7 @@
 task is unsettled.
 
 They are mutated where a role takes them, all replies to one kind of request every other time. The
-lines of the protocol are said on the connection. As in `test_nats_fuzz.py`: some in CI, 100,000 of
+lines of the protocol are said on the connection. As in `test_fuzz.py`: some in CI, 100,000 of
 each kind by `nox -s fuzz`; of the lines on a connection, most of which end it, one in a hundred.
 """
 
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from fuzz import COUNT, SECONDS, Round, rounds, told
-from hostile_bytes import STATUSES
-from nats_servers import greeting
-from siege import BrokenServer, Siege, open_broken, open_siege
-from swarm import within
 
+from tests._helpers.attack import BrokenServer, Siege, open_broken, open_siege
+from tests._helpers.brokers import within
+from tests._helpers.fuzz import COUNT, SECONDS, Round, rounds, told
+from tests._helpers.hostile_bytes import STATUSES
+from tests._helpers.nats_servers import greeting
 from trio_swarmtask import Message, Status, UnsupportedVersionError
 from trio_swarmtask._check import Malformed
 from trio_swarmtask._jetstream import _intake, _outbox

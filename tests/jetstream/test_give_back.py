@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Message, Status
 from trio_swarmtask._jetstream._delivery import NATSDelivery
 

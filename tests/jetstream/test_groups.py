@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from proxy import open_proxy
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     Message,

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import trio
-from plain_nats import open_plain_client
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.plain_nats import open_plain_client
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._jetstream import _intake
 from trio_swarmtask._jetstream._intake import NATSIntake

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from hostile import Case
-from hostile_bytes import GREETINGS
-from nats_servers import listening
-from plain_nats import open_plain_client
-from siege import MIB, BrokenServer, open_broken, open_siege
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.attack import MIB, BrokenServer, open_broken, open_siege
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.hostile_bytes import GREETINGS
+from tests._helpers.hostile_messages import Case
+from tests._helpers.nats_servers import listening
+from tests._helpers.plain_nats import open_plain_client
 from trio_swarmtask import BrokerError, Message, Result, RetryTask, Status, open_dispatcher
 from trio_swarmtask._jetstream._delivery import NATSDelivery
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from nats_servers import kill, restarted
-from proxy import open_proxy
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import kill, restarted
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     InvalidMessageError,
@@ -26,8 +26,7 @@ from trio_swarmtask._jetstream._refusals import NO_STREAM, SCHEDULES_DISABLED
 from trio_swarmtask._jetstream._streams import Streams
 
 if TYPE_CHECKING:
-    from swarm import Raw
-
+    from tests._helpers.brokers import Raw
     from trio_swarmtask._jetstream._api import PubAck
     from trio_swarmtask._nats._requests import Requests
     from trio_swarmtask.server import Server

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from deliveries import each
-from proxy import open_proxy
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import Message, NATSConfig, Retry, Status, open_dispatcher, open_worker
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream._delivery import NATSDelivery

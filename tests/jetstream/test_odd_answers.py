@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import nats.errors
 import pytest
 import trio
-from deliveries import each
-from swarm import Deaf, NATSSwarm, echo, until, within
-from test_nats_connect import refusal
 
+from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests.nats.test_connect import refusal
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import (

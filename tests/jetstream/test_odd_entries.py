@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from plain_nats import open_plain_client
-from proxy import open_proxy
-from swarm import NATSSwarm, until, within
-from zoo import ZOO
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.malformed import ZOO
+from tests._helpers.plain_nats import open_plain_client
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import Message, open_dispatcher, open_idempotency, open_worker
 from trio_swarmtask._idempotency import Claim, _hash
 from trio_swarmtask._jetstream import _bucket as _watch

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
 from trio_swarmtask import BrokerError, Message, Status
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from nats_servers import kill, restarted
-from proxy import open_proxy
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import kill, restarted
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     BrokerError,
     ClosedError,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from proxy import open_proxy
-from swarm import NATSSwarm, until, within
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import (
     Message,
     current_task,

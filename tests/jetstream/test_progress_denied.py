@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured
-from proxy import open_proxy
-from swarm import echo, until, within
-from test_nats_progress import Reporter, note, quick as quick
 
+from tests._helpers.brokers import echo, until, within
+from tests._helpers.nats_servers import configured
+from tests._helpers.proxy import open_proxy
+from tests.jetstream.test_progress import Reporter, note, quick as quick
 from trio_swarmtask import (
     BrokerError,
     Message,

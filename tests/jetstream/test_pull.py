@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from deliveries import each
-from nats_servers import kill, listening
-from plain_nats import open_plain_client
-from proxy import HOST, OneWay
-from streams import make
-from swarm import Deaf, NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.nats_servers import kill, listening
+from tests._helpers.plain_nats import open_plain_client
+from tests._helpers.proxy import HOST, OneWay
+from tests._helpers.stream_setup import make
 from trio_swarmtask import (
     ClosedError,
     Message,

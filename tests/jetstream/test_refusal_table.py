@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from swarm import within
 
+from tests._helpers.brokers import within
 from trio_swarmtask import BrokerError, NATSConfig, open_dispatcher
 from trio_swarmtask._jetstream._api import APIError
 from trio_swarmtask._jetstream._refusals import FINAL, IN_FLIGHT, PASSING, passes

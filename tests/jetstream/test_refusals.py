@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured
-from proxy import open_proxy
-from streams import make
-from swarm import Deaf, NATSSwarm, echo, until, within
-from test_nats_results import ONE_EACH, result_bytes
 
+from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import configured
+from tests._helpers.proxy import open_proxy
+from tests._helpers.stream_setup import make
+from tests.jetstream.test_results import ONE_EACH, result_bytes
 from trio_swarmtask import (
     BrokerError,
     InvalidMessageError,

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 import trio
-from streams import REPUBLISH, config_of, make, make_durable, use
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.stream_setup import REPUBLISH, config_of, make, make_durable, use
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import NewTask
 

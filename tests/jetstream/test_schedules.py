@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from deliveries import each
-from nats_servers import kill, restarted
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.nats_servers import kill, restarted
 from trio_swarmtask import BrokerError, Message, Status, TaskState, open_dispatcher
 from trio_swarmtask._cron import parse_cron
 from trio_swarmtask._jetstream import _schedules
@@ -18,8 +18,7 @@ from trio_swarmtask._jetstream._api import APIError, publish
 from trio_swarmtask._schedule import Plan
 
 if TYPE_CHECKING:
-    from raw import Raw
-
+    from tests._helpers.api_client import Raw
     from trio_swarmtask._abc import Delivery
     from trio_swarmtask._jetstream._api import PubAck
     from trio_swarmtask._nats._requests import Requests

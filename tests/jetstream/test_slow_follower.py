@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured, listening
-from plain_nats import PlainClient, Received, open_plain_client
-from proxy import HOST, OneWay, Proxy, open_proxy
-from siege import logged
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.attack import logged
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import configured, listening
+from tests._helpers.plain_nats import PlainClient, Received, open_plain_client
+from tests._helpers.proxy import HOST, OneWay, Proxy, open_proxy
 from trio_swarmtask import BrokerError, Message, open_dispatcher, open_worker
 from trio_swarmtask._nats import _client, _requests
 from trio_swarmtask._nats._protocol import Incoming

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import trio
-from deliveries import each
-from slow_link import open_link
-from streams import make
-from swarm import NATSSwarm, echo, until, within
-from test_nats_results import ONE_EACH, result_bytes
 from trio.testing import MockClock
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.slow_link import open_link
+from tests._helpers.stream_setup import make
+from tests.jetstream.test_results import ONE_EACH, result_bytes
 from trio_swarmtask import Message, NATSConfig, Status, open_broker, open_dispatcher, open_worker
 from trio_swarmtask._jetstream import _intake, _outbox, _portions
 from trio_swarmtask._jetstream._portions import Portions

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
 from trio_swarmtask import (
     Dispatcher,
     Idempotency,

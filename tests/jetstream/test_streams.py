@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import trio
-from deliveries import each
-from streams import REPUBLISH, config_of, make, make_durable, use
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.stream_setup import REPUBLISH, config_of, make, make_durable, use
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_worker
 from trio_swarmtask._jetstream._streams import Streams
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 import trio
-from deliveries import each
-from plain_nats import PlainClient, open_plain_client
-from proxy import open_proxy
-from staff import Waiting
-from swarm import NATSSwarm, echo, until, within
-from test_nats_permissions import permitting
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.handlers import Waiting
+from tests._helpers.plain_nats import PlainClient, open_plain_client
+from tests._helpers.proxy import open_proxy
+from tests.nats.test_permissions import permitting
 from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_worker
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import _delivery

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from nats_servers import listening
-from plain_nats import PlainClient, open_plain_client
-from proxy import HOST, OneWay, open_proxy
-from staff import Staff, Waiting
-from streams import make
-from swarm import NATSSwarm, until, within
-from test_nats_permissions import permitting
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.delivery_listener import each
+from tests._helpers.handlers import Staff, Waiting
+from tests._helpers.nats_servers import listening
+from tests._helpers.plain_nats import PlainClient, open_plain_client
+from tests._helpers.proxy import HOST, OneWay, open_proxy
+from tests._helpers.stream_setup import make
+from tests.nats.test_permissions import permitting
 from trio_swarmtask import (
     BrokerError,
     Message,

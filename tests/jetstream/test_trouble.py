@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from proxy import open_proxy
-from streams import REPUBLISH, make
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.proxy import open_proxy
+from tests._helpers.stream_setup import REPUBLISH, make
 from trio_swarmtask import (
     BrokerError,
     Dispatcher,
@@ -27,8 +27,7 @@ from trio_swarmtask._jetstream import _outbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from raw import Raw
-
+    from tests._helpers.api_client import Raw
     from trio_swarmtask.server import Server
 
 

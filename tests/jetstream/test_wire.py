@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from deliveries import each
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream._api import APIError
@@ -23,8 +23,7 @@ from trio_swarmtask._nats._protocol import Incoming
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from raw import Raw
-
+    from tests._helpers.api_client import Raw
     from trio_swarmtask._abc import Delivery
 
 VECTORS = Path(__file__).parents[1] / "wire"

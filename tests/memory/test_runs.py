@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from deliveries import each
-from swarm import Deaf, echo, until
 from trio.testing import MockClock
 
+from tests._helpers.brokers import Deaf, echo, until
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import (
     MemoryBroker,
     Message,

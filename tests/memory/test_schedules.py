@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from staff import Waiting
-from swarm import until
 
+from tests._helpers.brokers import until
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import (
     ClosedError,
     MemoryBroker,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill, restarted
-from swarm import until, within
 from trio.testing import wait_all_tasks_blocked
 
+from tests._helpers.brokers import until, within
+from tests._helpers.nats_servers import kill, restarted
 from trio_swarmtask import BrokerError, NATSConfig, open_broker
 from trio_swarmtask.bus import BusClosedError, BusMessage, open_nats_bus
 

@@ -6,8 +6,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
 from trio_swarmtask import ClosedError, Dispatcher, Message
 from trio_swarmtask.bus import BusClosedError, MessageBus, NoRespondersError, open_nats_bus
 

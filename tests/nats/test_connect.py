@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured, free_port, listening
-from swarm import echo, within
 
+from tests._helpers.brokers import echo, within
+from tests._helpers.nats_servers import configured, free_port, listening
 from trio_swarmtask import (
     AuthenticationError,
     BrokerError,

@@ -11,13 +11,13 @@ import nats.errors
 import pytest
 import trio
 from hypothesis import given, strategies as st
-from nats_servers import configured, kill
-from ports import free_ports
-from slow_link import open_link
-from swarm import Deaf, NATSSwarm, echo, until, within
-from test_nats_connect import refusal
-from test_nats_results import result_bytes
 
+from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import configured, kill
+from tests._helpers.ports import free_ports
+from tests._helpers.slow_link import open_link
+from tests.jetstream.test_results import result_bytes
+from tests.nats.test_connect import refusal
 from trio_swarmtask import (
     AuthenticationError,
     BrokerError,

@@ -11,10 +11,10 @@ import trio
 import trio.testing
 from msgspec import structs
 from nats.aio.transport import TcpTransport
-from proxy import open_proxy
-from streams import REPUBLISH, make
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.proxy import open_proxy
+from tests._helpers.stream_setup import REPUBLISH, make
 from trio_swarmtask import (
     InvalidMessageError,
     Message,

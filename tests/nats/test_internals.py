@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill
-from streams import make
-from swarm import NATSSwarm, echo, until, within
 
+from tests._helpers.brokers import NATSSwarm, echo, until, within
+from tests._helpers.nats_servers import kill
+from tests._helpers.stream_setup import make
 from trio_swarmtask import (
     BrokerError,
     ClosedError,
@@ -33,8 +33,7 @@ from trio_swarmtask._nats._requests import NoAnswer, in_time
 from trio_swarmtask._subjects import covers
 
 if TYPE_CHECKING:
-    from raw import Raw
-
+    from tests._helpers.api_client import Raw
     from trio_swarmtask.server import Server
 
 

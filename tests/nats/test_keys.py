@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import nkeys
 import pytest
-from nats_servers import configured
-from swarm import within
-from test_nats_connect import refusal, use
 
+from tests._helpers.brokers import within
+from tests._helpers.nats_servers import configured
+from tests.nats.test_connect import refusal, use
 from trio_swarmtask import AuthenticationError, NATSConfig
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Logins by JWT, roles that log in together, and secrets, which show nowhere.
 
-The permissions are those of docs/security.md, see test_nats_security.py.
+The permissions are those of docs/security.md, see test_security.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trustme
-from jwts import OTHER, STRANGER, credentials, jwt_server
-from nats_servers import configured
-from proxy import Proxy, open_proxy
-from security_site import BLOCK, DOCUMENT, ROLES, open_site, quick as quick, work
-from swarm import echo, within
-from test_nats_connect import refusal, use
-from test_nats_keys import make_seed, nkey_user
-from test_nats_tls import tls_server
 
+from tests._helpers.brokers import echo, within
+from tests._helpers.jwt_logins import OTHER, STRANGER, credentials, jwt_server
+from tests._helpers.nats_servers import configured
+from tests._helpers.proxy import Proxy, open_proxy
+from tests._helpers.secured_server import BLOCK, DOCUMENT, ROLES, open_site, quick as quick, work
+from tests.nats.test_connect import refusal, use
+from tests.nats.test_keys import make_seed, nkey_user
+from tests.nats.test_tls import tls_server
 from trio_swarmtask import (
     AuthenticationError,
     BrokerError,

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio_asyncio
 from sniffio import current_async_library
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
 from trio_swarmtask import Message, Status
 from trio_swarmtask._nats import _versions
 from trio_swarmtask._nats._loop import drain_in_batches

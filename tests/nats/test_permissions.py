@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import configured
-from swarm import echo, within
 
+from tests._helpers.brokers import echo, within
+from tests._helpers.nats_servers import configured
 from trio_swarmtask import BrokerError, Message, NATSConfig, open_dispatcher, open_worker
 
 if TYPE_CHECKING:

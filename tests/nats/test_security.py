@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 import trio
-from security_site import (
+
+from tests._helpers.brokers import until, within
+from tests._helpers.handlers import Waiting
+from tests._helpers.secured_server import (
     BLOCK,
     DOCUMENT,
     REFUSED,
@@ -26,9 +29,6 @@ from security_site import (
     schedule,
     work,
 )
-from staff import Waiting
-from swarm import until, within
-
 from trio_swarmtask import (
     BrokerError,
     Message,

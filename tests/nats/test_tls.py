@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trustme
-from nats_servers import greeting, listening
-from swarm import within
-from test_nats_connect import refusal, use
 
+from tests._helpers.brokers import within
+from tests._helpers.nats_servers import greeting, listening
+from tests.nats.test_connect import refusal, use
 from trio_swarmtask import NATSConfig
 from trio_swarmtask.server import Server, _open_server
 

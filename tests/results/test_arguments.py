@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from publishers import PENDING, SUCCESS, Publishers, rest
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.publishers import PENDING, SUCCESS, Publishers, rest
 from trio_swarmtask import SwarmTaskError
 from trio_swarmtask.results import (
     InvalidResultError,

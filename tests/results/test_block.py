@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import SUCCESS, Publishers, outputs, pending, rest
-from swarm import within
+
+from tests._helpers.brokers import within
+from tests._helpers.publishers import SUCCESS, Publishers, outputs, pending, rest
 
 if TYPE_CHECKING:
     from trio_swarmtask.results import ResultPublisher

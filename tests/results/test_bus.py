@@ -9,8 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from publishers import FAILED, PENDING, SUCCESS, Reader, outputs, pending, rest, success
 
+from tests._helpers.publishers import (
+    FAILED,
+    PENDING,
+    SUCCESS,
+    Reader,
+    outputs,
+    pending,
+    rest,
+    success,
+)
 from trio_swarmtask._record import encode
 from trio_swarmtask.bus import BusClosedError, MemoryBus
 from trio_swarmtask.results import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from publishers import FAILED, PENDING, SUCCESS, outputs
-from test_results_bus import announcement, ids
 
+from tests._helpers.publishers import FAILED, PENDING, SUCCESS, outputs
+from tests.results.test_bus import announcement, ids
 from trio_swarmtask.bus import InvalidSubjectError, MemoryBus
 from trio_swarmtask.results import (
     BusPublisher,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from nats_servers import kill, restarted
-from publishers import FAILED, Reader, outputs, pending, rest, success
-from swarm import NATSSwarm, until, within
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.nats_servers import kill, restarted
+from tests._helpers.publishers import FAILED, Reader, outputs, pending, rest, success
 from trio_swarmtask import BrokerError, NATSConfig
 from trio_swarmtask._nats._bus import NATSBus
 from trio_swarmtask.bus import open_nats_bus

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import PENDING, Reader, outputs, pending, rest, success
-from swarm import until, within
-from test_results_bus import announcement
 
+from tests._helpers.brokers import until, within
+from tests._helpers.publishers import PENDING, Reader, outputs, pending, rest, success
+from tests.results.test_bus import announcement
 from trio_swarmtask.bus import BusClosedError, open_nats_bus
 from trio_swarmtask.results import (
     BusPublisher,

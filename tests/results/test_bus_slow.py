@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import FAILED, Reader, outputs, pending, success
-from test_results_bus import announcement
 
+from tests._helpers.publishers import FAILED, Reader, outputs, pending, success
+from tests.results.test_bus import announcement
 from trio_swarmtask._bus import BusMessage, Listener, MessageBus
 from trio_swarmtask.results import BusPublisher, PublisherClosedError
 

@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import FAILED, PENDING, SUCCESS, Publishers, Reader, pending, rest, success
-from swarm import within
 from trio.testing import assert_checkpoints
 
+from tests._helpers.brokers import within
+from tests._helpers.publishers import (
+    FAILED,
+    PENDING,
+    SUCCESS,
+    Publishers,
+    Reader,
+    pending,
+    rest,
+    success,
+)
 from trio_swarmtask.results import PublisherClosedError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import MemoryPublishers, Publishers, outputs, pending, success
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
+from tests._helpers.publishers import MemoryPublishers, Publishers, outputs, pending, success
 from trio_swarmtask._nats._requests import Requests
 from trio_swarmtask.results import (
     PublisherClosedError,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from publishers import rest
-from swarm import within
-
+from tests._helpers.brokers import within
+from tests._helpers.publishers import rest
 from trio_swarmtask.results import Result, ResultFilter, ResultStatus
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import (
+
+from tests._helpers.brokers import until, within
+from tests._helpers.publishers import (
     SUCCESS,
     Publishers,
     Reader,
@@ -16,7 +18,6 @@ from publishers import (
     rest,
     success,
 )
-from swarm import until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

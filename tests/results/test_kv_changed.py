@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from kv_servers import config_of
-from nats_servers import configured
-from publishers import Reader, pending, success
-from swarm import NATSSwarm, until, within
-from test_results_kv_watch import bucket_of
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.bucket_setup import config_of
+from tests._helpers.nats_servers import configured
+from tests._helpers.publishers import Reader, pending, success
+from tests.results.test_kv_watch import bucket_of
 from trio_swarmtask import BrokerError, NATSConfig
 from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask._jetstream._bucket import NATSBucket
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nats.aio.subscription import Subscription
-    from raw import Raw
 
+    from tests._helpers.api_client import Raw
     from trio_swarmtask._jetstream._bucket_stream import BucketStream
     from trio_swarmtask.results import ResultPublisher
     from trio_swarmtask.server import Server

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from proxy import Proxy, open_proxy
-from publishers import FAILED, PENDING, pending, success
-from swarm import NATSSwarm, until, within
-from test_results_kv_refused import bucket_of
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.proxy import Proxy, open_proxy
+from tests._helpers.publishers import FAILED, PENDING, pending, success
+from tests.results.test_kv_refused import bucket_of
 from trio_swarmtask.results import (
     Result,
     ResultExistsError,

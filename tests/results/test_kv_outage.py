@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from kv_servers import make_bucket
-from nats_servers import kill, restarted
-from proxy import open_proxy
-from publishers import Reader, outputs, pending, success
-from swarm import NATSSwarm, until, within
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.bucket_setup import make_bucket
+from tests._helpers.nats_servers import kill, restarted
+from tests._helpers.proxy import open_proxy
+from tests._helpers.publishers import Reader, outputs, pending, success
 from trio_swarmtask import BrokerError, NATSConfig, open_broker
 from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask.results import PublisherClosedError, ResultNotFoundError, open_kv_publisher

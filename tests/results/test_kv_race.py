@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from publishers import FAILED, PENDING, Reader, outputs, pending, rest, success
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
+from tests._helpers.publishers import FAILED, PENDING, Reader, outputs, pending, rest, success
 from trio_swarmtask.results import (
     InvalidResultError,
     Result,

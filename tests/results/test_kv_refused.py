@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from kv_servers import config_of, make_bucket
-from nats_servers import configured
-from proxy import open_proxy
-from publishers import outputs, pending, success
-from swarm import NATSSwarm, until, within
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.bucket_setup import config_of, make_bucket
+from tests._helpers.nats_servers import configured
+from tests._helpers.proxy import open_proxy
+from tests._helpers.publishers import outputs, pending, success
 from trio_swarmtask import BrokerError, NATSConfig
 from trio_swarmtask._jetstream import _bucket, _bucket as _watch
 from trio_swarmtask._jetstream._api import APIError

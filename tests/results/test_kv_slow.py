@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from kv_servers import make_bucket
-from publishers import Reader
-from slow_link import open_link
-from swarm import NATSSwarm, within
-from test_results_kv_watch import bucket_of
 
+from tests._helpers.brokers import NATSSwarm, within
+from tests._helpers.bucket_setup import make_bucket
+from tests._helpers.publishers import Reader
+from tests._helpers.slow_link import open_link
+from tests.results.test_kv_watch import bucket_of
 from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask._jetstream._portions import Portions
 from trio_swarmtask._nats import _client

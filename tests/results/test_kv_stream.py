@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from kv_servers import DAY, SECOND, config_of, make_bucket, streams_of
-from publishers import FAILED, Reader, outputs, pending, success
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
+from tests._helpers.bucket_setup import DAY, SECOND, config_of, make_bucket, streams_of
+from tests._helpers.publishers import FAILED, Reader, outputs, pending, success
 from trio_swarmtask import BrokerError, MemoryBroker, NATSConfig, open_broker
 from trio_swarmtask.results import (
     InvalidResultError,

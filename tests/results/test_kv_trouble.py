@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from kv_servers import config_of, make_bucket, streams_of
-from proxy import open_proxy
-from publishers import Reader, outputs, pending, success
-from swarm import NATSSwarm, echo, within
 
+from tests._helpers.brokers import NATSSwarm, echo, within
+from tests._helpers.bucket_setup import config_of, make_bucket, streams_of
+from tests._helpers.proxy import open_proxy
+from tests._helpers.publishers import Reader, outputs, pending, success
 from trio_swarmtask import Message, Status, open_broker, open_dispatcher, open_worker
 from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask.results import (

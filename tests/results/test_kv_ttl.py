@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from kv_servers import SECOND, config_of, make_bucket
-from publishers import Reader, outputs, pending, rest, success
-from swarm import NATSSwarm, within
 
+from tests._helpers.brokers import NATSSwarm, within
+from tests._helpers.bucket_setup import SECOND, config_of, make_bucket
+from tests._helpers.publishers import Reader, outputs, pending, rest, success
 from trio_swarmtask import MemoryBroker
 from trio_swarmtask.results import open_kv_publisher
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from kv_servers import make_bucket
-from proxy import open_proxy
-from publishers import Reader, pending, success
-from swarm import NATSSwarm, until, within
-from test_results_kv_refused import bucket_of
 
+from tests._helpers.brokers import NATSSwarm, until, within
+from tests._helpers.bucket_setup import make_bucket
+from tests._helpers.proxy import open_proxy
+from tests._helpers.publishers import Reader, pending, success
+from tests.results.test_kv_refused import bucket_of
 from trio_swarmtask import open_broker
 from trio_swarmtask._jetstream import _bucket as _watch, _portions
 from trio_swarmtask._jetstream._api import APIError

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from publishers import (
+
+from tests._helpers.brokers import within
+from tests._helpers.publishers import (
     PENDING,
     KVPublishers,
     Publishers,
@@ -20,8 +22,6 @@ from publishers import (
     rest,
     success,
 )
-from swarm import within
-
 from trio_swarmtask import MemoryBroker
 from trio_swarmtask.results import (
     InvalidResultError,

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import trio
-from publishers import PENDING, SUCCESS, on_shared
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.publishers import PENDING, SUCCESS, on_shared
 from trio_swarmtask.results import Result, ResultFilter, ResultStatus
 
 if TYPE_CHECKING:

@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import FAILED, PENDING, SUCCESS, Publishers, Reader, on_heard, on_shared, rest
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.publishers import (
+    FAILED,
+    PENDING,
+    SUCCESS,
+    Publishers,
+    Reader,
+    on_heard,
+    on_shared,
+    rest,
+)
 from trio_swarmtask import SwarmTaskError
 from trio_swarmtask.results import PublisherClosedError, ResultNotFoundError, ResultPublisher
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from publishers import FAILED, PENDING, SUCCESS, on_shared, pending, success
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.publishers import FAILED, PENDING, SUCCESS, on_shared, pending, success
 from trio_swarmtask import SwarmTaskError
 from trio_swarmtask.results import (
     Result,

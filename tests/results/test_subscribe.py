@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from publishers import (
+
+from tests._helpers.brokers import within
+from tests._helpers.publishers import (
     FAILED,
     PENDING,
     SUCCESS,
@@ -18,8 +20,6 @@ from publishers import (
     rest,
     success,
 )
-from swarm import within
-
 from trio_swarmtask.results import Result, Subscription
 
 if TYPE_CHECKING:

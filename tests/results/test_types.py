@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from publishers import PENDING, SUCCESS
-from test_results_arguments import BAD_FIELDS, NO_STRINGS, ODD_IDS
 
+from tests._helpers.publishers import PENDING, SUCCESS
+from tests.results.test_arguments import BAD_FIELDS, NO_STRINGS, ODD_IDS
 from trio_swarmtask import SwarmTaskError
 from trio_swarmtask.results import (
     InvalidResultError,

@@ -1,7 +1,7 @@
 # Anything at all, decoded and encoded: nothing but the promised errors comes out.
 #
 # In CI the examples are the same each time. For a long run with new ones:
-#     HYPOTHESIS_PROFILE=thorough pytest tests/test_wire_fuzz.py
+#     HYPOTHESIS_PROFILE=thorough pytest tests/wire/test_fuzz.py
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 Struct = Message | Result
 KINDS: Final = (Message, Result)
-VECTORS: Final = [
-    path.read_bytes() for path in sorted((Path(__file__).parent / "wire").glob("*.json"))
-]
+VECTORS: Final = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.json"))]
 FIELDS: Final = sorted({*Message.__struct_fields__, *Result.__struct_fields__})
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from trio_swarmtask import Message, Result, Status
 
-WIRE: Final = Path(__file__).parent / "wire"
+WIRE: Final = Path(__file__).parent
 
 # In the order of Go's structs; `*` stands for omitempty.
 FIELDS: Final = {

@@ -1,7 +1,8 @@
 # Message and Result: what the bytes of a Go program become, and what a user can do with them.
 #
-# `wire/` has envelopes as Go's encoder writes them. `test_wire_refused.py` has what is never sent,
-# `test_wire_go.py` holds what is sent against Go's structs, and `test_wire_fuzz.py` feeds anything.
+# The JSON files beside it are envelopes as Go's encoder writes them. `test_refused.py` has what is
+# never sent, `test_go.py` holds what is sent against Go's structs, and `test_fuzz.py` feeds
+# anything.
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._envelope import encode_success
 
-WIRE: Final = Path(__file__).parent / "wire"
+WIRE: Final = Path(__file__).parent
 INDIA: Final = timezone(timedelta(hours=5, minutes=30))
 LOCAL: Final = datetime(2026, 4, 19, 15, 50, 30, tzinfo=INDIA)
 # The file says .123456789; Python keeps microseconds.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
-from deliveries import each
-from swarm import echo, within
 from trio.testing import MockClock
 
+from tests._helpers.brokers import echo, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import (
     BrokerError,
     ClosedError,

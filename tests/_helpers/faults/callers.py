@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-from round_ledger import LAST_UPDATE
 
+from tests._helpers.faults.round_ledger import LAST_UPDATE
 from trio_swarmtask import Message, TaskFailedError, TaskState
 from trio_swarmtask.results import Result as Update, ResultExistsError, ResultStatus
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from round_ledger import RoundLedger
-
+    from tests._helpers.faults.round_ledger import RoundLedger
     from trio_swarmtask import Dispatcher, Future, Result, TaskGroup
     from trio_swarmtask.results import ResultPublisher
 

@@ -11,13 +11,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import trio
-from clusters import PLACES, step_down
+
+from tests._helpers.faults.clusters import PLACES, step_down
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-    from clusters import Cluster
+    from tests._helpers.faults.clusters import Cluster
 
 # A request that had no answer is given up after 5 to 7.5 s and made again. Only a longer harm shows
 # what comes of that; of a shorter one there can be more.

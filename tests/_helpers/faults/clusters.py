@@ -12,11 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
-from plain_nats import PlainClient, open_plain_client
-from ports import free_ports
-from processes import FaultServer
-from proxy import Proxy, open_proxy
 
+from tests._helpers.faults.processes import FaultServer
+from tests._helpers.plain_nats import PlainClient, open_plain_client
+from tests._helpers.ports import free_ports
+from tests._helpers.proxy import Proxy, open_proxy
 from trio_swarmtask import Message, RetryTask, open_dispatcher, open_idempotency, open_worker
 from trio_swarmtask.results import open_kv_publisher
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
-from ledger import Ledger, dead_letters
-from ports import free_ports
-from processes import FaultServer, WorkerProcess
 
+from tests._helpers.faults.ledger import Ledger, dead_letters
+from tests._helpers.faults.processes import FaultServer, WorkerProcess
+from tests._helpers.ports import free_ports
 from trio_swarmtask import Dispatcher, Future, Message, NATSConfig, Result, open_dispatcher
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from fault_rows import Row
-    from plain_nats import PlainClient
+    from tests._helpers.faults.table import Row
+    from tests._helpers.plain_nats import PlainClient
 
 # Seconds that the last results may take once the harm is over.
 PATIENCE = 60

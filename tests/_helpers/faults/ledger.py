@@ -13,13 +13,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import trio
-from plain_nats import PlainClient, Received, open_plain_client
+
+from tests._helpers.plain_nats import PlainClient, Received, open_plain_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fault_rows import Row
-
+    from tests._helpers.faults.table import Row
     from trio_swarmtask import Result
 
 # Seconds between a look-up and what follows it, and between the clocks of two processes.

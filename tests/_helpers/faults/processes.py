@@ -18,7 +18,7 @@ from trio_swarmtask.server import READY_SECONDS, _find_program, _Log
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROGRAM = Path(__file__).with_name("fault_worker.py")
+PROGRAM = Path(__file__).with_name("worker_program.py")
 
 
 class FaultServer:
@@ -99,7 +99,7 @@ class WorkerProcess:
     async def start(
         cls, nursery: trio.Nursery, directory: Path, name: str, url: str, **settings: Any
     ) -> WorkerProcess:
-        """Return once it takes tasks. What the settings mean: fault_worker.py."""
+        """Return once it takes tasks. What the settings mean: worker_program.py."""
         log, ledger = directory / f"{name}.log", directory / f"{name}.ledger"
         settings = {"name": name, "url": url, "ledger": str(ledger), **settings}
         with log.open("wb") as stderr:

@@ -18,14 +18,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import trio
-from ledger import SLACK, Runs
-from plain_nats import open_plain_client
+
+from tests._helpers.faults.ledger import SLACK, Runs
+from tests._helpers.plain_nats import open_plain_client
 
 if TYPE_CHECKING:
-    from clusters import Cluster
-    from fault_rows import Row
-    from plain_nats import PlainClient, Received
-
+    from tests._helpers.faults.clusters import Cluster
+    from tests._helpers.faults.table import Row
+    from tests._helpers.plain_nats import PlainClient, Received
     from trio_swarmtask import Result
 
 # Streams that republish what they have stored, with its subjects, and where that is heard.

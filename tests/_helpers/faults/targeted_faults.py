@@ -1,4 +1,4 @@
-# Faults at a chosen moment, each aimed at one guarantee: test_faults_cases.py runs them on the
+# Faults at a chosen moment, each aimed at one guarantee: test_cases.py runs them on the
 # product, test_can_fail.py on the product without that guarantee.
 #
 # `broken` names the mutant that the workers run with; "" is none.
@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
-from ledger import demand, tasks_state
-from plain_nats import PlainClient, open_plain_client
-from proxy import open_proxy
 
+from tests._helpers.faults.ledger import demand, tasks_state
+from tests._helpers.plain_nats import PlainClient, open_plain_client
+from tests._helpers.proxy import open_proxy
 from trio_swarmtask import Message, NATSConfig, open_dispatcher
 
 if TYPE_CHECKING:
-    from arena import Arena
+    from tests._helpers.faults.deployment import Arena
 
 # Seconds in which something forbidden has its chance to happen.
 MOMENT = 1.0

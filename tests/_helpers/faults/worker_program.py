@@ -1,4 +1,4 @@
-# A worker process of the fault suite: `python fault_worker.py <settings as JSON>`.
+# A worker process of the fault suite: `python worker_program.py <settings as JSON>`.
 #
 # Each handler writes a line to the ledger when it begins and when it ends, with one write, which
 # survives the process. SIGTERM is `shutdown(grace)`. "ready" on the standard output says that it
@@ -34,9 +34,9 @@ from trio_swarmtask import (
     open_worker,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from public_api import use_public_api_if_asked
+from tests._helpers.public_api import use_public_api_if_asked
 
 RETRY = Retry(on=OSError, first_delay=0.2, max_delay=0.5)
 
@@ -87,7 +87,7 @@ async def main(
         return {"by": name, **message.inputs}
 
     if broken:
-        import mutants
+        from tests._helpers.faults import mutants
 
         mutants.apply(broken)
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
