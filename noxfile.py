@@ -46,7 +46,7 @@ ASYNC_RULES = (
 )
 
 # Tests of the fault suite that take clusters of five nodes, and minutes.
-ON_FIVE_NODES = ("test_faults_rounds", "test_faults_stalls")
+ON_FIVE_NODES = ("test_rounds", "test_stalls")
 
 # Each test has a server of its own, and half of the time it waits for something.
 IN_PARALLEL = (f"--numprocesses={2 * (os.cpu_count() or 1)}",)
@@ -123,7 +123,7 @@ def public_api(session: nox.Session) -> None:
     """What a server is needed for, as with a nats-py that is not known: without the fast ways."""
     session.install(".[server,nkeys]", *group("test"))
     session.env["SWARMTASK_PUBLIC_API"] = "1"
-    folders = session.posargs or ("tests/conformance", "tests/nats")
+    folders = session.posargs or ("tests/conformance", "tests/jetstream", "tests/nats")
     session.run("pytest", *IN_PARALLEL, *folders)
 
 
@@ -156,7 +156,7 @@ def fuzz(session: nox.Session) -> None:
     seed = os.environ.get("SWARMTASK_SEED") or str(int.from_bytes(os.urandom(4)))
     session.log(f"The same ones again: SWARMTASK_SEED={seed} nox -s fuzz")
     session.env.update({"SWARMTASK_FUZZ": "100000", "SWARMTASK_SEED": seed})
-    files = ("tests/nats/test_nats_fuzz.py", "tests/nats/test_nats_fuzz_server.py")
+    files = ("tests/jetstream/test_fuzz.py", "tests/jetstream/test_fuzz_server.py")
     readers = "tests/test_untrusted.py"
     patiently = (*IN_PARALLEL, "-o", "faulthandler_timeout=3600")
     session.run("pytest", *files, readers, *patiently, *session.posargs)
@@ -165,7 +165,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(python=ANY_PYTHON)
 def faults(session: nox.Session) -> None:
     """Real faults, as many as docs/reliability.md says: half an hour, and a table."""
-    left_out = ("test_can_fail", "test_faults_rounds")  # they have sessions of their own
+    left_out = ("test_can_fail", "test_rounds")  # they have sessions of their own
     ignored = [f"--ignore=tests/faults/{file}.py" for file in left_out]
     run_faults(session, "--full", *ignored, *session.posargs)
 
@@ -174,7 +174,7 @@ def faults(session: nox.Session) -> None:
 def faults_cluster(session: nox.Session) -> None:
     """A cluster of five, harmed in 300 random rounds under every kind of use: an hour."""
     options = ("--full", "-o", "faulthandler_timeout=14400", *session.posargs)
-    run_faults(session, *options, files="tests/faults/test_faults_rounds.py")
+    run_faults(session, *options, files="tests/faults/test_rounds.py")
 
 
 @nox.session(python=ANY_PYTHON, name="faults-short")

@@ -6,10 +6,10 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from ports import free_ports
-from public_api import use_public_api_if_asked
-from swarm import MemorySwarm, NATSSwarm, Swarm, run_on_virtual_time
 
+from tests._helpers.brokers import MemorySwarm, NATSSwarm, Swarm, run_on_virtual_time
+from tests._helpers.ports import free_ports
+from tests._helpers.public_api import use_public_api_if_asked
 from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:

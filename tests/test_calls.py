@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from swarm import within
+
+from tests._helpers.brokers import within
 
 BENCHMARKS: Final = Path(__file__).parents[1] / "benchmarks"
 

@@ -1,5 +1,5 @@
 """Cron expressions: what is refused, and when they come next. (What a server says to them:
-tests/nats/test_nats_schedules.py.)"""
+tests/jetstream/test_schedules.py.)"""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from swarm import within
 
+from tests._helpers.brokers import within
 from trio_swarmtask import Future, Message, Status, open_dispatcher, open_worker
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from fuzz import rounds, told
-from zoo import ZOO, spoiled
 
 import trio_swarmtask
+from tests._helpers.fuzz import rounds, told
+from tests._helpers.malformed import ZOO, spoiled
 from trio_swarmtask import InvalidMessageError, Message, Result, UnsupportedVersionError
 from trio_swarmtask._abc import Entry
 from trio_swarmtask._check import Malformed, reader
@@ -207,7 +207,7 @@ def test_reader(name: str) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_reader_of_mutated(name: str) -> None:
-    """Of 200 in CI, of 100,000 by `nox -s fuzz`: see `test_nats_fuzz.py`."""
+    """Of 200 in CI, of 100,000 by `nox -s fuzz`: see `jetstream/test_fuzz.py`."""
     read, errors, sample = READERS[name]
     samples = [json.dumps(sample).encode(), *TEXTS.get(name, ())]
     for played in rounds(name):

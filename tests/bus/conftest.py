@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from buses import Buses, MemoryBuses, NATSBuses
 
+from tests._helpers.buses import Buses, MemoryBuses, NATSBuses
 from trio_swarmtask.server import open_server
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import (
     ClosedError,
     InvalidMessageError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swarm import Swarm, until, within
+from tests._helpers.brokers import Swarm, until, within
 
 if TYPE_CHECKING:
     import pytest

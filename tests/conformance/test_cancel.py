@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import trio
-from staff import Waiting
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import (
     ClosedError,
     Message,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from staff import Waiting
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream._delivery import NATSDelivery

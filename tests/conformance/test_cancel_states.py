@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 import trio
-from staff import Waiting
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import Message, TaskState
 from trio_swarmtask._dispatcher._future import is_resolved
 from trio_swarmtask._jetstream import _cancel

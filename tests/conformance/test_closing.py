@@ -6,8 +6,8 @@ import math
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import ClosedError, Message, Status
 
 LONG_BEFORE_THE_LEASE = 5  # seconds; ack_wait is 30

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
 from trio_swarmtask import (
     CurrentTask,
     MemoryBroker,

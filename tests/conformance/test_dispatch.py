@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import (
     ClosedError,
     Future,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
 from trio.testing import MockClock
 
+from tests._helpers.brokers import Swarm, echo, until, within
 from trio_swarmtask import Message
 
 if TYPE_CHECKING:

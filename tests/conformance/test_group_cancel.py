@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from staff import WAIT, Staff
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.handlers import WAIT, Staff
 from trio_swarmtask import (
     ClosedError,
     Message,

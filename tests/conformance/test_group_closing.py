@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from staff import WAIT, Staff
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import WAIT, Staff
 from trio_swarmtask import (
     BrokerError,
     ClosedError,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from staff import Staff
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.handlers import Staff
 from trio_swarmtask import (
     Dispatcher,
     Future,

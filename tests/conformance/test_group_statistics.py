@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import trio
-from staff import FAIL, WAIT, Staff
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import FAIL, WAIT, Staff
 from trio_swarmtask import (
     InvalidMessageError,
     Message,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from staff import WAIT, Staff
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.handlers import WAIT, Staff
 from trio_swarmtask import Message, Retry, RetryTask, TaskFailedError, TaskState
 from trio_swarmtask._dispatcher import _group
 

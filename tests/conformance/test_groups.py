@@ -6,9 +6,9 @@ import gc
 
 import pytest
 import trio
-from staff import FAIL, WAIT, Staff
-from swarm import MemorySwarm, Swarm, echo, until, within
 
+from tests._helpers.brokers import MemorySwarm, Swarm, echo, until, within
+from tests._helpers.handlers import FAIL, WAIT, Staff
 from trio_swarmtask import (
     ClosedError,
     Future,

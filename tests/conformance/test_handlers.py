@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
 from trio_swarmtask import Handler, Message, Result, Status
 
 

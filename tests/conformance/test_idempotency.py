@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import trio
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
 from trio_swarmtask import (
     ClosedError,
     Dispatcher,

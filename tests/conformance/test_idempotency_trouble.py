@@ -8,10 +8,10 @@ from unittest.mock import AsyncMock
 
 import pytest
 import trio
-from swarm import Swarm, until, within
-from test_idempotency import HASH, KEY, Payer, outcome_of, paying, waiting
-from zoo import ZOO
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.malformed import ZOO
+from tests.conformance.test_idempotency import HASH, KEY, Payer, outcome_of, paying, waiting
 from trio_swarmtask import (
     BrokerError,
     Idempotency,

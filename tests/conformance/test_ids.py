@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import Dispatcher, Message, Result, Status, current_task
 
 ID: Final = re.compile(r"([a-z0-9]{12,})-([0-9]+)([a-z0-9]{12})")

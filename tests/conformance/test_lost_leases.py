@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Message, Result, Retry, Status
 from trio_swarmtask._abc import Delivery, Intake, NewTask
 from trio_swarmtask._jetstream._delivery import NATSDelivery

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gc
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
-from staff import FAIL, Staff
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.handlers import FAIL, Staff
 from trio_swarmtask import (
     ClosedError,
     Future,
+    InvalidCapabilityError,
+    InvalidMessageError,
     Message,
     Result,
     Status,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 def numbered(count: int | None = None) -> Iterator[Message]:
@@ -273,3 +275,271 @@ async def test_nothing_is_kept_of_what_was_read(
                     most = max(most, sum(type(each) is Future for each in gc.get_objects()))
             assert read == count
             assert most <= 50 + 1  # and one was just read
+
+
+# What can be mapped
+
+
+@within(20)
+async def test_what_can_not_be_mapped(swarm: Swarm) -> None:
+    async def one() -> Message:
+        raise AssertionError
+
+    wrong: Any
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(InvalidCapabilityError):
+            dispatcher.map("a coder", [])
+        for wrong in (0, -1):
+            with pytest.raises(ValueError, match="limit must be from 1 up"):
+                dispatcher.map("coder", [], limit=wrong)
+        for wrong in (1.5, "10", True, None):
+            with pytest.raises(TypeError, match="limit must be a whole number"):
+                dispatcher.map("coder", [], limit=wrong)
+        for wrong in (Message(), 7, one, None):
+            with pytest.raises(TypeError, match="must be an iterable or an async iterable"):
+                dispatcher.map("coder", wrong)
+        wrong = one()
+        with pytest.raises(TypeError, match="has to be awaited"):
+            dispatcher.map("coder", wrong)
+        with pytest.raises(TypeError, match="grace must be a number"):
+            dispatcher.map("coder", [], grace="soon")  # type: ignore[arg-type]  # wrong on purpose
+        with pytest.raises(ValueError, match="orphans must be"):
+            dispatcher.map("coder", [], orphans="ignore")  # type: ignore[arg-type]  # wrong on purpose
+
+
+# Async generators
+
+
+class Generator:
+    """Makes messages, with a cancel scope open in between, and says how it ended."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.messages = numbered(count)
+        self.closed = False
+        self.task: trio.lowlevel.Task | None = None
+
+    async def __call__(self) -> AsyncIterator[Message]:  # noqa: ASYNC900 - it is what is tested
+        self.task = trio.lowlevel.current_task()
+        try:
+            with trio.CancelScope():
+                for message in self.messages:
+                    await trio.lowlevel.checkpoint()
+                    yield message  # noqa: ASYNC101,ASYNC119 - the one task that runs it closes it, too
+        finally:
+            assert trio.lowlevel.current_task() is self.task
+            with trio.move_on_after(5, shield=True):
+                await trio.sleep(0.01)
+                self.closed = True
+
+
+@within(20)
+@pytest.mark.parametrize("count", [20, None])
+async def test_async_generator_is_closed(swarm: Swarm, count: int | None) -> None:
+    generator = Generator(count)
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        async with dispatcher.map("coder", generator(), limit=5) as results:
+            read = 0
+            async for _ in results:
+                read += 1
+                if read == 20 and count is None:
+                    break
+    assert generator.closed
+
+
+@within(20)
+async def test_async_generator_that_waits_is_cancelled(swarm: Swarm) -> None:
+    cancelled = False
+    waiting = trio.Event()
+
+    async def wait() -> AsyncIterator[Message]:  # noqa: ASYNC900 - it is what is tested
+        nonlocal cancelled
+        yield Message()
+        waiting.set()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            cancelled = True
+            raise
+
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        async with dispatcher.map("coder", wait()) as results:
+            await anext(results)
+            await waiting.wait()
+    assert cancelled
+
+
+@within(20)
+async def test_async_generator_that_fails_while_it_is_closed(swarm: Swarm) -> None:
+    async def stubborn() -> AsyncIterator[Message]:  # noqa: ASYNC900 - it is what is tested
+        try:
+            while True:
+                yield Message()
+        finally:
+            raise LookupError("not closed")
+
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(LookupError, match="not closed"):
+            async with dispatcher.map("coder", stubborn(), limit=2):
+                await until(lambda: dispatcher.statistics().outstanding == 2)
+        assert await swarm.count_tasks() == 0
+
+
+@within(20)
+async def test_interrupt_in_the_iterable(swarm: Swarm) -> None:
+    def interrupted() -> Iterator[Message]:
+        yield Message()
+        raise KeyboardInterrupt
+
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(KeyboardInterrupt):
+            async with dispatcher.map("coder", interrupted()) as results:
+                async for _ in results:
+                    pass
+        assert await swarm.count_tasks() == 0
+
+
+# Errors of what is mapped, and of the dispatcher
+
+
+class Failing:
+    """Some messages, then an error."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.failed = False
+
+    def __iter__(self) -> Iterator[Message]:
+        yield from numbered(self.count)
+        self.failed = True
+        raise LookupError("no more")
+
+
+@within(20)
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_error_of_the_iterable_is_raised_to_the_reader(swarm: Swarm, ordered: bool) -> None:
+    """Once; the results of what was taken before can be read."""
+    numbers = []
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        async with dispatcher.map("coder", Failing(3), ordered=ordered) as results:
+            errors = 0
+            while True:
+                try:
+                    numbers.append(number_of(await anext(results)))
+                except LookupError:
+                    errors += 1
+                    assert not ordered or numbers == [0, 1, 2]
+                except StopAsyncIteration:
+                    break
+    assert (sorted(numbers), errors) == ([0, 1, 2], 1)
+
+
+@within(20)
+async def test_error_of_the_iterable_leaves_the_block(swarm: Swarm) -> None:
+    """As it was raised; what is outstanding is cancelled."""
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(LookupError, match="no more"):
+            async with dispatcher.map("coder", Failing(3)) as results:
+                async for _ in results:
+                    pass
+        assert await swarm.count_tasks() == 0
+
+
+@within(20)
+async def test_error_that_nobody_read_leaves_the_block(swarm: Swarm) -> None:
+    messages = Failing(3)
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(LookupError, match="no more"):
+            async with dispatcher.map("coder", messages):
+                await until(lambda: messages.failed)
+        assert await swarm.count_tasks() == 0
+
+
+@within(20)
+async def test_error_that_nobody_read_yields_to_the_blocks_own(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = Failing(0)
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(ZeroDivisionError):
+            async with dispatcher.map("coder", messages):
+                await until(lambda: messages.failed)
+                raise ZeroDivisionError
+    assert "a map was left before its error was read" in caplog.text
+    assert "no more" in caplog.text
+
+
+@within(20)
+async def test_message_that_can_not_be_sent_is_raised_as_by_start(swarm: Swarm) -> None:
+    large = Message(inputs={"text": "x" * (2 << 20)})
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        wrong: list[tuple[Any, str]] = [
+            ("text", "'text' is not a Message"),
+            (large, "larger than"),
+            (Message(id="mine", inputs=large.inputs), "larger than"),
+            (Message(id="not an ID"), "must be a string of"),
+        ]
+        for message, text in wrong:
+            messages = [*numbered(2), message, *numbered(3)]
+            async with dispatcher.map("coder", messages, limit=3, ordered=True) as results:
+                assert [number_of(await anext(results)) for _ in range(2)] == [0, 1]
+                with pytest.raises(InvalidMessageError, match=text):
+                    await anext(results)
+                assert len([result async for result in results]) <= 2  # taken meanwhile
+            assert dispatcher.statistics().outstanding == 0
+
+
+@within(20)
+async def test_several_errors_that_nobody_read(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is raised, and the others are told."""
+    large = {"text": "x" * (2 << 20)}
+    async with swarm.dispatcher() as dispatcher:
+        messages = [Message(id="one", inputs=large), Message(id="two", inputs=large)]
+        with pytest.raises(InvalidMessageError, match="larger than"):
+            async with dispatcher.map("coder", messages) as results:
+                opened: Any = results
+                await until(lambda: len(opened._places) == 2)
+    assert "a map was left before its error was read" in caplog.text
+
+
+@within(20)
+async def test_dispatcher_that_is_closed_ends_the_map(swarm: Swarm) -> None:
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(ClosedError, match="dispatcher was closed"):
+            async with dispatcher.map("coder", numbered(), limit=5) as results:
+                await until(lambda: dispatcher.statistics().outstanding == 5)
+                await dispatcher.aclose()
+                await anext(results)
+        with pytest.raises(ClosedError):
+            dispatcher.map("coder", [])
+
+
+@within(20)
+async def test_dispatcher_that_is_closed_is_no_news(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed, refused = trio.Event(), False
+
+    async def two() -> AsyncIterator[Message]:  # noqa: ASYNC900 - it is what is tested
+        nonlocal refused
+        try:
+            yield Message()
+            await closed.wait()
+            yield Message()
+        finally:
+            refused = True
+
+    async with swarm.dispatcher() as dispatcher:
+        with pytest.raises(ZeroDivisionError):
+            async with dispatcher.map("coder", two()):
+                await until(lambda: dispatcher.statistics().outstanding)
+                await dispatcher.aclose()
+                closed.set()
+                await until(lambda: refused)
+                raise ZeroDivisionError
+    assert "left before its error" not in caplog.text

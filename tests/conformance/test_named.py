@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import trio
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
 from trio_swarmtask import Future, Message, Result, Status
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from deliveries import each
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Message
 from trio_swarmtask._abc import NewTask
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import MemorySwarm, Swarm, until, within
 
+from tests._helpers.brokers import MemorySwarm, Swarm, until, within
 from trio_swarmtask import Message, Status
 from trio_swarmtask.results import MemoryPublisher, Result, publish_results
 

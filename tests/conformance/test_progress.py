@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import trio
-from swarm import Swarm, within
 from trio.testing import assert_checkpoints
 
+from tests._helpers.brokers import Swarm, within
 from trio_swarmtask import (
     InvalidMessageError,
     Message,

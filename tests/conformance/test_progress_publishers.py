@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
-from swarm import Swarm, until, within
-from test_progress import Steps, notes
 
+from tests._helpers.brokers import Swarm, until, within
+from tests.conformance.test_progress import Steps, notes
 from trio_swarmtask import (
     MemoryBroker,
     Message,

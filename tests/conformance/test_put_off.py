@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Message, Result, Status
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._worker._capability import Service

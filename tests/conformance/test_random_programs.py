@@ -18,15 +18,15 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-import programs
 import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from theatres import play_in_memory, play_on_server
+
+from tests._helpers import random_programs
+from tests._helpers.program_brokers import play_in_memory, play_on_server
 
 if TYPE_CHECKING:
-    from programs import Program
-
+    from tests._helpers.random_programs import Program
     from trio_swarmtask.server import Server
 
 COUNT: Final = int(os.environ.get("SWARMTASK_PROGRAMS", "15"))
@@ -61,7 +61,9 @@ class Comparison:
         if failure:
             self._search_ends = self._search_ends or time.monotonic() + SEARCH_SECONDS
             self._failures[program] = failure
-            again = f'SWARMTASK_PROGRAM="{program}" pytest tests/conformance/{__name__}.py'
+            again = (
+                f'SWARMTASK_PROGRAM="{program}" pytest tests/conformance/test_random_programs.py'
+            )
             pytest.fail(f"{failure}\n\nTo play it alone:\n\n{again}\n")
 
     def _compare(self, program: Program, patience: float) -> str:
@@ -92,7 +94,7 @@ if ALONE is None:
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=[HealthCheck.too_slow],
         )
-        @given(programs.any_program())
+        @given(random_programs.any_program())
         def play(program: Program) -> None:
             comparison.play(program)
 
@@ -102,6 +104,6 @@ if ALONE is None:
 else:
 
     async def test_program_alone(server: Server) -> None:
-        program = eval(ALONE or "", vars(programs))
+        program = eval(ALONE or "", vars(random_programs))
         for _ in range(REPEATS):
             await trio.to_thread.run_sync(Comparison(server.url).play, program)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 import trio
-from proxy import Proxy, open_proxy
-from swarm import run_on_virtual_time
-from trees import Plan, Site, play
 
+from tests._helpers.brokers import run_on_virtual_time
+from tests._helpers.proxy import Proxy, open_proxy
+from tests._helpers.random_trees import Plan, Site, play
 from trio_swarmtask import (
     BrokerError,
     Dispatcher,

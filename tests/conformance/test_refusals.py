@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
 from trio_swarmtask import ClosedError, Message, Status, Worker
 
 

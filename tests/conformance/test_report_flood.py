@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from swarm import Swarm, until, within
-from test_progress import notes
 
+from tests._helpers.brokers import Swarm, until, within
+from tests.conformance.test_progress import notes
 from trio_swarmtask import (
     InvalidMessageError,
     MemoryBroker,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from deliveries import each
-from swarm import Swarm, until, within
 
+from tests._helpers.brokers import Swarm, until, within
+from tests._helpers.delivery_listener import each
 from trio_swarmtask import Handler, Message, Result, Retry, RetryTask, Status, TaskState
 from trio_swarmtask._abc import Delivery
 from trio_swarmtask._jetstream._delivery import NATSDelivery

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
 
+from tests._helpers.brokers import Swarm, echo, until, within
 from trio_swarmtask import (
     InvalidCapabilityError,
     InvalidMessageError,

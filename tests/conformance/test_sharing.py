@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import trio
-from swarm import Swarm, echo, within
 
+from tests._helpers.brokers import Swarm, echo, within
 from trio_swarmtask import Dispatcher, Message, Result, Status
 
 

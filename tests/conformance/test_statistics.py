@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
-from staff import Waiting
-from swarm import MemorySwarm, NATSSwarm, Swarm, echo, run_on_virtual_time, until, within
 
+from tests._helpers.brokers import (
+    MemorySwarm,
+    NATSSwarm,
+    Swarm,
+    echo,
+    run_on_virtual_time,
+    until,
+    within,
+)
+from tests._helpers.handlers import Waiting
 from trio_swarmtask import (
     BrokerError,
     Dispatcher,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
-from swarm import Swarm, echo, until, within
-from test_progress import Steps, collect, notes
 from trio.testing import assert_checkpoints
 
+from tests._helpers.brokers import Swarm, echo, until, within
+from tests.conformance.test_progress import Steps, collect, notes
 from trio_swarmtask import (
     ClosedError,
     Future,

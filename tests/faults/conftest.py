@@ -14,7 +14,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fault_rows import Row
+
+from tests._helpers.faults.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import mutants
 import pytest
-from arena import open_arena
-from cases import CASES
-from ledger import BrokenInvariant
-from swarm import within
 
+from tests._helpers.brokers import within
+from tests._helpers.faults import mutants
+from tests._helpers.faults.deployment import open_arena
+from tests._helpers.faults.ledger import BrokenInvariant
+from tests._helpers.faults.targeted_faults import CASES
 from trio_swarmtask._jetstream import _outbox
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from fault_rows import Row
+    from tests._helpers.faults.table import Row
 
 
 @pytest.mark.parametrize("mutant", CASES)

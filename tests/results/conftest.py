@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from publishers import (
+from trio.testing import MockClock
+
+from tests._helpers.publishers import (
     IN_MEMORY,
     VARIANTS,
     KVPublishers,
@@ -16,8 +18,6 @@ from publishers import (
     NATSBusPublishers,
     Publishers,
 )
-from trio.testing import MockClock
-
 from trio_swarmtask import MemoryBroker
 from trio_swarmtask.server import open_server
 
