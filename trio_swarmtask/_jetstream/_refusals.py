@@ -8,7 +8,7 @@
 #
 # So the table says of each refusal whether it passes, and why. One that is not in it passes if its
 # HTTP code says that the fault is the server's (500 and above), or that there is a conflict or too
-# much to do (409, 429); else it is for good. tests/nats/server_errors.tsv has all the codes.
+# much to do (409, 429); else it is for good. tests/jetstream/server_errors.tsv has all the codes.
 
 from __future__ import annotations
 
