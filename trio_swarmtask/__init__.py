@@ -17,7 +17,8 @@ from ._errors import (
     UnsupportedVersionError as UnsupportedVersionError,
 )
 from ._idempotency import Idempotency as Idempotency
-from ._memory._broker import DeadLetter as DeadLetter, MemoryBroker as MemoryBroker
+from ._memory._broker import MemoryBroker as MemoryBroker
+from ._memory._store import DeadLetter as DeadLetter
 from ._message import (
     Message as Message,
     Result as Result,

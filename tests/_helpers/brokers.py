@@ -29,7 +29,7 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._abc import Broker, Outbox, ResultListener
 from trio_swarmtask._jetstream._reports import Following
-from trio_swarmtask._memory._queue import Task
+from trio_swarmtask._memory._store import Task
 from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask._nats._requests import open_requests
 
@@ -188,25 +188,25 @@ class MemorySwarm(Swarm):
         yield self.broker
 
     async def store_result(self, task_id: str, data: bytes) -> None:
-        assert await self.broker._finish(task_id, data)
+        assert await self.broker._store.finish(task_id, data)
 
     async def store_again(self, capability: str, task_id: str, data: bytes) -> None:
         self.broker._add(Task(capability, task_id, data))
 
     async def report(self, task_id: str, data: bytes) -> None:
-        self.broker._followers.tell(task_id, data)
+        self.broker._store.followers.tell(task_id, data)
 
     def count_followers(self) -> int:
-        return sum(len(same) for same in self.broker._followers._all.values())
+        return sum(len(same) for same in self.broker._store.followers._all.values())
 
     async def dead_letters(self) -> dict[str, str]:
         return {letter.task_id: letter.reason for letter in self.broker.dead_letters}
 
     async def stored_result(self, task_id: str) -> bytes | None:
-        return self.broker._results.get(task_id)
+        return self.broker._store.results.get(task_id)
 
     async def count_tasks(self) -> int:
-        return self.broker._room.count
+        return self.broker._store.room.count
 
     async def limit_tasks(self, limit: int) -> None:
         self.broker = MemoryBroker(**self.settings, max_tasks=limit)
@@ -215,11 +215,11 @@ class MemorySwarm(Swarm):
         self.broker = MemoryBroker(**self.settings, max_results=limit, result_ttl=5)
 
     async def forget_ids_soon(self) -> None:
-        self.broker._recent._ttl = 0.1
+        self.broker._store.recent._ttl = 0.1
 
     async def shorten_leases(self, seconds: float) -> None:
-        self.broker._lease_seconds = seconds
-        self.broker._leases._ttl = seconds
+        self.broker._store.lease_seconds = seconds
+        self.broker._store.leases._ttl = seconds
 
     async def make_room_for_results(self) -> None:
         await trio.sleep(5)  # until they expire

@@ -111,7 +111,7 @@ async def test_full_broker_takes_no_firing(
         await dispatcher.schedule("tick", "coder", Message(), every=60)
         await trio.sleep(200)
         assert await dispatcher.unschedule("tick")
-    assert broker._room.count == 2
+    assert broker._store.room.count == 2
     assert caplog.text.count("no room for task tick-") == 1
 
 
@@ -137,7 +137,7 @@ async def test_same_id_is_known_for_as_long_as_it_waits(autojump_clock: MockCloc
         await trio.sleep(500)
         await dispatcher.start("coder", Message(id="t"), not_before=in_seconds(1))
         await future.wait()
-        assert broker._room.count == 0
+        assert broker._store.room.count == 0
     assert len(handler.messages) == 1
 
 
@@ -169,14 +169,14 @@ async def test_cron_that_comes_no_more(autojump_clock: MockClock) -> None:
         await dispatcher.schedule("leap", "coder", Message(), cron="0 0 0 29 2 *")
         await trio.sleep((datetime(2097, 1, 1, tzinfo=UTC) - datetime.now(UTC)).total_seconds())
         assert len(await dispatcher.schedules()) == 1
-        fired = broker._room.count
+        fired = broker._store.room.count
         assert fired > 5
         await trio.sleep(10 * 366 * 86400)
         await dispatcher.schedule("leap", "coder", Message(), every=60)
-        assert broker._room.count == fired
+        assert broker._store.room.count == fired
         await trio.sleep(90)
         await dispatcher.unschedule("leap")
-        assert broker._room.count == fired + 1
+        assert broker._store.room.count == fired + 1
 
 
 async def test_closed_dispatcher(autojump_clock: MockClock) -> None:

@@ -1,10 +1,12 @@
 # The broker and the bus inside one process, on Trio's clock.
 #
-#   _broker     tasks, results and leases, through several runs of Trio
+#   _broker     the sides of dispatchers and workers, through several runs of Trio
 #   _queue      the tasks of one capability: who waits, who has one, until when
+#   _store      results, leases and dead letters, and who hears of results and reports
 #   _schedules  tasks that are started again and again
 #   _bucket     keys and values
 #   _bus        messages by subject
 
-from ._broker import DeadLetter as DeadLetter, MemoryBroker as MemoryBroker
+from ._broker import MemoryBroker as MemoryBroker
 from ._bus import MemoryBus as MemoryBus
+from ._store import DeadLetter as DeadLetter

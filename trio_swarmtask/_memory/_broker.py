@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import weakref
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -26,12 +25,13 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .._abc import Broker, Intake, NewTask, Notice, Outbox, ResultListener, Source, Stop
-from .._errors import ClosedError, InvalidMessageError
-from .._sync import Expiring, Lifetime
+from .._errors import ClosedError
+from .._sync import Lifetime
 from .._util import open_flat_nursery
 from ._bucket import Shelf, open_memory_bucket
-from ._queue import MemoryIntake, Queue, Room, Store, Task
+from ._queue import MemoryIntake, Queue
 from ._schedules import MemorySchedules, MemoryTimetable
+from ._store import DeadLetter, Following, Listening, Store, Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -105,67 +105,6 @@ def _end_of_this_run() -> _End:
         return end
 
 
-# Who follows which task.
-
-
-class Followers:
-    """Those who hear what is reported of a task, by task."""
-
-    def __init__(self) -> None:
-        self._all: dict[str, list[Following]] = {}
-
-    def tell(self, task_id: str, data: bytes) -> None:
-        for following in list(self._all.get(task_id, ())):
-            following.on_report(data)
-
-    def add(self, following: Following) -> None:
-        self._all.setdefault(following.task_id, []).append(following)
-
-    def remove(self, following: Following) -> None:
-        same = self._all.get(following.task_id, [])
-        if following in same:
-            same.remove(following)
-            if not same:
-                del self._all[following.task_id]
-
-
-class Following(Source):
-    """What is reported of one task."""
-
-    def __init__(
-        self, followers: Followers, task_id: str, on_report: Callable[[bytes], None]
-    ) -> None:
-        self.task_id = task_id
-        self.on_report = on_report
-        self._followers = followers
-
-    async def __aenter__(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._followers.add(self)
-
-    def end(self) -> None:
-        self._followers.remove(self)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A task that was set aside.
-
-    Attributes:
-      capability: The one that the task was sent to.
-      task_id: The task's ID.
-      data: The envelope, as it was.
-      reason: Why nobody could do it.
-      deliveries: How often it was delivered.
-    """
-
-    capability: str
-    task_id: str
-    data: bytes
-    reason: str
-    deliveries: int
-
-
 @final
 class MemoryBroker(Broker):
     """Tasks and results of one process, kept in memory, on Trio's clock.
@@ -190,47 +129,30 @@ class MemoryBroker(Broker):
         max_tasks: float = math.inf,
         max_results: float = math.inf,
     ) -> None:
-        self.dead_letters: list[DeadLetter] = []
+        self._store = Store(ack_wait, result_ttl, max_payload, max_tasks, max_results)
+        self.dead_letters: list[DeadLetter] = self._store.dead_letters
         """The dead letters so far, oldest first."""
-        self._max_payload = max_payload
-        self._room = Room(max_tasks)
-        # An ID names one task for two minutes, as on the server, or as long as its result is kept.
-        self._recent: Expiring[None] = Expiring(120.0, math.inf)
-        self._results: Expiring[bytes] = Expiring(result_ttl, max_results)
-        self._lease_seconds = 30.0
-        self._leases: Expiring[None] = Expiring(self._lease_seconds, math.inf)
-        self._outboxes: dict[str, _MemoryOutbox] = {}
         self._queues: dict[str, Queue] = {}
         self._shelves: dict[str, Shelf] = {}
         self._schedules = MemorySchedules(self._fire)
-        self._followers = Followers()
         self._runs = Runs(self._shift)
-        self._store = Store(
-            ack_wait,
-            self._room,
-            self._finish,
-            self._results.get,
-            self._set_aside,
-            self._leases,
-            self._check_size,
-            self._followers.tell,
-        )
 
     def __repr__(self) -> str:
-        return f"<MemoryBroker, {self._room.count} tasks, {len(self._results)} results>"
+        return f"<MemoryBroker, {self._store.room.count} tasks, {len(self._store.results)} results>"
 
     @asynccontextmanager
     async def open_outbox(
         self, key: str, make_listener: Callable[[Outbox], ResultListener]
     ) -> AsyncIterator[Outbox]:
         self._runs.enter()
-        outbox = self._outboxes[key] = _MemoryOutbox(self, make_listener)
+        outbox = _MemoryOutbox(self, make_listener)
+        self._store.listening[key] = outbox.listening
         await trio.lowlevel.checkpoint()
         try:
             yield outbox
         finally:
             outbox.close()
-            del self._outboxes[key]
+            del self._store.listening[key]
 
     @asynccontextmanager
     async def open_intake(
@@ -254,13 +176,11 @@ class MemoryBroker(Broker):
     async def open_bucket(self, name: str, ttl: float) -> AsyncIterator[Bucket]:
         self._runs.enter()
         shelf = self._shelves.setdefault(name, Shelf())
-        async with open_memory_bucket(shelf, ttl, self._max_payload) as bucket:
+        async with open_memory_bucket(shelf, ttl, self._store.max_payload) as bucket:
             yield bucket
 
     def _shift(self, seconds: float) -> None:
-        self._recent.shift(seconds)
-        self._results.shift(seconds)
-        self._leases.shift(seconds)
+        self._store.shift(seconds)
         self._schedules.shift(seconds)
         for queue in self._queues.values():
             queue.shift(seconds)
@@ -273,53 +193,18 @@ class MemoryBroker(Broker):
             queue = self._queues[capability] = Queue(self._store)
         return queue
 
-    def _check_size(self, data: bytes) -> None:
-        if len(data) > self._max_payload:
-            raise InvalidMessageError(
-                f"an envelope of {len(data)} bytes is larger than the {self._max_payload} that the "
-                "broker takes; keep large data elsewhere and send a reference"
-            )
-
-    def _is_known(self, task_id: str) -> bool:
-        return task_id in self._recent or task_id in self._results
-
     def _add(self, task: Task, due: float = -math.inf) -> None:
-        self._recent.put(task.task_id, None)
-        self._room.count += 1
+        self._store.recent.put(task.task_id, None)
+        self._store.room.count += 1
         self._queue(task.capability).add(task, due)
 
     def _fire(self, capability: str, task_id: str, data: bytes, due: float) -> bool:
-        if self._is_known(task_id):
+        if self._store.is_known(task_id):
             return True  # it was cancelled before anybody looked
-        if self._room.is_full():
+        if self._store.room.is_full():
             return False
         self._add(Task(capability, task_id, data), due)
         return True
-
-    async def _finish(self, task_id: str, data: bytes) -> bool:
-        self._check_size(data)
-        await trio.lowlevel.checkpoint()
-        while not self._finish_soon(task_id, data):
-            if task_id in self._results:
-                return False
-            await self._results.wait_for_expiry()
-        return True
-
-    def _finish_soon(self, task_id: str, data: bytes) -> bool:
-        """Store a result, unless there is one, or no room for it now."""
-        if task_id in self._results or self._results.is_full() or len(data) > self._max_payload:
-            return False
-        self._results.put(task_id, data)
-        key = task_id.partition("-")[0]
-        for name, outbox in self._outboxes.items():
-            if name == key or task_id in outbox.expected:
-                outbox.listener.result_stored(task_id, data)
-        return True
-
-    def _set_aside(self, task: Task, reason: str) -> None:
-        self.dead_letters.append(
-            DeadLetter(task.capability, task.task_id, task.data, reason, task.deliveries)
-        )
 
 
 class _MemoryOutbox(Outbox):
@@ -329,13 +214,15 @@ class _MemoryOutbox(Outbox):
         self, broker: MemoryBroker, make_listener: Callable[[Outbox], ResultListener]
     ) -> None:
         self._broker = broker
-        self.expected: set[str] = set()
+        self._kept = broker._store
         self._lifetime = Lifetime()
-        self.timetable = MemoryTimetable(broker._schedules, self._lifetime, broker._check_size)
-        self.listener = make_listener(self)
+        self.timetable = MemoryTimetable(
+            broker._schedules, self._lifetime, broker._store.check_size
+        )
+        self.listening = Listening(make_listener(self))
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
-        self._broker._check_size(task.data)
+        self._kept.check_size(task.data)
         stored = Task(task.capability, task.task_id, task.data, task.deadline, task.lease)
         due = -math.inf
         if task.not_before is not None:
@@ -348,9 +235,9 @@ class _MemoryOutbox(Outbox):
         broker._schedules.catch_up()  # what was due before comes before
         if (
             self._lifetime.is_over
-            or len(task.data) > broker._max_payload
-            or broker._room.is_full()
-            or broker._is_known(task.task_id)
+            or len(task.data) > self._kept.max_payload
+            or self._kept.room.is_full()
+            or self._kept.is_known(task.task_id)
         ):
             return False
         broker._add(Task(task.capability, task.task_id, task.data, task.deadline, task.lease))
@@ -362,33 +249,33 @@ class _MemoryOutbox(Outbox):
         await trio.lowlevel.checkpoint()
         if any(queue.is_later(task.task_id) for queue in broker._queues.values()):
             return False
-        while not broker._is_known(task.task_id):
+        while not self._kept.is_known(task.task_id):
             broker._schedules.catch_up()  # as above
-            if not broker._room.is_full():
+            if not self._kept.room.is_full():
                 broker._add(task, due)
                 return True
-            await broker._room.freed.wait()
+            await self._kept.room.freed.wait()
         return False
 
     def expect(self, task_id: str) -> None:
-        self.expected.add(task_id)
+        self.listening.expected.add(task_id)
 
     def forget(self, task_id: str) -> None:
-        self.expected.discard(task_id)
+        self.listening.expected.discard(task_id)
 
     def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
-        return Following(self._broker._followers, task_id, on_report)
+        return Following(self._kept.followers, task_id, on_report)
 
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._lifetime.run(partial(self._fetch, task_id))
 
     async def _fetch(self, task_id: str) -> bytes | None:
         await trio.lowlevel.checkpoint()
-        return self._broker._results.get(task_id)
+        return self._kept.results.get(task_id)
 
     async def store_result(self, task_id: str, result: bytes) -> bytes:
-        await self._lifetime.run(partial(self._broker._finish, task_id, result))
-        stored = self._broker._results.get(task_id)
+        await self._lifetime.run(partial(self._kept.finish, task_id, result))
+        stored = self._kept.results.get(task_id)
         return result if stored is None else stored  # one that was there may just have expired
 
     async def find(self, task_id: str) -> str | None:
@@ -426,7 +313,7 @@ class _MemoryOutbox(Outbox):
         await trio.lowlevel.checkpoint()
         notices: dict[Stop, _MemoryNotice] = {}
         for stop in stops:
-            if self._lifetime.is_over or not self._broker._finish_soon(stop.task_id, stop.result):
+            if self._lifetime.is_over or not self._kept.finish_soon(stop.task_id, stop.result):
                 stop.left()
             else:
                 stop.stored()
@@ -447,8 +334,8 @@ class _MemoryOutbox(Outbox):
 
     async def _renew_lease(self, name: str) -> float:
         await trio.lowlevel.checkpoint()
-        self._broker._leases.put(name, None)
-        return self._broker._lease_seconds
+        self._kept.leases.put(name, None)
+        return self._kept.lease_seconds
 
     def close(self) -> None:
         self._lifetime.end(lambda: ClosedError("the dispatcher was closed meanwhile"))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -22,59 +21,10 @@ import trio
 from .._abc import Delivery, Intake, Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from .._abc import DeliveryListener
-
-
-class Room:
-    """A count with a limit, and an event for those who wait to be under it."""
-
-    def __init__(self, limit: float) -> None:
-        self.count = 0
-        self._limit = limit
-        self.freed = trio.Event()
-
-    def is_full(self) -> bool:
-        return self.count >= self._limit
-
-    def free(self) -> None:
-        self.count -= 1
-        self.freed.set()
-        self.freed = trio.Event()
-
-
-@dataclass(eq=False, slots=True)
-class Task:
-    """A task that was stored."""
-
-    capability: str
-    task_id: str
-    data: bytes
-    deadline: float = math.inf
-    lease: str = ""
-    number: int = 0
-    deliveries: int = 0
-    given_back: int = 0
-    retried: int = 0
-    was_later: bool = False
-    """It was not due when it was stored."""
-    holder: Delivery | None = None
-    ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """What the queues need of their broker."""
-
-    ack_wait: float
-    room: Room
-    finish: Callable[[str, bytes], Awaitable[bool]]
-    result_of: Callable[[str], bytes | None]
-    set_aside: Callable[[Task, str], None]
-    leases: Container[str]
-    check_size: Callable[[bytes], None]
-    report: Callable[[str, bytes], None]
+    from ._store import Store, Task
 
 
 class Queue:
@@ -262,7 +212,7 @@ class MemoryIntake(Intake):
 
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         await trio.lowlevel.checkpoint()
-        results = {task_id: self._queue.store.result_of(task_id) for task_id in task_ids}
+        results = {task_id: self._queue.store.results.get(task_id) for task_id in task_ids}
         return {task_id: result for task_id, result in results.items() if result is not None}
 
     async def find_leases(self, names: Collection[str]) -> Collection[str]:
@@ -321,7 +271,7 @@ class _MemoryDelivery(Delivery):
         self._queue.store.check_size(data)
 
     def report(self, data: bytes) -> None:
-        self._queue.store.report(self.task_id, data)
+        self._queue.store.followers.tell(self.task_id, data)
 
     async def complete(self, result: bytes) -> bool:
         first = await self._queue.store.finish(self.task_id, result)
@@ -330,7 +280,7 @@ class _MemoryDelivery(Delivery):
 
     async def is_done(self) -> bool:
         await trio.lowlevel.checkpoint()
-        if self._queue.store.result_of(self.task_id) is None:
+        if self._queue.store.results.get(self.task_id) is None:
             return False
         self._queue.end(self._task)
         return True
@@ -372,7 +322,7 @@ class _MemoryDelivery(Delivery):
         if self.is_lost():
             await trio.lowlevel.checkpoint()
             return False
-        self._queue.store.set_aside(self._task, reason)
+        self._queue.store.bury(self._task, reason)
         first = result is not None and await self._queue.store.finish(self.task_id, result)
         self._queue.end(self._task)
         return first
