@@ -17,7 +17,7 @@ from trio_swarmtask._jetstream import _outbox
 from trio_swarmtask._jetstream._delivery import NATSDelivery, Settlement
 from trio_swarmtask._jetstream._reports import Reports
 from trio_swarmtask._jetstream._results import ResultStore
-from trio_swarmtask._jetstream._streams import Streams
+from trio_swarmtask._jetstream._streams import JetStream, Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 
 def make_settlement(raw: Raw) -> Settlement:
-    streams = Streams(raw.connection, raw.requests)
-    results = ResultStore(raw.requests, streams)
-    reports = Reports(raw.connection)
-    return Settlement(raw.connection, raw.requests, streams, results, 30, 0.0, reports)
+    async def doubt() -> float:
+        return 0.0
+
+    jetstream = JetStream(raw.requests, Streams(raw.connection, raw.requests))
+    return Settlement(jetstream, "coder", 30, 0.0, doubt)
 
 
 @within(20)
@@ -96,7 +97,6 @@ async def test_renewal_that_nobody_hears_is_none(nats_swarm: NATSSwarm) -> None:
         settlement = make_settlement(raw)
         delivery = NATSDelivery(
             settlement,
-            "coder",
             "t1",
             b"",
             b"$JS.ACK.GONE.work-coder.1.1.1.1.0",
@@ -182,7 +182,7 @@ async def test_dead_letter_when_the_connection_is_lost(
         settlement = make_settlement(raw)
         reply = b"$JS.ACK.T.D.1.1.1.1.0"
         delivery = NATSDelivery(
-            settlement, "coder", "t1", b"", reply, 1, math.inf, "", maybe_redelivered=False
+            settlement, "t1", b"", reply, 1, math.inf, "", maybe_redelivered=False
         )
         monkeypatch.setattr(Streams, "persist", lose)
         monkeypatch.setattr(raw.connection, "lost", LOST)

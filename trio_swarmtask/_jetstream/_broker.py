@@ -10,12 +10,9 @@ from .._nats._connection import Connection, open_connection
 from .._nats._requests import in_time, open_requests
 from .._util import open_flat_nursery
 from ._bucket import open_nats_bucket
-from ._delivery import Settlement
 from ._intake import NATSIntake
 from ._outbox import NATSOutbox
-from ._reports import Reports
-from ._results import ResultStore
-from ._streams import Streams, find_durable
+from ._streams import JetStream, Streams, find_durable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -71,7 +68,7 @@ async def _open_outbox(
 ) -> AsyncIterator[Outbox]:
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         stream = await in_time(connection, "name the stream of results", streams.results)
-        outbox = NATSOutbox(connection, requests, streams, stream, key, make_listener)
+        outbox = NATSOutbox(JetStream(requests, streams), stream, key, make_listener)
         await nursery.start(outbox.find_missed)
         try:
             with connection.listening(on_down=outbox.on_down, on_refused=outbox.on_refused):
@@ -91,23 +88,14 @@ async def _open_intake(
 ) -> AsyncIterator[Intake]:
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         await in_time(connection, "name the stream of results", streams.results)
+        jetstream = JetStream(requests, streams)
         durable = await in_time(
             connection,
             f"give the durable of {capability}",
-            lambda: find_durable(connection, requests, streams, capability),
+            lambda: find_durable(jetstream, capability),
         )
         await in_time(connection, "name the stream of dead letters", streams.dead)
-        results = ResultStore(requests, streams)
-        settlement = Settlement(
-            connection,
-            requests,
-            streams,
-            results,
-            durable.ack_wait,
-            durable.clock,
-            Reports(connection),
-        )
-        intake = NATSIntake(durable, settlement, capability, make_listener)
+        intake = NATSIntake(jetstream, durable, capability, make_listener)
         try:
             with connection.listening(on_down=intake.on_down, on_refused=intake.on_refused):
                 await in_time(connection, f"let {capability} be pulled", intake.begin)

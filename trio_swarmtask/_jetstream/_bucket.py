@@ -37,7 +37,7 @@ from ._bucket_stream import BucketStream, find_bucket, look_at_bucket, make_buck
 from ._headers import parse_count
 from ._portions import Portions
 from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
-from ._streams import Streams
+from ._streams import JetStream, Streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -62,16 +62,16 @@ _HEADER_BYTES: Final = 128
 class NATSBucket(Bucket):
     """Made by `open_nats_bucket`."""
 
-    def __init__(self, requests: Requests, streams: Streams, name: str, ttl: float) -> None:
+    def __init__(self, jetstream: JetStream, name: str, ttl: float) -> None:
         self.prefix = f"$KV.{name}."
-        self.watches = Watches(self, requests)
-        self._connection = requests.connection
-        self._requests = requests
-        self._portions = Portions(requests)
-        self._streams = streams
+        self._connection = jetstream.connection
+        self._requests = jetstream.requests
+        self._portions = Portions(jetstream.requests)
+        self._streams = jetstream.streams
         self._name = name
         self._ttl = ttl
         self._stream: BucketStream | None = None
+        self.watches = Watches(self, jetstream.requests)
 
     @property
     def one_each(self) -> bool:  # type: ignore[override]  # it is only read
@@ -294,7 +294,7 @@ class NATSBucket(Bucket):
 async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> AsyncIterator[Bucket]:
     """The bucket, found or made."""
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
-        bucket = NATSBucket(requests, Streams(connection, requests), name, ttl)
+        bucket = NATSBucket(JetStream(requests, Streams(connection, requests)), name, ttl)
         await in_time(connection, f"give the bucket {name}", bucket.stream)
         await nursery.start(bucket.watches.keep)
         try:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from .._nats._requests import Requests
     from ._api import StoredMessage
-    from ._streams import Streams
+    from ._streams import JetStream
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
@@ -151,18 +151,17 @@ class Cancellation:
 
     def __init__(
         self,
-        requests: Requests,
-        streams: Streams,
+        jetstream: JetStream,
         delivered: Delivered,
         task_id: str,
         *,
         never_delayed: bool,
     ) -> None:
-        self._requests = requests
+        self._requests = jetstream.requests
         self._delivered = delivered
         self._never_delayed = never_delayed
-        self._connection = requests.connection
-        self._streams = streams
+        self._connection = jetstream.connection
+        self._streams = jetstream.streams
         self._task_id = task_id
         self._inbox = ""
         self._push = ""  # its subject

@@ -8,28 +8,26 @@ from __future__ import annotations
 import logging
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from .._abc import Delivery
 from .._errors import BrokerError, SwarmTaskError
-from .._nats._connection import Connection, NotConnected
+from .._nats._connection import NotConnected
 from .._nats._requests import NoResponders, check_size, status_of
 from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish, publish_soon
 from ._group_leases import Leases
 from ._headers import find_deadline, message_key, parse_count
 from ._refusals import NO_STREAM
+from ._reports import Reports
 from ._results import FIRST, FIRST_BLOCK, FIRST_BYTES, ResultStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .._nats._protocol import Incoming
-    from .._nats._requests import Requests
-    from ._reports import Reports
-    from ._streams import Streams
+    from ._streams import JetStream
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _NOTE_SECONDS: Final = 0.5
@@ -44,23 +42,90 @@ _CLOCKS_DIFFER: Final = 60.0
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
-async def _no_doubt() -> float:  # noqa: ASYNC124 - as what it stands for
-    return 0.0
-
-
-@dataclass(slots=True)
 class Settlement:
-    """What deliveries of one capability need to be settled. Kept up to date by their intake."""
+    """What the deliveries of one capability are settled with. Kept up to date by their intake."""
 
-    connection: Connection
-    requests: Requests
-    streams: Streams
-    results: ResultStore
-    ack_wait: float
-    clock: float
-    """What to add to Trio's clock to have the server's, in seconds of 1970."""
-    reports: Reports
-    doubt: Callable[[], Awaitable[float]] = _no_doubt
+    def __init__(
+        self,
+        jetstream: JetStream,
+        capability: str,
+        ack_wait: float,
+        clock: float,
+        doubt: Callable[[], Awaitable[float]],
+    ) -> None:
+        self.capability = capability
+        self.ack_wait = ack_wait
+        self.clock = clock  # to be added to Trio's to have the server's, in seconds of 1970
+        self.doubt = doubt  # see `Delivery.doubt`
+        self.connection = jetstream.connection
+        self.requests = jetstream.requests
+        self.streams = jetstream.streams
+        self.results = ResultStore(jetstream)
+        self.reports = Reports(jetstream.connection)
+        self._leases = Leases(jetstream)
+
+    async def is_leased(self, lease: str) -> bool | None:
+        """See `Delivery.is_leased`."""
+        while True:
+            with trio.move_on_after(_LOOK_SECONDS):
+                return bool(await self._leases.find([lease]))
+            if self.connection.is_up:
+                return None  # their stream has no leader, say
+            await self.connection.wait_up()
+
+    async def measure_clock(self) -> float:
+        """Ask the server for `clock`."""
+
+        async def measure() -> float:
+            stream = await self.streams.tasks(self.capability)
+            asked_at = trio.current_time()
+            answer = await call(self.requests, f"STREAM.INFO.{stream}")
+            return measure_clock(answer.get("ts"), asked_at)
+
+        return await self.streams.persist("say what time it is", measure)
+
+    async def keep(
+        self, kind: str, subject: str, data: bytes, headers: dict[str, str] | None
+    ) -> None:
+        """Keep a note, or a dead letter; where that is refused, it is lost, and logged."""
+
+        async def keep() -> None:
+            if await self.streams.dead() is not None:
+                await publish(self.requests, subject, data, headers)
+
+        try:
+            await self.streams.persist(f"keep {kind}", keep)
+        except BrokerError as exc:
+            if self.connection.lost is not None:
+                raise
+            # What is left is the result. To stop here would stop every worker in turn.
+            logger.error("%s is lost: %s", kind, exc)
+
+    async def find_notes(self, task_id: str, pattern: str) -> dict[str, int]:
+        """How many notes there are of a task, by subject; none, where that is refused."""
+
+        async def find() -> dict[str, int]:
+            stream = await self.streams.dead()
+            if stream is None:
+                return {}
+            try:
+                info = await call(self.requests, f"STREAM.INFO.{stream}", subjects_filter=pattern)
+            except APIError as exc:
+                if exc.err_code == NO_STREAM:
+                    raise NoResponders(f"stream {stream}, which was there before") from exc
+                raise
+            subjects: dict[str, int] = info["state"].get("subjects") or {}
+            return subjects
+
+        what = f"count the give-backs of task {task_id}"
+        try:
+            return await self.streams.persist(what, find)
+        except BrokerError as exc:
+            if self.connection.lost is not None:
+                raise
+            # As without a stream of notes. To stop here would stop every worker in turn.
+            logger.error("could not %s, so each was a failure: %s", what, exc)
+            return {}
 
 
 class _Completion(Publish):
@@ -84,7 +149,6 @@ class NATSDelivery(Delivery):
     def __init__(
         self,
         settlement: Settlement,
-        capability: str,
         task_id: str,
         data: bytes,
         raw_reply: bytes,
@@ -95,7 +159,7 @@ class NATSDelivery(Delivery):
         maybe_redelivered: bool,
         due: float | None = None,
     ) -> None:
-        self.capability = capability
+        self.capability = settlement.capability
         self.task_id = task_id
         self.data = data
         self.number = number
@@ -136,25 +200,10 @@ class NATSDelivery(Delivery):
         return await self._settlement.doubt()
 
     async def is_leased(self) -> bool | None:
-        connection = self._settlement.connection
-        leases = Leases(self._settlement.requests, self._settlement.streams)
-        while True:
-            with trio.move_on_after(_LOOK_SECONDS):
-                return bool(await leases.find([self.lease]))
-            if connection.is_up:
-                return None  # their stream has no leader, say
-            await connection.wait_up()
+        return await self._settlement.is_leased(self.lease)
 
     async def measure_deadline(self) -> float:
-        settlement = self._settlement
-
-        async def measure() -> float:
-            stream = await settlement.streams.tasks(self.capability)
-            asked_at = trio.current_time()
-            answer = await call(settlement.requests, f"STREAM.INFO.{stream}")
-            return measure_clock(answer.get("ts"), asked_at)
-
-        clock = await settlement.streams.persist("say what time it is", measure)
+        clock = await self._settlement.measure_clock()
         self.deadline = find_deadline(self._reply, self._seconds_left, clock, self._due)
         return self.deadline
 
@@ -214,7 +263,9 @@ class NATSDelivery(Delivery):
         delay = min(delay, LONGEST_REST)
         until = trio.current_time() + self._settlement.clock + delay
         subject = f"{self._retries()}.{math.ceil(until * 1000)}"
-        await self._keep("the note of a retry", subject, b"", headers)
+        await self._settlement.keep(
+            f"the note of a retry of task {self.task_id}", subject, b"", headers
+        )
         return self._put_back(delay)
 
     def _put_back(self, delay: float) -> bool:
@@ -248,33 +299,7 @@ class NATSDelivery(Delivery):
         return f"back.{self.capability}.{self._token()}.retry"
 
     async def _find_notes(self, pattern: str) -> dict[str, int]:
-        """How many there are, by subject."""
-        settlement = self._settlement
-
-        async def find() -> dict[str, int]:
-            stream = await settlement.streams.dead()
-            if stream is None:
-                return {}
-            try:
-                info = await call(
-                    settlement.requests, f"STREAM.INFO.{stream}", subjects_filter=pattern
-                )
-            except APIError as exc:
-                if exc.err_code == NO_STREAM:
-                    raise NoResponders(f"stream {stream}, which was there before") from exc
-                raise
-            subjects: dict[str, int] = info["state"].get("subjects") or {}
-            return subjects
-
-        what = f"count the give-backs of task {self.task_id}"
-        try:
-            return await settlement.streams.persist(what, find)
-        except BrokerError as exc:
-            if settlement.connection.lost is not None:
-                raise
-            # As without a stream of notes. To stop here would stop every worker in turn.
-            logger.error("could not %s, so each was a failure: %s", what, exc)
-            return {}
+        return await self._settlement.find_notes(self.task_id, pattern)
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         if self.is_lost():
@@ -294,24 +319,8 @@ class NATSDelivery(Delivery):
             "Swarm-Deliveries": str(self.number),
         }
         # The bytes as they were come before what we say of them.
-        await self._keep("a dead letter", subject, self.data, self._fitting(headers))
-
-    async def _keep(
-        self, kind: str, subject: str, data: bytes, headers: dict[str, str] | None
-    ) -> None:
-        settlement = self._settlement
-
-        async def keep() -> None:
-            if await settlement.streams.dead() is not None:
-                await publish(settlement.requests, subject, data, headers)
-
-        try:
-            await settlement.streams.persist(f"keep {kind} of task {self.task_id}", keep)
-        except BrokerError as exc:
-            if settlement.connection.lost is not None:
-                raise
-            # What is left is the result. To stop here would stop every worker in turn.
-            logger.error("%s is lost: %s", kind, exc)
+        kind = f"a dead letter of task {self.task_id}"
+        await self._settlement.keep(kind, subject, self.data, self._fitting(headers))
 
     def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
         size = 12 + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())

@@ -15,16 +15,15 @@ from ._api import last_message, publish
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .._nats._requests import Requests
-    from ._streams import Streams
+    from ._streams import JetStream
 
 
 class Leases:
     """The leases on one server, as one role sees them."""
 
-    def __init__(self, requests: Requests, streams: Streams) -> None:
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, jetstream: JetStream) -> None:
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
 
     async def renew(self, name: str) -> float:
         """As `Outbox.renew_lease`."""

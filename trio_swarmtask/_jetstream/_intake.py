@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
     from .._nats._requests import Requests
-    from ._streams import Durable
+    from ._streams import Durable, JetStream
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -166,21 +166,23 @@ class NATSIntake(Intake):
 
     def __init__(
         self,
+        jetstream: JetStream,
         durable: Durable,
-        settlement: Settlement,
         capability: str,
         make_listener: Callable[[Intake], DeliveryListener],
     ) -> None:
         self.ack_wait = durable.ack_wait
+        self._jetstream = jetstream
+        self._connection = jetstream.connection
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
         self._terms = LeaseTerms(
-            settlement.requests, capability, durable, self._change_ack_wait, self._on_unusable
+            self._requests, capability, durable, self._change_ack_wait, self._on_unusable
         )
-        settlement.doubt = self._terms.doubt
-        self._connection = settlement.connection
-        self._requests = settlement.requests
-        self._streams = settlement.streams
         self._durable = durable
-        self._settlement = settlement
+        self._settlement = Settlement(
+            jetstream, capability, durable.ack_wait, durable.clock, self._terms.doubt
+        )
         self._capability = capability
         self._raw_prefix = f"work.{capability}.".encode()
         self._free = 0  # places
@@ -195,7 +197,7 @@ class NATSIntake(Intake):
         self._refused: BrokerError | None = None
         self._stopped = False
         self._listener = make_listener(self)
-        self.notices = Notices(settlement.connection, capability, self._listener.cancelled)
+        self.notices = Notices(self._connection, capability, self._listener.cancelled)
 
     def ask(self, places: int) -> None:
         self._free += places
@@ -211,7 +213,7 @@ class NATSIntake(Intake):
         return await self._settlement.results.get_many(task_ids)
 
     async def find_leases(self, names: Collection[str]) -> Collection[str]:
-        return await Leases(self._requests, self._streams).find(names)
+        return await Leases(self._jetstream).find(names)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -277,7 +279,6 @@ class NATSIntake(Intake):
         self._listener.delivered(
             NATSDelivery(
                 self._settlement,
-                self._capability,
                 task_id,
                 data,
                 raw_reply,
@@ -353,9 +354,7 @@ class NATSIntake(Intake):
             await trio.sleep(pause)
             await self._connection.wait_up()
             self._streams.forget()
-            self._durable = await find_durable(
-                self._connection, self._requests, self._streams, self._capability
-            )
+            self._durable = await find_durable(self._jetstream, self._capability)
             self._known_until = self._durable.last_sequence
             self._settlement.clock = self._durable.clock
             self._terms.learn(self._durable)

@@ -23,7 +23,7 @@ import trio
 
 from .._abc import Outbox, ResultListener
 from .._errors import BrokerError, ClosedError, SwarmTaskError
-from .._nats._requests import Requests, refused_error, subscribe
+from .._nats._requests import refused_error, subscribe
 from .._util import open_flat_nursery
 from ._api import NO_ANSWER_YET
 from ._cancel import Cancellation, Delivered, find_task
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .._abc import NewTask, Source, Stop
-    from .._nats._connection import Connection, Subscription
+    from .._nats._connection import Subscription
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
-    from ._streams import ResultStream, Streams
+    from ._streams import JetStream, ResultStream
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -60,22 +60,21 @@ class NATSOutbox(Outbox):
 
     def __init__(
         self,
-        connection: Connection,
-        requests: Requests,
-        streams: Streams,
+        jetstream: JetStream,
         stream: ResultStream,
         key: str,
         make_listener: Callable[[Outbox], ResultListener],
     ) -> None:
-        self._connection = connection
-        self._requests = requests
-        self._streams = streams
-        self._tasks = TaskStore(requests, streams)
-        self._later = LaterStore(requests, streams)
-        self.timetable = NATSTimetable(requests, streams)
-        self._results = ResultStore(requests, streams)
-        self._leases = Leases(requests, streams)
-        self._delivered = Delivered(requests)
+        self._jetstream = jetstream
+        self._connection = jetstream.connection
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
+        self._tasks = TaskStore(jetstream)
+        self._later = LaterStore(jetstream)
+        self.timetable = NATSTimetable(jetstream)
+        self._results = ResultStore(jetstream)
+        self._leases = Leases(jetstream)
+        self._delivered = Delivered(jetstream.requests)
         self._notifies = stream.notifies  # it republishes results
         self.hears_own_ids = stream.notifies
         self._key = key
@@ -167,7 +166,7 @@ class NATSOutbox(Outbox):
     ) -> bool | None:
         self._requests.lifetime.check()
         cancellation = Cancellation(
-            self._requests, self._streams, self._delivered, task_id, never_delayed=never_delayed
+            self._jetstream, self._delivered, task_id, never_delayed=never_delayed
         )
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
 

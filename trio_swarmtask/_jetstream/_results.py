@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .._nats._protocol import Incoming
-    from ._streams import ResultStream, Streams
+    from ._streams import JetStream, ResultStream
 
 FIRST: Final = {"Nats-Expected-Last-Subject-Sequence": "0"}
 FIRST_BLOCK: Final = encode_headers(FIRST)
@@ -40,10 +40,10 @@ _SUBJECT: Final = b"\r\nNats-Subject: done."
 class ResultStore:
     """Results, stored and fetched through outages, for one role."""
 
-    def __init__(self, requests: Requests, streams: Streams) -> None:
-        self._requests = requests
-        self._streams = streams
-        self._portions = Portions(requests)
+    def __init__(self, jetstream: JetStream) -> None:
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
+        self._portions = Portions(jetstream.requests)
 
     async def put(self, task_id: str, result: bytes) -> bytes:
         """Store the result of a task, unless one is there; return the one that counts.

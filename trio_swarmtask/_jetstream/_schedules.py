@@ -31,9 +31,8 @@ from ._tasks import find_schedule_stream, size_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from .._nats._requests import Requests
     from ._api import StoredMessage
-    from ._streams import Streams
+    from ._streams import JetStream
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("trio_swarmtask.nats")
@@ -44,9 +43,10 @@ _CRON_FIELDS: Final = 6
 class NATSTimetable(Timetable):
     """The schedules, as one outbox sees them."""
 
-    def __init__(self, requests: Requests, streams: Streams) -> None:
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, jetstream: JetStream) -> None:
+        self._jetstream = jetstream
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
 
     async def put(self, plan: Plan) -> None:
         try:
@@ -80,9 +80,7 @@ class NATSTimetable(Timetable):
         return list(plans.values())
 
     async def _put(self, plan: Plan) -> None:
-        await find_schedule_stream(
-            self._requests, self._streams, plan.capability, RECURRENT_SINCE, "a schedule"
-        )
+        await find_schedule_stream(self._jetstream, plan.capability, RECURRENT_SINCE, "a schedule")
         subject = f"work.{plan.capability}.{plan.name}.later"
         headers = {
             "Nats-Schedule": _timing(plan),

@@ -367,6 +367,20 @@ class Streams:
         return self._connection.client.version >= since
 
 
+@dataclass(frozen=True, slots=True)
+class JetStream:
+    """JetStream on one server, as one role uses it."""
+
+    requests: Requests
+    """The role's own: they end with it."""
+    streams: Streams
+    """What its broker has found there."""
+
+    @property
+    def connection(self) -> Connection:
+        return self.requests.connection
+
+
 def read_results(config: dict[str, Any]) -> ResultStream:
     """What a stream that holds ``done.*`` can do."""
     republish = config.get("republish") or {}
@@ -445,14 +459,13 @@ def _wanted(name: str, capability: str, ack_wait: float) -> dict[str, object]:
     }
 
 
-async def find_durable(
-    connection: Connection, requests: Requests, streams: Streams, capability: str
-) -> Durable:
+async def find_durable(jetstream: JetStream, capability: str) -> Durable:
     """The durable of ``capability``, made if it is missing.
 
     Raises:
       BrokerError: if it may not be made, or the one that is there can't be used.
     """
+    connection, requests, streams = jetstream.connection, jetstream.requests, jetstream.streams
     name = f"work-{capability}"
     wanted = _wanted(name, capability, connection.config.ack_wait)
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from .._abc import NewTask
     from .._nats._requests import Requests
-    from ._streams import Streams
+    from ._streams import JetStream
 
 _AGAIN: Final = FIRST | {RESENT: "1"}
 EMPTY_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -72,10 +72,10 @@ class _Put(Publish):
 class TaskStore:
     """Stores the tasks of one dispatcher."""
 
-    def __init__(self, requests: Requests, streams: Streams) -> None:
-        self._connection = requests.connection
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, jetstream: JetStream) -> None:
+        self._connection = jetstream.connection
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
         self._known_capabilities: set[str] = set()
 
     async def put(self, task: NewTask, *, tried: bool) -> bool:
@@ -215,9 +215,10 @@ def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
 class LaterStore:
     """Stores the tasks of one dispatcher that are not due."""
 
-    def __init__(self, requests: Requests, streams: Streams) -> None:
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, jetstream: JetStream) -> None:
+        self._jetstream = jetstream
+        self._requests = jetstream.requests
+        self._streams = jetstream.streams
         self._known: dict[str, str] = {}  # streams that keep schedules, by capability
 
     async def put(self, task: NewTask, not_before: datetime, *, tried: bool) -> bool:
@@ -291,7 +292,7 @@ class LaterStore:
 
     async def _look(self, capability: str) -> str:
         return await find_schedule_stream(
-            self._requests, self._streams, capability, SCHEDULES_SINCE, "not_before"
+            self._jetstream, capability, SCHEDULES_SINCE, "not_before"
         )
 
     async def _check_no_schedule(self, stream: str, task: NewTask) -> None:
@@ -325,16 +326,17 @@ def size_of(headers: dict[str, str]) -> int:
 
 
 async def find_schedule_stream(
-    requests: Requests, streams: Streams, capability: str, since: tuple[int, int], what: str
+    jetstream: JetStream, capability: str, since: tuple[int, int], what: str
 ) -> str:
     """The stream of a capability's tasks, which keeps what is not due as well.
 
     Raises:
       BrokerError: if it, or the server, can't; with what to do.
     """
-    url = requests.connection.config.safe_url
+    connection, streams = jetstream.connection, jetstream.streams
+    url = connection.config.safe_url
     if not streams.server_has(since):
-        major, minor = requests.connection.client.version
+        major, minor = connection.client.version
         raise BrokerError(
             f"{url} runs nats-server {major}.{minor}, and {what} needs {since[0]}.{since[1]} or "
             "newer: upgrade it"
