@@ -75,7 +75,7 @@ class LossyBuffer(Generic[T]):
         self._readers = trio.lowlevel.ParkingLot()
         self._ended = False
         self._error: Exception | None = None
-        self.dropped = 0
+        self.dropped: int = 0
 
     def put(self, item: T) -> None:
         """Add an item; ignored once ended."""

@@ -83,17 +83,17 @@ class Start:
     __slots__ = ("future", "own", "task")
 
     def __init__(self, future: Future, task: NewTask, *, own: bool) -> None:
-        self.future = future
-        self.task = task
-        self.own = own  # nobody knows its ID yet
+        self.future: Future = future
+        self.task: NewTask = task
+        self.own: bool = own  # nobody knows its ID yet
 
 
 class Starter:
     """Stores the tasks of one dispatcher, with a chain in their blanks if they have one."""
 
     def __init__(self, core: Core, chain: Chain | None) -> None:
-        self.outbox = core.outbox
-        self.make_id = core.make_id
+        self.outbox: Outbox = core.outbox
+        self.make_id: Callable[[], str] = core.make_id
         self._name = core.name
         self._futures = core.futures
         self._chain = chain
@@ -230,7 +230,7 @@ class Core:
         self.name = name
         self.key = key
         self.outbox = outbox
-        self.futures = Futures(name, outbox, asking, self._end)
+        self.futures: Futures = Futures(name, outbox, asking, self._end)
         self.groups: set[OpenGroup] = set()  # that are open, those of maps too
         self.ended: SwarmTaskError | None = None
         self._closing = False

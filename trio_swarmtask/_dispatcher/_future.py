@@ -360,7 +360,11 @@ class Futures(ResultListener):
     ) -> None:
         self.waiting: dict[str, Future] = {}
         # See `DispatcherStatistics`.
-        self.started = self.starting = self.attached = self.resolved = self.given_up = 0
+        self.started: int = 0
+        self.starting: int = 0
+        self.attached: int = 0
+        self.resolved: int = 0
+        self.given_up: int = 0
         self.outbox = outbox
         self.asking: trio.Nursery | None = asking  # until the dispatcher is closed
         self._name = name

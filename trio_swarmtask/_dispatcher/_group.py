@@ -125,13 +125,15 @@ class Child:
     )
 
     def __init__(self, start: Start) -> None:
-        self.future = start.future
-        self.deadline = start.task.deadline
-        self.count = "outstanding"  # the one of the group's counts that it is in
+        self.future: Future = start.future
+        self.deadline: float = start.task.deadline
+        self.count: str = "outstanding"  # the one of the group's counts that it is in
         # By the broker, so it may not be stored: what its starts, all that are under way, store.
         self.unconfirmed: tuple[NewTask, ...] = (start.task,)
-        self.runs = 0  # how many calls of `run` wait for it
-        self.cut_off = False  # by a deadline here: it counts as cancelled, until that is decided
+        self.runs: int = 0  # how many calls of `run` wait for it
+        self.cut_off: bool = (
+            False  # by a deadline here: it counts as cancelled, until that is decided
+        )
         self.stopping: trio.Event | None = None  # while it is cancelled; set when that is over
         self._watchers: list[Callable[[Future], None]] = []
 
@@ -175,14 +177,19 @@ class GroupTasks:
         self._chain = Chain.begin(group_id) if parent is None else Chain.below(parent)
         self._cancels_on_failure = on_failure == "cancel"
         self._grace = grace
-        self.time_to_stop = _TELLING + grace
+        self.time_to_stop: float = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
         self.all: dict[Future, Child] = {}  # that are not over
-        self.counts = {"outstanding": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        self.counts: dict[str, int] = {
+            "outstanding": 0,
+            "succeeded": 0,
+            "failed": 0,
+            "cancelled": 0,
+        }
         self._is_stopping = False  # all children, for it was cancelled
         self._ended_by: SwarmTaskError | None = None  # for the dispatcher was closed, or lost
-        self.left = trio.Event()
+        self.left: trio.Event = trio.Event()
         self._all_ended = trio.Event()
 
     def begin(

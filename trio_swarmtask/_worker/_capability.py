@@ -104,7 +104,7 @@ class Service(DeliveryListener):
         on_stopped: Callable[[], None],
     ) -> None:
         self.intake = intake
-        self.lanes = Lanes(
+        self.lanes: Lanes = Lanes(
             runner,
             handler,
             nursery,
@@ -118,7 +118,7 @@ class Service(DeliveryListener):
         self._stopping = stopping
         self._on_stopped = on_stopped
         self.jobs: dict[str, Job] = {}  # by task
-        self.running = 0  # handlers that have not ended
+        self.running: int = 0  # handlers that have not ended
         self.remembered: dict[str, Remembered] = {}  # tasks that are not in hand
         self._look_due = trio.Event()
         self._look_at_all = False

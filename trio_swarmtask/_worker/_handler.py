@@ -53,7 +53,7 @@ class Value:
     __slots__ = ("value",)
 
     def __init__(self, value: object) -> None:
-        self.value = value
+        self.value: object = value
 
 
 def failed_result(error: str) -> Result:

@@ -78,26 +78,28 @@ class Job:
     )
 
     def __init__(self, delivery: Delivery, retry: Retry) -> None:
-        self.delivery = delivery
-        self.retry = retry
+        self.delivery: Delivery = delivery
+        self.retry: Retry = retry
         self.scope: trio.CancelScope | None = None  # while its handler runs
         self.call: Awaitable[object] | None = None  # of the handler, once it was called
         self.message: Message | None = None
         self.current: CurrentTask | None = None  # where the handler has asked for it
         self.result: Result | Value | None = None
         self.failure: BaseException | None = None  # of the handler, and worth another attempt
-        self.retry_at = 0.0  # it is put back, and not to be tried again before that
-        self.encoded = b""  # the result, as it was sent to be stored
+        self.retry_at: float = 0.0  # it is put back, and not to be tried again before that
+        self.encoded: bytes = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # where somebody follows the task
-        self.started = 0.0  # when the handler was called
-        self.timeout = math.inf
+        self.started: float = 0.0  # when the handler was called
+        self.timeout: float = math.inf
         # The timeout is what was left of the deadline that came with the task.
-        self.by_senders_deadline = False
-        self.blocked = False  # its handler kept the Trio thread to itself
-        self.cut = Cut.NOT
+        self.by_senders_deadline: bool = False
+        self.blocked: bool = False  # its handler kept the Trio thread to itself
+        self.cut: Cut = Cut.NOT
         self.stored: bytes | None = None  # that result, where it was looked up
         self.notices: list[Notice] = []  # of those who wait for the handler to end
-        self.lapsed = False  # the lease, and the handler, which kept the thread, was let go on
+        self.lapsed: bool = (
+            False  # the lease, and the handler, which kept the thread, was let go on
+        )
         self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
         self.outcome: Outcome | None = None  # until nothing is left to do for it
 

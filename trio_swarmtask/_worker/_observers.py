@@ -71,7 +71,7 @@ class Observers:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        self.any = False
+        self.any: bool = False
         self._all: list[Observer] = []
 
     def add(self, observer: Observer) -> None:

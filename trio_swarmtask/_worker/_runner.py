@@ -56,11 +56,11 @@ class Closing:
     """How far a worker is on its way out. Each step is taken once, in this order."""
 
     def __init__(self) -> None:
-        self.stopping = trio.Event()  # no more tasks are to be asked for
-        self.interrupting = trio.Event()  # handlers are to be cancelled, not waited for
-        self.pulls_ended = trio.Event()  # no more tasks can arrive
-        self.handlers_ended = trio.Event()
-        self.finished = trio.Event()
+        self.stopping: trio.Event = trio.Event()  # no more tasks are to be asked for
+        self.interrupting: trio.Event = trio.Event()  # handlers are to be cancelled, not waited for
+        self.pulls_ended: trio.Event = trio.Event()  # no more tasks can arrive
+        self.handlers_ended: trio.Event = trio.Event()
+        self.finished: trio.Event = trio.Event()
         self.cause: BaseException | None = None  # leaves the worker's block
         self.cut = 0  # jobs that were cut short
 
@@ -85,7 +85,7 @@ class JobRunner:
         observers: Observers,
         background: trio.Nursery,
     ) -> None:
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         self.observers = observers
         self.children = children
         self.background = background
