@@ -26,13 +26,11 @@ from ._abc import Source
 from ._check import check_count
 from ._errors import BusClosedError, InvalidMessageError
 from ._subjects import check_pattern, check_queue, check_subject
-from ._sync import LossyBuffer
+from ._sync import Buffered
 from ._util import fresh, leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("trio_swarmtask.bus")
@@ -297,7 +295,7 @@ class Listener(Source):
 
 
 @final
-class BusSubscription:
+class BusSubscription(Buffered[BusMessage]):
     """Messages on a subject, buffered. Made by `MessageBus.subscribe` and `queue_subscribe`.
 
     ``async with`` it, then ``async for``; several tasks may, and each message goes to one of them.
@@ -306,7 +304,7 @@ class BusSubscription:
     """
 
     def __init__(self, bus: MessageBus, subject: str, queue: str, buffer_size: int) -> None:
-        self._buffer: LossyBuffer[BusMessage] = LossyBuffer(buffer_size)
+        super().__init__(buffer_size)
         self._listener = Listener(bus, subject, queue, self._buffer.put, self._buffer.end)
 
     @property
@@ -314,22 +312,12 @@ class BusSubscription:
         """Messages that a full buffer lost, so far."""
         return self._buffer.dropped
 
-    async def __aenter__(self) -> Self:
+    async def _enter(self) -> None:
         await self._listener.__aenter__()
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self._listener.end()
         self._buffer.end()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> BusMessage:
+    def _check_entered(self) -> None:
         self._listener.check_entered()
-        return await self._buffer.get()

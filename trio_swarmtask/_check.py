@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from ._errors import InvalidCapabilityError, InvalidMessageError
-from ._util import shorten
+from ._util import check_seconds, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,8 +70,7 @@ def check_timeout(seconds: float, name: str = "timeout") -> float:
     Raises:
       TypeError, ValueError: if it is no number.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {shorten(seconds)}")
+    seconds = check_seconds(name, seconds)
     try:
         duration = float(seconds)
     except OverflowError:  # an int may be larger than any float
@@ -91,8 +90,7 @@ def check_bucket(text: object) -> None:
 
 def check_ttl(seconds: object) -> None:
     """Raise TypeError or ValueError unless ``seconds`` is a time that an entry may be kept."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"ttl must be a number of seconds, not {shorten(seconds)}")
+    seconds = check_seconds("ttl", seconds)
     if not (1 <= seconds <= _LONGEST or seconds == math.inf):
         raise ValueError(
             f"ttl must be from 1 to {_LONGEST:g} seconds, or math.inf for ever, not {seconds!r}"

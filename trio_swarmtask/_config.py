@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ._util import shorten
+from ._util import check_seconds, shorten
 
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 _MOST_REPLICAS: Final = 5  # JetStream's limit
@@ -97,8 +97,7 @@ class NATSConfig:
                 raise ValueError(_refusal(url, problem))
         for setting, least, most in _SECONDS:
             seconds = getattr(self, setting)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                raise TypeError(f"{setting} must be a number of seconds, not {shorten(seconds)}")
+            check_seconds(setting, seconds)
             if not least <= seconds <= most:
                 raise ValueError(
                     f"{setting} must be from {least:g} to {most:g} seconds, not {seconds!r}"

@@ -18,7 +18,7 @@ from ._check import check_bucket, check_count, check_timeout, check_ttl
 from ._config import NATSConfig
 from ._dispatcher._dispatcher import Dispatcher, host_dispatcher
 from ._idempotency import Idempotency, host_idempotency
-from ._util import shorten
+from ._util import check_seconds, shorten
 from ._worker._worker import Worker, host_worker
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ async def open_worker(
         for good.
     """
     name = _check_name(name)
-    if isinstance(default_timeout, bool) or not isinstance(default_timeout, int | float):
-        raise TypeError(f"default_timeout must be a number of seconds, not {default_timeout!r}")
-    if not default_timeout > 0:
+    if not check_seconds("default_timeout", default_timeout) > 0:
         raise ValueError(f"default_timeout must be more than 0 seconds, not {default_timeout!r}")
     check_count("max_deliveries", max_deliveries)
     async with (

@@ -20,7 +20,7 @@ from ._cron import parse_cron
 from ._envelope import MessageEnvelope, encode
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._message import Message
-from ._util import shorten
+from ._util import check_seconds, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,8 +159,7 @@ def check_name(name: object) -> str:
 
 def _check_every(every: object) -> int:
     seconds = every.total_seconds() if isinstance(every, timedelta) else every
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"every must be a number of seconds, or a timedelta, not {shorten(every)}")
+    seconds = check_seconds("every", seconds, ", or a timedelta")
     if not 1 <= seconds <= _LONGEST or seconds != int(seconds):
         raise ValueError(
             f"every must be whole seconds, from 1 up to 100 years, not {shorten(every)}: the "

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -17,6 +18,8 @@ from ._util import fresh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
 
 T = TypeVar("T")
 
@@ -112,6 +115,44 @@ class LossyBuffer(Generic[T]):
 
 
 # What is remembered for a while, on Trio's clock.
+
+
+class Buffered(ABC, Generic[T]):
+    """What a `LossyBuffer` gets while the block of this runs: ``async for`` it there."""
+
+    def __init__(self, size: int) -> None:
+        self._buffer: LossyBuffer[T] = LossyBuffer(size)
+
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        self._check_entered()
+        return await self._buffer.get()
+
+    @abstractmethod
+    async def _enter(self) -> None:
+        """Begin to fill the buffer."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """End that, and the iteration."""
+
+    @abstractmethod
+    def _check_entered(self) -> None:
+        """Raise RuntimeError if that was forgotten."""
 
 
 class Expiring(Generic[T]):

@@ -1,6 +1,5 @@
-# Four small things that every layer needs: classes that only `open_*` makes, names that show where
-# users find them, values as errors show them, and a nursery that does not show in the user's
-# errors.
+# Small things that every layer needs: classes that only `open_*` makes, names that show where users
+# find them, values as errors show them, and a nursery that does not show in the user's errors.
 #
 # A nursery wraps what leaves its block in an exception group. The nurseries of this library do not
 # concern its users: the user's `except ValueError:` round `async with open_worker(...)` must work
@@ -13,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from abc import ABCMeta
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
 
-class NoPublicConstructor(type):
+class NoPublicConstructor(ABCMeta):
     """Metaclass of what is made by an `open_*` function alone."""
 
     def __call__(cls, *args: object, **kwargs: object) -> None:
@@ -150,3 +150,10 @@ def shorten(value: object, limit: int = 160) -> str:
         text = f"<a {type(value).__name__}, whose repr raised {type(exc).__name__}>"
     text = _URL.sub(r"\1://… (not shown: it may hold a password)", text)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def check_seconds(name: str, seconds: object, or_else: str = "") -> float:
+    """``seconds``, a setting, if it is a number at all; ``or_else``: what else it may be."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} must be a number of seconds{or_else}, not {shorten(seconds)}")
+    return seconds

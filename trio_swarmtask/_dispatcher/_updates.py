@@ -14,13 +14,11 @@ import trio
 
 from .._errors import InvalidResultError, SwarmTaskError
 from .._record import Result as Record, ResultStatus, decode
-from .._sync import Lifetime, LossyBuffer
+from .._sync import Buffered, Lifetime
 from .._util import NoPublicConstructor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
     from .._abc import Source
 
@@ -31,7 +29,7 @@ _BUFFER_SIZE: Final = 16
 
 
 @final
-class Updates(metaclass=NoPublicConstructor):
+class Updates(Buffered[Record], metaclass=NoPublicConstructor):
     """What the handler of a task reports, as it comes. Made by `Future.updates`.
 
     ``async for`` it, or ``async with`` it first to end it before the task does.
@@ -45,12 +43,12 @@ class Updates(metaclass=NoPublicConstructor):
         watch: Callable[[Callable[[object], None]], None],
         unwatch: Callable[[Callable[[object], None]], None],
     ) -> None:
+        super().__init__(_BUFFER_SIZE)
         self._task_id = task_id
         self._source = follow(task_id, self._hear)
         self._is_ended = is_ended
         self._watch = watch
         self._unwatch = unwatch
-        self._buffer: LossyBuffer[Record] = LossyBuffer(_BUFFER_SIZE)
         self._lifetime = Lifetime()
         self._entering = trio.Lock()
         self._entered = False
@@ -58,28 +56,16 @@ class Updates(metaclass=NoPublicConstructor):
 
     async def aclose(self) -> None:
         """End the iteration now; what was not read is dropped."""
-        self._close()
+        self._leave()
         await trio.lowlevel.checkpoint()
-
-    async def __aenter__(self) -> Self:
-        await self._enter()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> Record:
         if not self._entered:
             await self._enter()
-        return await self._buffer.get()
+        return await super().__anext__()
+
+    def _check_entered(self) -> None:
+        """It enters by itself."""
 
     async def _enter(self) -> None:
         async with self._entering:  # several tasks may begin to read
@@ -115,7 +101,7 @@ class Updates(metaclass=NoPublicConstructor):
     def _on_future_end(self, _: object) -> None:
         self._end()
 
-    def _close(self) -> None:
+    def _leave(self) -> None:
         self._end(discard=True)
 
     def _end(self, *, discard: bool = False) -> None:

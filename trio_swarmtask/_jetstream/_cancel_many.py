@@ -23,9 +23,8 @@ import trio
 from .._check import Malformed
 from .._errors import BrokerError
 from ._answers import read_ack, read_answer
-from ._api import NO_ANSWER_YET, Publish, next_message, publish_soon
+from ._api import NO_ANSWER_YET, Publish, next_message
 from ._cancel import ANSWER_SECONDS, Answers
-from ._results import FIRST_BLOCK, FIRST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from .._nats._requests import Requests
     from ._cancel import Delivered
+    from ._results import ResultStore
 
 # Of one kind on their way at once: a server of 10,000 that wait to be served takes no more.
 _AT_ONCE: Final = 500
@@ -43,9 +43,16 @@ _AT_ONCE: Final = 500
 class Cancellations:
     """Takes tasks out of their queues and out of their workers' hands."""
 
-    def __init__(self, requests: Requests, delivered: Delivered, stops: Sequence[Stop]) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        results: ResultStore,
+        delivered: Delivered,
+        stops: Sequence[Stop],
+    ) -> None:
         self.requests = requests
         self.delivered = delivered
+        self._results = results
         self._missing = dict.fromkeys(stops)  # of which the last word was not said
 
     async def stop(self, grace: float) -> None:
@@ -94,10 +101,7 @@ class Cancellations:
             place = _find_place(stop.receipt)
             if place is not None:
                 result = _Result(partial(on_end, stop, place))
-                subject = b"done.%b" % stop.task_id.encode()
-                if publish_soon(
-                    self.requests, result, subject, stop.result, FIRST_BLOCK, FIRST_BYTES
-                ):
+                if self._results.put_soon(stop.task_id, stop.result, result):
                     answers.expected += 1
                     continue
             self.leave(stop)

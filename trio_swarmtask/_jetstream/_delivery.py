@@ -15,13 +15,14 @@ import trio
 from .._abc import Delivery
 from .._errors import BrokerError, SwarmTaskError
 from .._nats._connection import NotConnected
+from .._nats._io import size_of
 from .._nats._requests import NoResponders, check_size, status_of
-from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish, publish_soon
+from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish
 from ._group_leases import Leases
 from ._headers import find_deadline, message_key, parse_count
 from ._refusals import NO_STREAM
 from ._reports import Reports
-from ._results import FIRST, FIRST_BLOCK, FIRST_BYTES, ResultStore
+from ._results import ResultStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -214,25 +215,13 @@ class NATSDelivery(Delivery):
         self._settlement.reports.send(self.task_id, data)
 
     async def complete(self, result: bytes) -> bool:
-        settlement = self._settlement
-        check_size(settlement.connection, result, FIRST_BYTES)
-        first = True
-        # The way of nearly every result, without the frames that are for the rest.
-        try:
-            await publish(settlement.requests, f"done.{self.task_id}", result, FIRST)
-        except NO_ANSWER_YET:
-            first = await settlement.results.put(self.task_id, result) == result
+        first = await self._settlement.results.put(self.task_id, result) == result
         self._settle(b"+ACK")
         return first
 
     def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
-        subject = b"done.%b" % self.task_id.encode()
         completion = _Completion(self, on_end)
-        stream = self._settlement.streams.known_results
-        # A stream that keeps one result a task refuses a second one by itself.
-        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
-        requests = self._settlement.requests
-        return publish_soon(requests, completion, subject, result, block, FIRST_BYTES)
+        return self._settlement.results.put_soon(self.task_id, result, completion)
 
     async def is_done(self) -> bool:
         settlement = self._settlement
@@ -323,9 +312,8 @@ class NATSDelivery(Delivery):
         await self._settlement.keep(kind, subject, self.data, self._fitting(headers))
 
     def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
-        size = 12 + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
         limit = self._settlement.connection.client.max_payload
-        return headers if len(self.data) + size <= limit else None
+        return headers if len(self.data) + size_of(headers) <= limit else None
 
     async def _note(self) -> None:
         settlement = self._settlement

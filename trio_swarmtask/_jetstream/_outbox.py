@@ -171,7 +171,7 @@ class NATSOutbox(Outbox):
         return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
 
     async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
-        together = Cancellations(self._requests, self._delivered, stops)
+        together = Cancellations(self._requests, self._results, self._delivered, stops)
         try:
             with suppress(SwarmTaskError):  # each will say so
                 await self._requests.lifetime.run(partial(together.stop, grace))

@@ -16,12 +16,20 @@
 from __future__ import annotations
 
 import base64
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .._nats._io import encode_headers
-from .._nats._requests import NoAnswer, NoResponders, Requests
-from ._api import APIError, call, direct_get, publish, refused_for_its_size
+from .._nats._requests import NoAnswer, NoResponders, Requests, check_size
+from ._api import (
+    NO_ANSWER_YET,
+    APIError,
+    Publish,
+    call,
+    direct_get,
+    publish,
+    publish_soon,
+    refused_for_its_size,
+)
 from ._portions import Portions
 from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
 
@@ -45,33 +53,60 @@ class ResultStore:
         self._streams = jetstream.streams
         self._portions = Portions(jetstream.requests)
 
+    def put_soon(self, task_id: str, result: bytes, answer: Publish) -> bool:
+        """Begin `put`: ``answer`` is told whether it was stored; if not, `put` finds out why.
+
+        Returns:
+          False if nothing was sent.
+        """
+        # A stream that keeps one result a task refuses a second one by itself.
+        stream = self._streams.known_results
+        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
+        subject = b"done.%b" % task_id.encode()
+        return publish_soon(self._requests, answer, subject, result, block, FIRST_BYTES)
+
     async def put(self, task_id: str, result: bytes) -> bytes:
         """Store the result of a task, unless one is there; return the one that counts.
 
         Raises:
-          InvalidMessageError: if it is larger than the stream takes.
+          InvalidMessageError: if it is larger than the server or the stream takes.
         """
-        with refused_for_its_size(len(result), "results"):
-            return await self._streams.persist(
-                f"store the result of task {task_id}", partial(self._put, task_id, result)
-            )
-
-    async def _put(self, task_id: str, result: bytes) -> bytes:
-        # The stream is made again, if it went and is ours to make.
-        stream = await self._streams.results()
+        check_size(self._requests.connection, result, FIRST_BYTES)
+        refused = False
+        # The way of nearly every result, without the frames that are for the rest.
         try:
             await publish(self._requests, f"done.{task_id}", result, FIRST)
-        except APIError as exc:
-            if exc.err_code != STORED_BEFORE:
-                raise
+        except NO_ANSWER_YET as exc:
+            refused = isinstance(exc, APIError) and exc.err_code == STORED_BEFORE
         else:
             return result
-        # Ours, if only the answer to an attempt before this one was lost.
-        found = await fetch_result(self._requests, stream, task_id)
-        if found is None:
-            # It has just expired, or whoever was asked does not know of it yet.
-            raise NoAnswer(f"a result of task {task_id} is said to be there, and is not found")
-        return found
+        with refused_for_its_size(len(result), "results"):
+            return await self._put_in_the_end(task_id, result, refused=refused)
+
+    async def _put_in_the_end(self, task_id: str, result: bytes, *, refused: bool) -> bytes:
+        is_there = refused
+
+        async def attempt() -> bytes:
+            nonlocal is_there
+            # The stream is made again, if it went and is ours to make.
+            stream = await self._streams.results()
+            if not is_there:
+                try:
+                    await publish(self._requests, f"done.{task_id}", result, FIRST)
+                except APIError as exc:
+                    if exc.err_code != STORED_BEFORE:
+                        raise
+                else:
+                    return result
+            # Ours, if only the answer to an attempt before this one was lost.
+            found = await fetch_result(self._requests, stream, task_id)
+            is_there = found is not None
+            if found is None:
+                # It has just expired, or whoever was asked does not know of it yet.
+                raise NoAnswer(f"a result of task {task_id} is said to be there, and is not found")
+            return found
+
+        return await self._streams.persist(f"store the result of task {task_id}", attempt)
 
     async def get(self, task_id: str) -> bytes | None:
         """The first result stored for a task, or None."""

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._check import is_capability
 from .._errors import BrokerError
+from .._nats._io import size_of
 from .._nats._requests import RefusedError, check_size
 from .._schedule import Plan, Timetable
 from ._api import APIError, call, delete_message, next_message, publish, refused_for_its_size
 from ._headers import SCHEDULE
 from ._refusals import BAD_SCHEDULE, STORED_BEFORE
 from ._streams import RECURRENT_SINCE
-from ._tasks import find_schedule_stream, size_of
+from ._tasks import find_schedule_stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

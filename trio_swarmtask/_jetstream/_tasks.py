@@ -21,7 +21,7 @@ import trio
 
 from .._errors import BrokerError
 from .._nats._connection import NotConnected
-from .._nats._io import encode_headers
+from .._nats._io import encode_headers, size_of
 from .._nats._requests import NoAnswer, NoResponders, check_size, persist
 from .._subjects import covers
 from ._api import (
@@ -316,13 +316,6 @@ class LaterStore:
         results = await self._streams.results()
         found = await fetch_result(self._requests, results, task.task_id)
         return None if found is None else False
-
-
-def size_of(headers: dict[str, str]) -> int:
-    """The bytes that these headers have as a block."""
-    return len(b"NATS/1.0\r\n\r\n") + sum(
-        len(f"{name}: {value}\r\n") for name, value in headers.items()
-    )
 
 
 async def find_schedule_stream(

@@ -155,6 +155,12 @@ class Outgoing(trio.abc.Instrument):
             self._token.run_sync_soon(lambda: None, idempotent=True)
 
 
+def size_of(headers: dict[str, str]) -> int:
+    """The bytes that these headers have as a block."""
+    head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return len(b"NATS/1.0\r\n\r\n") + len(head.encode())
+
+
 def encode_headers(headers: dict[str, str]) -> bytes:
     """The block of these headers, as it goes onto the wire.
 

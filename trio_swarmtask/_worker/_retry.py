@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .._util import leaves, shorten
+from .._util import check_seconds, leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +20,7 @@ logger: Final = logging.getLogger("trio_swarmtask.worker")
 
 
 def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {shorten(value)}")
-    if not 0 <= value < math.inf:
+    if not 0 <= check_seconds(name, value) < math.inf:
         raise ValueError(f"{name} must be a finite number of seconds from 0 up, not {value!r}")
 
 

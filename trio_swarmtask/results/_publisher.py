@@ -17,14 +17,12 @@ import trio
 
 from .._abc import NoSource, Source
 from .._check import check_count
-from .._sync import Lifetime, LossyBuffer
+from .._sync import Buffered, Lifetime
 from ._errors import PublisherClosedError
 from ._types import Result, ResultFilter, copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
 
 
 class ResultPublisher(trio.abc.AsyncResource):
@@ -203,16 +201,16 @@ class TopicPublisher(ResultPublisher):
 
 
 @final
-class Subscription:
+class Subscription(Buffered[Result]):
     """The updates of one task. Made by `ResultPublisher.subscribe`.
 
     ``async with`` it, then ``async for``. Each subscription gets copies of its own.
     """
 
     def __init__(self, publisher: TopicPublisher, task_id: str, buffer_size: int) -> None:
+        super().__init__(buffer_size)
         self._publisher = publisher
         self._task_id = task_id
-        self._buffer: LossyBuffer[Result] = LossyBuffer(buffer_size)
         self._used = False
         self._entered = False
 
@@ -220,7 +218,7 @@ class Subscription:
         """End the iteration now; what was not read is dropped."""
         self._buffer.end(discard=True)
 
-    async def __aenter__(self) -> Self:
+    async def _enter(self) -> None:
         if self._used:
             raise RuntimeError(
                 f"the block of {self._task_id!r} was entered before: subscribe again"
@@ -231,27 +229,17 @@ class Subscription:
             self._entered = True
         finally:
             self._used = self._entered
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self.cancel()
         self._publisher._leave(self)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Result:
+    def _check_entered(self) -> None:
         if not self._entered:
             raise RuntimeError(
                 f"the subscription to {self._task_id!r} was not entered: write 'async with "
                 "publisher.subscribe(…) as updates', then 'async for result in updates'"
             )
-        return await self._buffer.get()
 
     def _put(self, result: Result) -> None:
         self._buffer.put(copy(result))
