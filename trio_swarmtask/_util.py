@@ -152,6 +152,13 @@ def shorten(value: object, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
+async def host_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Give ``Nursery.start`` a nursery that can be cancelled by itself."""
+    async with open_flat_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
+
+
 def check_seconds(name: str, seconds: object, or_else: str = "") -> float:
     """``seconds``, a setting, if it is a number at all; ``or_else``: what else it may be."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

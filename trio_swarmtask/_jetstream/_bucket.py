@@ -10,18 +10,16 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
 from .._abc import Bucket, Entry, Page, Refused, Watch
 from .._errors import BrokerError, ClosedError
 from .._nats._connection import NotConnected
-from .._nats._protocol import Incoming, parse_headers
 from .._nats._requests import (
     NoAnswer,
     NoResponders,
@@ -32,17 +30,19 @@ from .._nats._requests import (
     subscribe,
 )
 from .._util import open_flat_nursery
-from ._api import NO_ANSWER_YET, APIError, call, direct_get, publish
+from ._api import NO_ANSWER_YET, APIError, direct_get, last_message, next_message, publish
 from ._bucket_stream import BucketStream, find_bucket, look_at_bucket, make_bucket
 from ._headers import parse_count
 from ._portions import Portions
-from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
+from ._refusals import STORED_BEFORE
 from ._streams import JetStream, Streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from .._nats._connection import Connection, Subscription
+    from .._nats._protocol import Incoming
+    from ._api import StoredMessage
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -62,7 +62,7 @@ _HEADER_BYTES: Final = 128
 class NATSBucket(Bucket):
     """Made by `open_nats_bucket`."""
 
-    def __init__(self, jetstream: JetStream, name: str, ttl: float) -> None:
+    def __init__(self, jetstream: JetStream, nursery: trio.Nursery, name: str, ttl: float) -> None:
         self.prefix = f"$KV.{name}."
         self._connection = jetstream.connection
         self._requests = jetstream.requests
@@ -71,7 +71,7 @@ class NATSBucket(Bucket):
         self._name = name
         self._ttl = ttl
         self._stream: BucketStream | None = None
-        self.watches = Watches(self, jetstream.requests)
+        self.watches = Watches(self, jetstream.requests, nursery)
 
     @property
     def one_each(self) -> bool:  # type: ignore[override]  # it is only read
@@ -199,23 +199,15 @@ class NATSBucket(Bucket):
     async def _get(self, stream: BucketStream, key: str) -> Entry | None:
         subject = self.prefix + key
         if not stream.direct or stream.replicated:
-            return await self._get_at_leader(stream, last_by_subj=subject)
+            return self._read_stored(await last_message(self._requests, stream.name, subject))
         reply = await direct_get(self._requests, stream.name, subject)
         return None if reply is None else self.read(reply)
 
-    async def _get_at_leader(self, stream: BucketStream, **which: object) -> Entry | None:
-        try:
-            answer = await call(self._requests, f"STREAM.MSG.GET.{stream.name}", **which)
-        except APIError as exc:
-            if exc.err_code == NO_MESSAGE:
-                return None
-            if exc.err_code == NO_STREAM:
-                raise NoResponders(f"the stream {stream.name}") from exc
-            raise
-        message: dict[str, Any] = answer["message"]
-        headers = parse_headers(base64.b64decode(message.get("hdrs") or ""))
-        data = base64.b64decode(message.get("data") or "")
-        return self._entry(message["subject"], message["seq"], message["time"], headers, data)
+    def _read_stored(self, message: StoredMessage | None) -> Entry | None:
+        if message is None:
+            return None
+        time = f"{message.time}Z"  # as a direct get has it
+        return self._entry(message.subject, message.seq, time, message.headers, message.data)
 
     async def _get_some(
         self, missing: dict[str, None], take: Callable[[Entry], None], stream: BucketStream
@@ -263,7 +255,8 @@ class NATSBucket(Bucket):
                 batch=_PAGE,
             )
         for _ in range(_SINGLY):
-            entry = await self._get_at_leader(stream, seq=after + 1, next_by_subj=subject)
+            message = await next_message(self._requests, stream.name, subject, after + 1)
+            entry = self._read_stored(message)
             if entry is None:
                 return False
             take(entry)
@@ -294,9 +287,10 @@ class NATSBucket(Bucket):
 async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> AsyncIterator[Bucket]:
     """The bucket, found or made."""
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
-        bucket = NATSBucket(JetStream(requests, Streams(connection, requests)), name, ttl)
+        jetstream = JetStream(requests, Streams(connection, requests))
+        bucket = NATSBucket(jetstream, nursery, name, ttl)
         await in_time(connection, f"give the bucket {name}", bucket.stream)
-        await nursery.start(bucket.watches.keep)
+        nursery.start_soon(bucket.watches.keep)
         try:
             with connection.listening(on_down=bucket.watches.on_down):
                 yield bucket
@@ -329,11 +323,11 @@ _LAST_LOOK: Final = 1.0
 class Watches:
     """The keys of a bucket that are followed."""
 
-    def __init__(self, bucket: NATSBucket, requests: Requests) -> None:
+    def __init__(self, bucket: NATSBucket, requests: Requests, nursery: trio.Nursery) -> None:
         self.bucket = bucket
         self.requests = requests
         self.open_ones: dict[NATSWatch, None] = {}
-        self._looks: trio.Nursery
+        self._nursery = nursery
         self._missed = trio.Event()
         self._ended = False
 
@@ -344,7 +338,7 @@ class Watches:
     def start(self, look: Callable[[], Awaitable[None]]) -> None:
         """Look something up in the background, unless the bucket is being closed."""
         if not self._ended:
-            self._looks.start_soon(self._unless_refused, look)
+            self._nursery.start_soon(self._unless_refused, look)
 
     def on_down(self) -> None:
         self._missed.set()
@@ -353,19 +347,14 @@ class Watches:
         """Begin no more look-ups; one about to run may find all closed, and does no harm."""
         self._ended = True
 
-    async def keep(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def keep(self) -> None:
         """Look up what may have been missed, until closed."""
-        async with open_flat_nursery() as self._looks:
-            task_status.started()
-            try:
-                while True:
-                    with trio.move_on_after(SWEEP_SECONDS):
-                        await self._missed.wait()
-                    self._missed = trio.Event()
-                    await self.requests.connection.wait_up()
-                    await self._unless_refused(self._round)
-            finally:
-                self.end()
+        while True:
+            with trio.move_on_after(SWEEP_SECONDS):
+                await self._missed.wait()
+            self._missed = trio.Event()
+            await self.requests.connection.wait_up()
+            await self._unless_refused(self._round)
 
     async def _unless_refused(self, look: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -427,8 +416,8 @@ class NATSWatch(Watch):
         self._early: list[Entry] | None = []
         self._hinted = False
         self._following = False
-        self._subscription: Subscription
-        self.updates: str | None
+        self._subscription: Subscription | None = None  # while it is entered
+        self.updates: str | None = None
         """Where it hears of changes, see `BucketStream.updates`."""
 
     async def __aenter__(self) -> None:
@@ -466,13 +455,16 @@ class NATSWatch(Watch):
                 raise
             logger.warning("changes of %s are not heard, and looked up alone: %s", self.key, exc)
             return
-        if self in self._watches.open_ones:
-            new, self._subscription = self._subscription, new
-        connection.unsubscribe(new)  # by now the old one, unless this watch has ended meanwhile
+        old = new  # if this watch has ended meanwhile
+        if self._subscription is not None:
+            old, self._subscription = self._subscription, new
+        connection.unsubscribe(old)
 
     def end(self) -> None:
         del self._watches.open_ones[self]
-        self._watches.requests.connection.unsubscribe(self._subscription)
+        if self._subscription is not None:
+            self._watches.requests.connection.unsubscribe(self._subscription)
+            self._subscription = None
 
     def take(self, entry: Entry | None, seen: Told) -> None:
         """Tell of ``entry``, or that there is none, if that is news.

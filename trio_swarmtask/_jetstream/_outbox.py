@@ -24,7 +24,6 @@ import trio
 from .._abc import Outbox, ResultListener
 from .._errors import BrokerError, ClosedError, SwarmTaskError
 from .._nats._requests import refused_error, subscribe
-from .._util import open_flat_nursery
 from ._api import NO_ANSWER_YET
 from ._cancel import Cancellation, Delivered, find_task
 from ._cancel_many import Cancellations
@@ -61,6 +60,7 @@ class NATSOutbox(Outbox):
     def __init__(
         self,
         jetstream: JetStream,
+        looks: trio.Nursery,
         stream: ResultStream,
         key: str,
         make_listener: Callable[[Outbox], ResultListener],
@@ -78,7 +78,7 @@ class NATSOutbox(Outbox):
         self._notifies = stream.notifies  # it republishes results
         self.hears_own_ids = stream.notifies
         self._key = key
-        self._looks: trio.Nursery
+        self._looks = looks  # ends with the outbox
         self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
         self._watched: dict[str, Subscription] = {}
@@ -230,23 +230,21 @@ class NATSOutbox(Outbox):
         # them: may we? No task has that ID, so what comes there is nobody's result.
         return await subscribe(self._requests, f"done.{self._key}-0", _ignore)
 
-    async def find_missed(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def find_missed(self) -> None:
         """Look up what is outstanding, after each reconnect and now and then, until closed."""
-        async with open_flat_nursery() as self._looks:
-            task_status.started()
-            while True:
-                unheard = self._no_hints or self._no_notices
-                with trio.move_on_after(_LAST_LOOK if unheard else SWEEP_SECONDS):
-                    await self._missed.wait()
-                self._missed = trio.Event()
-                await self._connection.wait_up()
-                try:
-                    await self._sweep()
-                except BrokerError as exc:
-                    if self._connection.lost is not None:
-                        raise
-                    # What is published reaches us all the same, unless there is an outage.
-                    logger.warning("results that were missed can't be looked up: %s", exc)
+        while True:
+            unheard = self._no_hints or self._no_notices
+            with trio.move_on_after(_LAST_LOOK if unheard else SWEEP_SECONDS):
+                await self._missed.wait()
+            self._missed = trio.Event()
+            await self._connection.wait_up()
+            try:
+                await self._sweep()
+            except BrokerError as exc:
+                if self._connection.lost is not None:
+                    raise
+                # What is published reaches us all the same, unless there is an outage.
+                logger.warning("results that were missed can't be looked up: %s", exc)
 
     async def _sweep(self) -> None:
         await self._look_up_all()

@@ -15,23 +15,23 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Final
 
 from .._nats._io import encode_headers
-from .._nats._requests import NoAnswer, NoResponders, Requests, check_size
+from .._nats._requests import NoAnswer, Requests, check_size
 from ._api import (
     NO_ANSWER_YET,
     APIError,
     Publish,
-    call,
     direct_get,
+    last_message,
+    next_message,
     publish,
     publish_soon,
     refused_for_its_size,
 )
 from ._portions import Portions
-from ._refusals import NO_MESSAGE, NO_STREAM, STORED_BEFORE
+from ._refusals import STORED_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -158,16 +158,11 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
     if stream.direct and stream.one_each and not stream.replicated:
         reply = await direct_get(requests, stream.name, subject)
         return None if reply is None else reply.data
-    body = {"last_by_subj": subject} if stream.one_each else {"seq": 1, "next_by_subj": subject}
-    try:
-        answer = await call(requests, f"STREAM.MSG.GET.{stream.name}", **body)
-    except APIError as exc:
-        if exc.err_code == NO_MESSAGE:
-            return None
-        if exc.err_code == NO_STREAM:
-            raise NoResponders(f"the stream {stream.name}") from exc
-        raise
-    return base64.b64decode(answer["message"].get("data") or "")
+    if stream.one_each:
+        message = await last_message(requests, stream.name, subject)
+    else:
+        message = await next_message(requests, stream.name, subject, 1)
+    return None if message is None else message.data
 
 
 def result_id(message: Incoming) -> str:

@@ -12,7 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -116,8 +122,10 @@ class _Listener:
 class Connection:
     """A client that is connected, or on its way back. Made by `open_connection`."""
 
-    def __init__(self, config: NATSConfig) -> None:
+    def __init__(self, config: NATSConfig, loop: Loop, closing: trio.Event) -> None:
         self.config = config
+        self._loop = loop
+        self._closing = closing
         self.client = Client()
         self.client.wants_tls = config.wants_tls
         self.lost: BrokerError | None = None
@@ -125,12 +133,10 @@ class Connection:
         self.troubles = Troubles()
         self.followed = 0  # tasks whose reports are followed
         self.report_size = 1000  # of their reports, lately
-        self._loop: Loop
         self._outgoing = Outgoing(self.client) if is_known("nats-py") else None
         self._up = trio.Event()
         self._down = trio.Event()
         self._was_up = False
-        self._closing = trio.Event()
         self._fatal = trio.Event()
         self._last_error: Exception | None = None
 
@@ -365,17 +371,11 @@ class Connection:
             text = str(exc) or type(exc).__name__
             raise BrokerError(f"{self.config.safe_url}: {text}") from exc
 
-    async def host(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Host the loop until closed."""
-        # The shield is ended by `_closing`, which open_connection sets on its way out.
-        with trio.CancelScope(shield=True):
-            async with open_loop() as self._loop:
-                with self._outgoing.writing() if self._outgoing else nullcontext():
-                    task_status.started()
-                    await self._closing.wait()
-                    await self._shut()
+    def writing(self) -> AbstractContextManager[None]:
+        """Write by our own writer while the block runs, where nats-py lets us."""
+        return self._outgoing.writing() if self._outgoing else nullcontext()
 
-    async def _shut(self) -> None:
+    async def shut(self) -> None:
         # What is buffered goes out first, unless the network is dead: then the transport is
         # dropped. A client that never connected has nothing to send, and its close() may assume
         # that it has.
@@ -387,9 +387,6 @@ class Connection:
                 except Exception as exc:  # noqa: BLE001 - a TypeError of asyncio's, in an outage
                     logger.debug("closing: %r", exc)
         self.client.abort()
-
-    def close(self) -> None:
-        self._closing.set()
 
     async def connect(self) -> None:
         """Connect, within the config's ``connect_timeout``."""
@@ -433,21 +430,36 @@ class Connection:
         raise self.lost_error()
 
 
+async def _host(
+    config: NATSConfig, closing: trio.Event, *, task_status: trio.TaskStatus[Connection]
+) -> None:
+    # The shield is ended by `closing`, which open_connection sets on its way out.
+    with trio.CancelScope(shield=True):
+        async with open_loop() as loop:
+            connection = Connection(config, loop, closing)
+            with connection.writing():
+                task_status.started(connection)
+                await closing.wait()
+                await connection.shut()
+
+
 @asynccontextmanager
 async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
     """Connect; left by BrokerError when the connection is lost for good."""
     tell_unknown()
-    connection = Connection(config)
+    closing = trio.Event()
+    connection: Connection | None = None
     try:
         async with open_flat_nursery() as nursery:
-            await nursery.start(connection.host)
             try:
+                connection = await nursery.start(_host, config, closing)
                 await connection.connect()
                 nursery.start_soon(connection.watch)
                 yield connection
             finally:
-                connection.close()
+                closing.set()
                 nursery.cancel_scope.cancel()
-    finally:  # for whoever still has it
-        closed = BrokerError(f"the connection to {config.safe_url} was closed")
-        connection.lost = connection.lost or closed
+    finally:
+        if connection is not None:  # for whoever still has it
+            closed = BrokerError(f"the connection to {config.safe_url} was closed")
+            connection.lost = connection.lost or closed
