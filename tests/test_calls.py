@@ -13,7 +13,7 @@ BENCHMARKS: Final = Path(__file__).parents[1] / "benchmarks"
 
 # A task, 100 in flight, as `benchmarks/suite/counts.py` counts. A change that adds to them has to
 # be worth it, and says so here. One of a dispatcher's looks at the size that a second try has.
-CALLS: Final = {"dispatcher": 49.4, "worker": 49.5}
+CALLS: Final = {"dispatcher": 49.4, "worker": 50.5}
 
 
 @within(120)

@@ -247,8 +247,6 @@ KNOWN = {
     "_nats/_protocol.py": 1,  # INFO: whatever it raises replaces the connection
     # Of answers that `_answers.py` has found to be base64.
     "_jetstream/_api.py": 2,
-    "_jetstream/_bucket.py": 2,
-    "_jetstream/_results.py": 1,
 }
 
 

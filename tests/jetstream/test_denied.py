@@ -15,8 +15,6 @@ from trio_swarmtask import BrokerError, Message, Status, open_dispatcher, open_w
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import _outbox
 from trio_swarmtask._jetstream._delivery import NATSDelivery, Settlement
-from trio_swarmtask._jetstream._reports import Reports
-from trio_swarmtask._jetstream._results import ResultStore
 from trio_swarmtask._jetstream._streams import JetStream, Streams
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from tests.nats.test_connect import refusal
 from trio_swarmtask import BrokerError, Message, NATSConfig, Status, open_broker
 from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import (
+    _api,
     _delivery,
-    _results as _result_store,
     _streams,
     _streams as _durables,
 )
@@ -106,7 +106,7 @@ async def test_odd_refusal_of_a_look_up_is_an_error(
     async with swarm.raw() as raw:
         await raw.api("STREAM.CREATE.R", name="R", subjects=["done.>"], storage="memory")
     async with swarm.dispatcher() as dispatcher:
-        answer(monkeypatch, _result_store, "STREAM.MSG.GET", ODD)
+        answer(monkeypatch, _api, "STREAM.MSG.GET", ODD)
         with pytest.raises(BrokerError, match="refuses to look up task mine: an odd request"):
             await dispatcher.start("coder", Message(id="mine"))
 

@@ -211,7 +211,8 @@ async def test_two_that_cancel_at_once(
             nursery.start_soon(future.cancel)
             nursery.start_soon(other.cancel)
         assert future.result == other.result
-        assert future.state == TaskState.STOPPED
+        # Whoever has taken it out of the queue knows that it never ran.
+        assert TaskState.STOPPED in (future.state, other.state)
 
 
 @within(20)

@@ -14,7 +14,7 @@ from tests._helpers.nats_servers import configured
 from tests._helpers.proxy import open_proxy
 from tests._helpers.publishers import outputs, pending, success
 from trio_swarmtask import BrokerError, NATSConfig
-from trio_swarmtask._jetstream import _bucket, _bucket as _watch
+from trio_swarmtask._jetstream import _api, _bucket as _watch
 from trio_swarmtask._jetstream._api import APIError
 from trio_swarmtask._jetstream._bucket import NATSBucket
 from trio_swarmtask.results import ResultNotFoundError, ResultPublisher, open_kv_publisher
@@ -157,7 +157,7 @@ async def test_refusal_that_passes(
     server: Server, nats_swarm: NATSSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look-up at a leader that is not ready yet is tried again."""
-    call, refusals = _bucket.call, [1, 2]
+    call, refusals = _api.call, [1, 2]
 
     async def refuse(requests: Any, request: str, **body: object) -> dict[str, Any]:  # noqa: ANN401 - handed on
         if refusals:
@@ -169,7 +169,7 @@ async def test_refusal_that_passes(
         await make_bucket(raw)
         async with open_kv_publisher(server.url) as publisher:
             await publisher.publish("t1", success(1))
-            monkeypatch.setattr(_bucket, "call", refuse)
+            monkeypatch.setattr(_api, "call", refuse)
             assert (await publisher.get("t1")).output == b"1"
             assert refusals == []
 

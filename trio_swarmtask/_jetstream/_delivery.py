@@ -86,7 +86,7 @@ class Settlement:
         return await self.streams.persist("say what time it is", measure)
 
     async def keep(
-        self, kind: str, subject: str, data: bytes, headers: dict[str, str] | None
+        self, kind: str, task_id: str, subject: str, data: bytes, headers: dict[str, str] | None
     ) -> None:
         """Keep a note, or a dead letter; where that is refused, it is lost, and logged."""
 
@@ -95,12 +95,12 @@ class Settlement:
                 await publish(self.requests, subject, data, headers)
 
         try:
-            await self.streams.persist(f"keep {kind}", keep)
+            await self.streams.persist(f"keep {kind} of task {task_id}", keep)
         except BrokerError as exc:
             if self.connection.lost is not None:
                 raise
             # What is left is the result. To stop here would stop every worker in turn.
-            logger.error("%s is lost: %s", kind, exc)
+            logger.error("%s is lost, of task %s: %s", kind, task_id, exc)
 
     async def find_notes(self, task_id: str, pattern: str) -> dict[str, int]:
         """How many notes there are of a task, by subject; none, where that is refused."""
@@ -252,9 +252,7 @@ class NATSDelivery(Delivery):
         delay = min(delay, LONGEST_REST)
         until = trio.current_time() + self._settlement.clock + delay
         subject = f"{self._retries()}.{math.ceil(until * 1000)}"
-        await self._settlement.keep(
-            f"the note of a retry of task {self.task_id}", subject, b"", headers
-        )
+        await self._settlement.keep("the note of a retry", self.task_id, subject, b"", headers)
         return self._put_back(delay)
 
     def _put_back(self, delay: float) -> bool:
@@ -308,8 +306,9 @@ class NATSDelivery(Delivery):
             "Swarm-Deliveries": str(self.number),
         }
         # The bytes as they were come before what we say of them.
-        kind = f"a dead letter of task {self.task_id}"
-        await self._settlement.keep(kind, subject, self.data, self._fitting(headers))
+        await self._settlement.keep(
+            "a dead letter", self.task_id, subject, self.data, self._fitting(headers)
+        )
 
     def _fitting(self, headers: dict[str, str]) -> dict[str, str] | None:
         limit = self._settlement.connection.client.max_payload

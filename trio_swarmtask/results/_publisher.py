@@ -161,7 +161,7 @@ class TopicPublisher(ResultPublisher):
         topic = self._topics.get(task_id)
         if topic is not None:
             for subscription in topic.subscriptions:
-                subscription._buffer.end(error)
+                subscription._end(error)
 
     async def _enter(self, subscription: Subscription) -> None:
         task_id = subscription._task_id
@@ -240,6 +240,9 @@ class Subscription(Buffered[Result]):
                 f"the subscription to {self._task_id!r} was not entered: write 'async with "
                 "publisher.subscribe(…) as updates', then 'async for result in updates'"
             )
+
+    def _end(self, error: Exception | None) -> None:
+        self._buffer.end(error)
 
     def _put(self, result: Result) -> None:
         self._buffer.put(copy(result))
