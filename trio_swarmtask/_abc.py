@@ -192,18 +192,18 @@ class NewTask:
     data: bytes
     deadline: float = math.inf
     """On Trio's clock. Goes with the task, as the seconds that are left."""
-    lease: str = ""
+    group_lease: str = ""
     """Without it the task is not to be run: of the group that it belongs to, if it has one."""
     is_new: bool = False
     """Its ID was made for it, so no other task has it."""
     not_before: datetime | None = None
     """In UTC. Until then nobody gets it."""
     receipt: bytes = b""
-    """What the broker has confirmed it with, if that says where it is; for `Outbox.stop_many`."""
+    """What the broker has confirmed it with, if that says where it is: see `Withdrawal`."""
 
 
-class Stop(ABC):
-    """One of the tasks of `Outbox.stop_many`, which is told what becomes of it. Never raises."""
+class Withdrawal(ABC):
+    """One of the tasks of `Outbox.withdraw_many`: is told what becomes of it, and never raises."""
 
     capability: str
     task_id: str
@@ -218,11 +218,11 @@ class Stop(ABC):
 
     @abstractmethod
     def stopped(self, stopped: bool | None) -> None:
-        """What `Outbox.stop` returns, after `stored`. Told again if it changes."""
+        """What `Outbox.withdraw` returns, after `stored`. Told again if it changes."""
 
     @abstractmethod
     def left(self) -> None:
-        """The last word: `Outbox.store_result` and `Outbox.stop` are to do what is missing."""
+        """The last word: `Outbox.store_result` and `Outbox.withdraw` are to do what is missing."""
 
 
 class ResultListener(ABC):
@@ -308,7 +308,7 @@ class Outbox(CanFollow):
         """
 
     @abstractmethod
-    async def stop(
+    async def withdraw(
         self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
         """Take a task whose result is stored out of the queue, and have its handler cancelled.
@@ -324,15 +324,15 @@ class Outbox(CanFollow):
         """
 
     @abstractmethod
-    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+    async def withdraw_many(self, withdrawals: Sequence[Withdrawal], grace: float) -> None:
         """As `store_result` and then `stop`, of many tasks that were stored here, due at once.
 
         Together, each step takes hardly longer than of one. Whatever is not as usual with one of
-        them is no error: it is `Stop.left`.
+        them is no error: it is `Withdrawal.left`.
         """
 
     @abstractmethod
-    async def renew_lease(self, name: str) -> float:
+    async def renew_group_lease(self, name: str) -> float:
         """Let the tasks that were stored with this lease run, from now on for a while.
 
         Returns:
@@ -351,7 +351,7 @@ class Delivery(CanReport):
         "capability",
         "data",
         "deadline",
-        "lease",
+        "group_lease",
         "lease_until",
         "maybe_redelivered",
         "number",
@@ -363,7 +363,7 @@ class Delivery(CanReport):
     data: bytes
     number: int  # how often the task was delivered, this time included
     maybe_redelivered: bool  # it may have been delivered before, whatever the number says
-    lease: str  # without which it is not to be run, if any; see `Intake.find_leases`
+    group_lease: str  # without which it is not to be run, if any; see `Intake.find_group_leases`
     deadline: float  # Trio's clock: that of whoever started the task, as it came with it
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
@@ -391,7 +391,7 @@ class Delivery(CanReport):
         """
 
     @abstractmethod
-    async def is_leased(self) -> bool | None:
+    async def is_group_alive(self) -> bool | None:
         """Whether its `lease` has not lapsed; None if there is no telling for some time.
 
         Raises:
@@ -528,7 +528,7 @@ class Intake(ABC):
         """The results that are stored for these tasks."""
 
     @abstractmethod
-    async def find_leases(self, names: Collection[str]) -> Collection[str]:
+    async def find_group_leases(self, names: Collection[str]) -> Collection[str]:
         """Those of these leases that have not lapsed."""
 
     @abstractmethod

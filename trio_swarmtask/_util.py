@@ -105,11 +105,11 @@ def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None)
 
 def _tell_others(group: BaseException, chosen: BaseException) -> None:
     """Say what else has gone wrong, which does not leave the block."""
-    told = {(type(leaf), str(leaf)) for leaf in leaves(chosen)}
+    shown = {(type(leaf), str(leaf)) for leaf in leaves(chosen)}
     for leaf in leaves(group):
         what = type(leaf), str(leaf)
-        if what not in told and not isinstance(leaf, trio.Cancelled):
-            told.add(what)
+        if what not in shown and not isinstance(leaf, trio.Cancelled):
+            shown.add(what)
             chosen.add_note(f"a background task has failed as well: {what[0].__name__}: {leaf}")
             logger.error("a background task has failed as well", exc_info=leaf)
 

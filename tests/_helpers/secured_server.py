@@ -202,9 +202,9 @@ async def work(site: Site) -> None:
             assert (again.status, again.attempt) == (Status.SUCCESS, 2)
             assert (await dispatcher.run("coder", Message(id="fails"))).error == "no luck"
             async with site.swarm.outbox() as outbox:
-                await outbox.renew_lease("group-1")
+                await outbox.renew_group_lease("group-1")
                 data = Message(id="leased").encode()
-                await outbox.store(NewTask("coder", "leased", data, lease="group-1"))
+                await outbox.store(NewTask("coder", "leased", data, group_lease="group-1"))
                 leased = await dispatcher.run("coder", Message(id="leased"))
                 assert leased.status == Status.SUCCESS
                 await outbox.store(NewTask("coder", "bad", b"no JSON"))

@@ -48,8 +48,8 @@ async def test_push_that_is_ahead_of_its_task(swarm: Swarm) -> None:
         await worker.handle("tester", echo)
         cancelled = Result(id="t1", status=Status.FAILED, error="cancelled", agent="boss")
         async with swarm.outbox() as outbox:
-            await outbox.stop("coder", "t1", 0, never_delayed=True)
-            await outbox.stop("tester", "t2", 0, never_delayed=True)
+            await outbox.withdraw("coder", "t1", 0, never_delayed=True)
+            await outbox.withdraw("tester", "t2", 0, never_delayed=True)
             await outbox.store_result("t1", cancelled.encode())
             await outbox.store(NewTask("coder", "t1", Message(id="t1").encode()))
             await swarm.wait_until_empty()
@@ -81,7 +81,7 @@ async def test_cancelled_while_its_result_is_looked_for(
     async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", handler)
         async with swarm.outbox() as outbox:
-            await outbox.stop(
+            await outbox.withdraw(
                 "coder", "t1", 0, never_delayed=True
             )  # so that it is looked for at all
         future = await dispatcher.start("coder", Message(id="t1"))
@@ -115,7 +115,9 @@ async def test_push_that_comes_after_the_end(swarm: Swarm, monkeypatch: pytest.M
         go_on.set()
         await until(lambda: worker.statistics().superseded == 2)
         # One of them is remembered, and there is no room for more.
-        answers = [await outbox.stop("coder", name, 2, never_delayed=True) for name in ("t1", "t2")]
+        answers = [
+            await outbox.withdraw("coder", name, 2, never_delayed=True) for name in ("t1", "t2")
+        ]
         assert sum(map(bool, answers)) == 1
 
 
@@ -127,7 +129,7 @@ async def test_pushes_ahead_of_their_tasks_fill_no_memory(
     async with swarm.worker() as worker, swarm.outbox() as outbox:
         await worker.handle("coder", echo)
         for name in ("t1", "t2"):
-            await outbox.stop("coder", name, 0, never_delayed=True)
+            await outbox.withdraw("coder", name, 0, never_delayed=True)
         await until(lambda: len(worker._services["coder"].remembered) == 1)  # type: ignore[union-attr,arg-type]  # it is there
 
 

@@ -338,7 +338,7 @@ async def test_task_that_its_worker_has_cancelled(swarm: Swarm) -> None:
         async with dispatcher.open_group(on_failure="collect") as group:
             future = await group.start("coder", SLOW)
             await until(lambda: staff.running)
-            assert await outbox.stop("coder", future.id, 5, never_delayed=True)
+            assert await outbox.withdraw("coder", future.id, 5, never_delayed=True)
         assert future.result.cancelled_by == "ada"
         assert future.state == TaskState.STOPPED
 

@@ -43,7 +43,7 @@ async def test_lease_goes_with_a_task_that_is_not_due(swarm: Swarm) -> None:
     async with swarm.outbox() as outbox, swarm.dispatcher() as dispatcher, swarm.worker() as worker:
         await worker.handle("coder", echo)
         data = Message(id="t1").encode()
-        task = NewTask("coder", "t1", data, lease="gone", not_before=in_seconds(1))
+        task = NewTask("coder", "t1", data, group_lease="gone", not_before=in_seconds(1))
         await outbox.store(task)
         result = await (await dispatcher.attach("t1")).wait()
     assert result.cancelled_by == worker.name

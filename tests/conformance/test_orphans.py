@@ -9,7 +9,7 @@ from tests._helpers.brokers import Swarm, echo, until, within
 from tests._helpers.handlers import Waiting
 from trio_swarmtask import BrokerError, Message, TaskState
 from trio_swarmtask._abc import NewTask
-from trio_swarmtask._dispatcher._group import Lease
+from trio_swarmtask._dispatcher._group import GroupLease
 
 
 def orphan(task_id: str) -> NewTask:
@@ -46,7 +46,7 @@ async def test_running_orphan_is_cancelled(swarm: Swarm) -> None:
     ):
         handler = Waiting()
         await worker.handle("coder", handler)
-        assert await outbox.renew_lease("group-1") == 1
+        assert await outbox.renew_group_lease("group-1") == 1
         await outbox.store(orphan("t1"))
         await until(lambda: handler.running)
         result = await (await dispatcher.attach("t1")).wait()
@@ -81,14 +81,14 @@ async def test_lease_that_can_not_be_renewed_for_a_while(
     async with swarm.outbox() as outbox:
 
         class Refusing:
-            async def renew_lease(self, name: str) -> float:
+            async def renew_group_lease(self, name: str) -> float:
                 renewals.append(name)
                 if len(renewals) == 2:
                     raise BrokerError("not now")
-                await outbox.renew_lease(name)
+                await outbox.renew_group_lease(name)
                 return 0.03
 
-        lease = Lease(Refusing(), "group-1")  # type: ignore[arg-type]  # it has all that is needed
+        lease = GroupLease(Refusing(), "group-1")  # type: ignore[arg-type]  # it has all that is needed
         await lease.begin()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.keep)

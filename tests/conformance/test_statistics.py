@@ -171,7 +171,7 @@ async def test_deliveries_that_need_no_handler(swarm: Swarm) -> None:
             done = Result(id="done", status=Status.SUCCESS)
             await swarm.store_result("done", done.encode())
             await worker.handle("coder", echo)
-            await outbox.stop("coder", "done", 0, never_delayed=True)
+            await outbox.withdraw("coder", "done", 0, never_delayed=True)
             await until(lambda: worker._services["coder"].remembered)  # type: ignore[union-attr]  # it is there
             await swarm.store_again("coder", "done", Message(id="done").encode())
             await until(lambda: worker.statistics().superseded == 1)

@@ -18,7 +18,7 @@ from trio_swarmtask._abc import NewTask
 from trio_swarmtask._jetstream import _delivery
 from trio_swarmtask._jetstream._api import APIError
 from trio_swarmtask._jetstream._delivery import NATSDelivery
-from trio_swarmtask._jetstream._group_leases import Leases
+from trio_swarmtask._jetstream._group_leases import GroupLeases
 from trio_swarmtask._jetstream._intake import NATSIntake
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ async def test_header_of_ours_that_is_hostile(
     """No worker ends, a good task is served after it, and each of them has come to an end."""
     if streams == "leases":
         async with nats_swarm.outbox() as outbox:
-            await outbox.renew_lease("y")
+            await outbox.renew_group_lease("y")
     async with nats_swarm.dispatcher(), nats_swarm.worker() as worker:
         await worker.handle("coder", echo)  # all that is needed, but a stream of leases
     nats_swarm.configure(manage_streams=False)
@@ -152,15 +152,15 @@ async def test_lease_that_can_not_be_looked_up_now(
     """Their stream has no leader, say. The task is put off, and has no place of the worker's."""
     monkeypatch.setattr(_delivery, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr("trio_swarmtask._worker._runner.NEWER_WORKER_DELAY", 0.2)
-    find = Leases.find
-    monkeypatch.setattr(Leases, "find", hang)
+    find = GroupLeases.find
+    monkeypatch.setattr(GroupLeases, "find", hang)
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker(max_deliveries=2) as worker:
         await worker.handle("coder", echo, max_in_flight=1)
         async with dispatcher.open_group(orphans="cancel") as group:
             future = await group.start("coder", Message())
             await until(lambda: worker.statistics().given_back == 3)
             assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
-            monkeypatch.setattr(Leases, "find", find)
+            monkeypatch.setattr(GroupLeases, "find", find)
             assert (await future.wait()).status == Status.SUCCESS
     assert f"put off task {future.id} of coder: its lease can't be looked up now" in caplog.text
     assert await nats_swarm.dead_letters() == {}
@@ -172,9 +172,9 @@ async def test_lease_that_is_looked_up_in_an_outage(
 ) -> None:
     """Then it is waited for: nobody else could have the place."""
     monkeypatch.setattr(_delivery, "_LOOK_SECONDS", 0.2)
-    looking, find = trio.Event(), Leases.find
+    looking, find = trio.Event(), GroupLeases.find
 
-    async def cut_first(leases: Leases, names: list[str]) -> set[str]:
+    async def cut_first(leases: GroupLeases, names: list[str]) -> set[str]:
         if not looking.is_set():
             looking.set()
             proxy.cut(for_good=True)
@@ -186,7 +186,7 @@ async def test_lease_that_is_looked_up_in_an_outage(
         open_worker(proxy.url) as worker,
     ):
         await worker.handle("coder", echo)
-        monkeypatch.setattr(Leases, "find", cut_first)
+        monkeypatch.setattr(GroupLeases, "find", cut_first)
         async with dispatcher.open_group(orphans="cancel") as group:
             future = await group.start("coder", Message())
             await looking.wait()
@@ -215,7 +215,7 @@ async def test_leases_in_trouble_hide_no_cancellation(
             raise BrokerError("no leases today")
         await hang()
 
-    monkeypatch.setattr(NATSIntake, "find_leases", look)
+    monkeypatch.setattr(NATSIntake, "find_group_leases", look)
     nats_swarm.configure(ack_wait=1)
     handler = Waiting()
     async with nats_swarm.dispatcher() as dispatcher, nats_swarm.worker() as worker:

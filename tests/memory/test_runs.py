@@ -162,7 +162,7 @@ def test_deadlines_and_leases(run: Run) -> None:
             broker.open_outbox("own", lambda _: Deaf()) as outbox,
             broker.open_intake("coder", each(held.append)) as intake,
         ):
-            await outbox.renew_lease("group")
+            await outbox.renew_group_lease("group")
             await outbox.store(NewTask("coder", "cut off", b""))
             intake.ask(1)
             assert len(held) == 1
@@ -185,7 +185,7 @@ def test_deadlines_and_leases(run: Run) -> None:
                 ("limited", pytest.approx(0), pytest.approx(40)),
                 ("cut off", pytest.approx(20), float("inf")),
             ]
-            assert await intake.find_leases(["group"]) == []
+            assert await intake.find_group_leases(["group"]) == []
             assert trio.current_time() - began == pytest.approx(20)
 
     run(first)

@@ -103,7 +103,7 @@ class Starter:
         capability: str,
         message: Message,
         deadline: float = math.inf,
-        lease: str = "",
+        group_lease: str = "",
         not_before: datetime | None = None,
     ) -> Start:
         """A future that somebody holds, and the task that is to be stored for it.
@@ -126,7 +126,7 @@ class Starter:
             check_task_id(task_id)
         data = encode(message, MessageEnvelope, partial(self.fill, task_id))
         task = NewTask(
-            capability, task_id, data, deadline, lease, is_new=own, not_before=not_before
+            capability, task_id, data, deadline, group_lease, is_new=own, not_before=not_before
         )
         future = self._futures.hold(task_id, capability, never_delayed=own and not_before is None)
         return Start(future, task, own=own)

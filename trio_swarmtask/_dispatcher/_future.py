@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .._abc import ResultListener, Stop
+from .._abc import ResultListener, Withdrawal
 from .._envelope import Status
 from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from .._message import Result, encode_cancelled, find_capability
@@ -314,7 +314,7 @@ make_future: Final = partial(type.__call__, Future)
 _CLEAN_UP_SECONDS: Final = 600.0
 
 
-class _Stop(Stop):
+class _Withdrawal(Withdrawal):
     """A future whose task is cancelled together with others."""
 
     def __init__(
@@ -469,7 +469,7 @@ class Futures(ResultListener):
             future._capability = future._capability or await self.outbox.find(future.id)
             result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
-        stopped = not was_cancelled(future) or await self._stop(future, grace)
+        stopped = not was_cancelled(future) or await self._withdraw(future, grace)
         _note(future, stopped)
         return bool(stopped)
 
@@ -480,23 +480,23 @@ class Futures(ResultListener):
 
         In any order, each as soon as that is known.
         """
-        stops = []
+        withdrawals = []
         for future in futures:
             capability = future._capability
             if future._never_delayed and capability is not None:
                 future._stopped = False
                 result = encode_cancelled(future.id, self._name, capability)
-                stops.append(_Stop(self, future, capability, result, on_left))
+                withdrawals.append(_Withdrawal(self, future, capability, result, on_left))
             else:
                 on_left(future)
-        await self.outbox.stop_many(stops, grace)
+        await self.outbox.withdraw_many(withdrawals, grace)
 
-    async def _stop(self, future: Future, grace: float) -> bool | None:
+    async def _withdraw(self, future: Future, grace: float) -> bool | None:
         if future._capability is None:  # where it is counts for more than what the result says
             assert future._result is not None
             found = await self.outbox.find(future.id)
             future._capability = found or find_capability(future._result)
-        return await self.outbox.stop(
+        return await self.outbox.withdraw(
             future._capability, future.id, grace, never_delayed=future._never_delayed
         )
 

@@ -75,7 +75,7 @@ def was_cut_off(result: Result, deadline: float) -> bool:
 # A group holds a lease for its tasks, if they are to end with the program that has started them.
 
 
-class Lease:
+class GroupLease:
     """Renewed for as long as `keep` runs."""
 
     def __init__(self, outbox: Outbox, name: str) -> None:
@@ -86,7 +86,7 @@ class Lease:
 
     async def begin(self) -> None:
         """Have it for the first time."""
-        self._seconds = await self._outbox.renew_lease(self._name)
+        self._seconds = await self._outbox.renew_group_lease(self._name)
 
     async def keep(self) -> None:
         """Renew it, until `end`."""
@@ -94,7 +94,7 @@ class Lease:
             while True:
                 await trio.sleep(self._seconds / 3)
                 try:
-                    self._seconds = await self._outbox.renew_lease(self._name)
+                    self._seconds = await self._outbox.renew_group_lease(self._name)
                 except BrokerError as exc:
                     logger.warning("the lease of a group can't be renewed: %s", exc)
 
@@ -168,7 +168,7 @@ class GroupTasks:
         parent: Message | None,
         on_failure: OnFailure,
         grace: float,
-        lease: Lease | None,
+        lease: GroupLease | None,
     ) -> None:
         self.core = core
         self.starter = starter
@@ -524,7 +524,7 @@ async def open_group(
     """Run a group, and give its block what ``show`` makes of it."""
     lease = None
     if orphans == "cancel":
-        lease = Lease(core.outbox, group_id)
+        lease = GroupLease(core.outbox, group_id)
         await lease.begin()
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
         tasks = GroupTasks(core, starter, nursery, group_id, parent, on_failure, grace, lease)

@@ -137,7 +137,7 @@ class Answers:
         return self._have_ended() or self._is_unheard
 
     def verdict(self) -> bool | None:
-        """As `Outbox.stop` returns it."""
+        """As `Outbox.withdraw` returns it."""
         if self._have_ended():
             return True
         return False if self.running else None
@@ -170,8 +170,8 @@ class Cancellation:
         self._was_not_due = False
         self._refusal: Refusal | None = None
 
-    async def stop(self, capability: str | None, grace: float) -> bool | None:
-        """As `Outbox.stop`."""
+    async def withdraw(self, capability: str | None, grace: float) -> bool | None:
+        """As `Outbox.withdraw`."""
         await self._connection.wait_up()
         self._inbox = self._requests.open_inbox(self._on_answer)
         try:

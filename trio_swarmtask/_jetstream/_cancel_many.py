@@ -29,7 +29,7 @@ from ._cancel import ANSWER_SECONDS, Answers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .._abc import Stop
+    from .._abc import Withdrawal
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
     from .._nats._requests import Requests
@@ -48,63 +48,63 @@ class Cancellations:
         requests: Requests,
         results: ResultStore,
         delivered: Delivered,
-        stops: Sequence[Stop],
+        withdrawals: Sequence[Withdrawal],
     ) -> None:
         self.requests = requests
         self.delivered = delivered
         self._results = results
-        self._missing = dict.fromkeys(stops)  # of which the last word was not said
+        self._missing = dict.fromkeys(withdrawals)  # of which the last word was not said
 
-    async def stop(self, grace: float) -> None:
-        """As `Outbox.stop_many`, but for what is missing then."""
+    async def withdraw(self, grace: float) -> None:
+        """As `Outbox.withdraw_many`, but for what is missing then."""
         queues: dict[tuple[str, str], list[_Task]] = {}
-        stops = list(self._missing)
-        for begin in range(0, len(stops), _AT_ONCE):
-            for task in await self._store_results(stops[begin : begin + _AT_ONCE]):
-                queues.setdefault((task.stream, task.stop.capability), []).append(task)
+        withdrawals = list(self._missing)
+        for begin in range(0, len(withdrawals), _AT_ONCE):
+            for task in await self._store_results(withdrawals[begin : begin + _AT_ONCE]):
+                queues.setdefault((task.stream, task.withdrawal.capability), []).append(task)
         async with trio.open_nursery() as nursery:
             for (stream, capability), tasks in queues.items():
                 queue = _Queue(self, stream, capability, tasks)
-                nursery.start_soon(queue.stop, grace)
+                nursery.start_soon(queue.withdraw, grace)
 
-    def leave(self, stop: Stop) -> None:
+    def leave(self, withdrawal: Withdrawal) -> None:
         """Leave it to the single way."""
-        if stop in self._missing:
-            del self._missing[stop]
-            stop.left()
+        if withdrawal in self._missing:
+            del self._missing[withdrawal]
+            withdrawal.left()
 
     def leave_rest(self) -> None:
-        for stop in list(self._missing):
-            self.leave(stop)
+        for withdrawal in list(self._missing):
+            self.leave(withdrawal)
 
     def close(self) -> None:
         """Tell no more: an answer may come that nobody waits for."""
         self._missing.clear()
 
-    def end(self, stop: Stop) -> None:
+    def end(self, withdrawal: Withdrawal) -> None:
         """All was done, and said."""
-        del self._missing[stop]
+        del self._missing[withdrawal]
 
-    async def _store_results(self, stops: Sequence[Stop]) -> list[_Task]:
+    async def _store_results(self, withdrawals: Sequence[Withdrawal]) -> list[_Task]:
         tasks: list[_Task] = []
         answers = _Answered()
 
-        def on_end(stop: Stop, place: tuple[str, int], stored: bool) -> None:
+        def on_end(withdrawal: Withdrawal, place: tuple[str, int], stored: bool) -> None:
             if stored:
-                stop.stored()  # whoever waits for it
-                tasks.append(_Task(stop, *place))
+                withdrawal.stored()  # whoever waits for it
+                tasks.append(_Task(withdrawal, *place))
             else:
-                self.leave(stop)
+                self.leave(withdrawal)
             answers.arrive()
 
-        for stop in stops:
-            place = _find_place(stop.receipt)
+        for withdrawal in withdrawals:
+            place = _find_place(withdrawal.receipt)
             if place is not None:
-                result = _Result(partial(on_end, stop, place))
-                if self._results.put_soon(stop.task_id, stop.result, result):
+                result = _Result(partial(on_end, withdrawal, place))
+                if self._results.put_soon(withdrawal.task_id, withdrawal.result, result):
                     answers.expected += 1
                     continue
-            self.leave(stop)
+            self.leave(withdrawal)
         await answers.wait()
         return tasks
 
@@ -144,8 +144,8 @@ class _Result(Publish):
 class _Task:
     """One whose result is stored."""
 
-    def __init__(self, stop: Stop, stream: str, seq: int) -> None:
-        self.stop = stop
+    def __init__(self, withdrawal: Withdrawal, stream: str, seq: int) -> None:
+        self.withdrawal = withdrawal
         self.stream = stream
         self.seq = seq
         self.answers = Answers()
@@ -170,10 +170,10 @@ class _Queue:
         self._inboxes: list[str] = []  # for what the workers say
         self._is_refused = False
 
-    async def stop(self, grace: float) -> None:
+    async def withdraw(self, grace: float) -> None:
         try:
             with self._connection.listening(on_refused=self._on_refused):
-                await self._stop(grace)
+                await self._withdraw(grace)
         except (*NO_ANSWER_YET, BrokerError):
             for task in list(self._pending):
                 self._leave(task)
@@ -181,13 +181,13 @@ class _Queue:
             for inbox in self._inboxes:
                 self._requests.close_inbox(inbox)
 
-    async def _stop(self, grace: float) -> None:
+    async def _withdraw(self, grace: float) -> None:
         # The newest first: a worker whose handler ends by what it is told asks for another task,
         # and knows by then which of those that waited for a place are not to be run.
         for task in sorted(self._tasks, key=_seq_of, reverse=True):
             inbox = self._requests.open_inbox(partial(self._on_answer, task))
             self._inboxes.append(inbox)
-            push = f"cancel.{self._capability}.{task.stop.task_id}"
+            push = f"cancel.{self._capability}.{task.withdrawal.task_id}"
             self._connection.publish(push, b"", inbox)
         fresh_from = await self._find_fresh()
         if self._is_refused:  # that comes before the answer
@@ -210,15 +210,15 @@ class _Queue:
 
     def _end(self, task: _Task, stopped: bool | None) -> None:
         del self._pending[task]
-        task.stop.stopped(stopped)
+        task.withdrawal.stopped(stopped)
         if task.is_out or task.answers.verdict():
-            self._together.end(task.stop)
+            self._together.end(task.withdrawal)
         else:  # the server refuses it, or there was no answer, or somebody else was faster
-            self._together.leave(task.stop)
+            self._together.leave(task.withdrawal)
 
     def _leave(self, task: _Task) -> None:
         del self._pending[task]
-        self._together.leave(task.stop)
+        self._together.leave(task.withdrawal)
 
     async def _find_fresh(self) -> float:
         """The sequence from which on nothing was ever delivered, for sure."""

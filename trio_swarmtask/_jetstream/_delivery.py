@@ -18,7 +18,7 @@ from .._nats._connection import NotConnected
 from .._nats._io import size_of
 from .._nats._requests import NoResponders, check_size, status_of
 from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish
-from ._group_leases import Leases
+from ._group_leases import GroupLeases
 from ._headers import find_deadline, message_key, parse_count
 from ._refusals import NO_STREAM
 from ._reports import Reports
@@ -63,10 +63,10 @@ class Settlement:
         self.streams = jetstream.streams
         self.results = ResultStore(jetstream)
         self.reports = Reports(jetstream.connection)
-        self._leases = Leases(jetstream)
+        self._leases = GroupLeases(jetstream)
 
-    async def is_leased(self, lease: str) -> bool | None:
-        """See `Delivery.is_leased`."""
+    async def is_group_alive(self, lease: str) -> bool | None:
+        """See `Delivery.is_group_alive`."""
         while True:
             with trio.move_on_after(_LOOK_SECONDS):
                 return bool(await self._leases.find([lease]))
@@ -155,7 +155,7 @@ class NATSDelivery(Delivery):
         raw_reply: bytes,
         number: int,
         seconds_left: float,
-        lease: str,
+        group_lease: str,
         *,
         maybe_redelivered: bool,
         due: float | None = None,
@@ -166,7 +166,7 @@ class NATSDelivery(Delivery):
         self.number = number
         self.maybe_redelivered = maybe_redelivered
         self.lease_until = trio.current_time() + settlement.ack_wait
-        self.lease = lease
+        self.group_lease = group_lease
         self.deadline = math.inf
         self._raw_reply = raw_reply
         if seconds_left < math.inf:
@@ -200,8 +200,8 @@ class NATSDelivery(Delivery):
     async def doubt(self) -> float:
         return await self._settlement.doubt()
 
-    async def is_leased(self) -> bool | None:
-        return await self._settlement.is_leased(self.lease)
+    async def is_group_alive(self) -> bool | None:
+        return await self._settlement.is_group_alive(self.group_lease)
 
     async def measure_deadline(self) -> float:
         clock = await self._settlement.measure_clock()

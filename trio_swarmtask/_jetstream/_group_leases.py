@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._streams import JetStream
 
 
-class Leases:
+class GroupLeases:
     """The leases on one server, as one role sees them."""
 
     def __init__(self, jetstream: JetStream) -> None:
@@ -26,7 +26,7 @@ class Leases:
         self._streams = jetstream.streams
 
     async def renew(self, name: str) -> float:
-        """As `Outbox.renew_lease`."""
+        """As `Outbox.renew_group_lease`."""
 
         async def attempt() -> float:
             await self._streams.look_at_leases()
@@ -49,7 +49,7 @@ class Leases:
         """
 
         async def look(name: str) -> bool:
-            stream = await self._streams.find_leases()
+            stream = await self._streams.find_group_leases()
             if stream is None:
                 return False
             if await last_message(self._requests, stream.name, f"lease.{name}") is not None:

@@ -31,7 +31,7 @@ from .._subjects import matches
 from ._api import NO_ANSWER_YET, call
 from ._cancel import Notices
 from ._delivery import NATSDelivery, Settlement
-from ._group_leases import Leases
+from ._group_leases import GroupLeases
 from ._headers import (
     NO_HEADERS,
     OWN_HEADERS,
@@ -212,8 +212,8 @@ class NATSIntake(Intake):
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
         return await self._settlement.results.get_many(task_ids)
 
-    async def find_leases(self, names: Collection[str]) -> Collection[str]:
-        return await Leases(self._jetstream).find(names)
+    async def find_group_leases(self, names: Collection[str]) -> Collection[str]:
+        return await GroupLeases(self._jetstream).find(names)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -334,7 +334,7 @@ class NATSIntake(Intake):
         To be called after `begin`.
         """
         pause = 0.0
-        told = ""
+        logged = ""
         while not self._stopped:
             began = trio.current_time()
             if self._subscription is None:
@@ -348,9 +348,9 @@ class NATSIntake(Intake):
             # Trouble at once and again must not spin; trouble after a while is met at once.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
             pause = 0.0 if long_ago else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
-            if pause == _LONGEST_PAUSE and self._reason != told:
-                told = self._reason
-                logger.warning("the pull of %s ends again and again: %s", self._capability, told)
+            if pause == _LONGEST_PAUSE and self._reason != logged:
+                logged = self._reason
+                logger.warning("the pull of %s ends again and again: %s", self._capability, logged)
             await trio.sleep(pause)
             await self._connection.wait_up()
             self._streams.forget()

@@ -27,7 +27,7 @@ from .._nats._requests import refused_error, subscribe
 from ._api import NO_ANSWER_YET
 from ._cancel import Cancellation, Delivered, find_task
 from ._cancel_many import Cancellations
-from ._group_leases import Leases
+from ._group_leases import GroupLeases
 from ._portions import BATCH
 from ._reports import Following
 from ._results import ResultStore, result_id
@@ -37,7 +37,7 @@ from ._tasks import LaterStore, TaskStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .._abc import NewTask, Source, Stop
+    from .._abc import NewTask, Source, Withdrawal
     from .._nats._connection import Subscription
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
@@ -73,7 +73,7 @@ class NATSOutbox(Outbox):
         self._later = LaterStore(jetstream)
         self.timetable = NATSTimetable(jetstream)
         self._results = ResultStore(jetstream)
-        self._leases = Leases(jetstream)
+        self._leases = GroupLeases(jetstream)
         self._delivered = Delivered(jetstream.requests)
         self._notifies = stream.notifies  # it republishes results
         self.hears_own_ids = stream.notifies
@@ -161,25 +161,25 @@ class NATSOutbox(Outbox):
             return await self._requests.lifetime.run(find)
         return None
 
-    async def stop(
+    async def withdraw(
         self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
         self._requests.lifetime.check()
         cancellation = Cancellation(
             self._jetstream, self._delivered, task_id, never_delayed=never_delayed
         )
-        return await self._requests.lifetime.run(partial(cancellation.stop, capability, grace))
+        return await self._requests.lifetime.run(partial(cancellation.withdraw, capability, grace))
 
-    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
-        together = Cancellations(self._requests, self._results, self._delivered, stops)
+    async def withdraw_many(self, withdrawals: Sequence[Withdrawal], grace: float) -> None:
+        together = Cancellations(self._requests, self._results, self._delivered, withdrawals)
         try:
             with suppress(SwarmTaskError):  # each will say so
-                await self._requests.lifetime.run(partial(together.stop, grace))
+                await self._requests.lifetime.run(partial(together.withdraw, grace))
             together.leave_rest()
         finally:
             together.close()
 
-    async def renew_lease(self, name: str) -> float:
+    async def renew_group_lease(self, name: str) -> float:
         return await self._requests.lifetime.run(partial(self._leases.renew, name))
 
     def close(self) -> None:

@@ -253,7 +253,7 @@ class Streams:
         assert self._leases is not None
         return self._leases
 
-    async def find_leases(self) -> LeaseStream | None:
+    async def find_group_leases(self) -> LeaseStream | None:
         """The stream of the groups' leases; None if there is none: who only looks makes none."""
         if self._leases is None:
             config = await persist(

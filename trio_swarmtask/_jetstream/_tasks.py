@@ -98,7 +98,7 @@ class TaskStore:
         """As `Outbox.store_soon`."""
         if task.capability not in self._known_capabilities:
             return False
-        if task.is_new and task.deadline == math.inf and not task.lease:
+        if task.is_new and task.deadline == math.inf and not task.group_lease:
             block = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % task.task_id.encode()
         else:
             block = encode_headers(headers_of(task))
@@ -188,7 +188,7 @@ def later_of(task: NewTask) -> str:
 
 def headers_size(task: NewTask) -> int:
     """The bytes of them, at most."""
-    return HEADER_BYTES + 2 * len(task.task_id) + len(task.lease)
+    return HEADER_BYTES + 2 * len(task.task_id) + len(task.group_lease)
 
 
 def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
@@ -199,8 +199,8 @@ def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
         headers[EMPTY_SUBJECT] = later_of(task)
     if task.deadline < math.inf:
         headers[SECONDS_LEFT] = seconds_left(task.deadline)
-    if task.lease:
-        headers[LEASE] = task.lease
+    if task.group_lease:
+        headers[LEASE] = task.group_lease
     return headers
 
 
@@ -255,8 +255,8 @@ class LaterStore:
             # A worker counts from when the task is due, by the server's clock.
             delay = not_before.timestamp() - await self._server_time(stream)
             headers[SECONDS_LEFT] = seconds_left(task.deadline - delay)
-        if task.lease:
-            headers[LEASE] = task.lease
+        if task.group_lease:
+            headers[LEASE] = task.group_lease
         if again:  # it may have become due, and have ended, since it was looked for
             headers[RESENT] = "1"
         check_size(self._requests.connection, task.data, size_of(headers))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .._abc import Broker, Intake, NewTask, Notice, Outbox, ResultListener, Source, Stop
+from .._abc import Broker, Intake, NewTask, Notice, Outbox, ResultListener, Source, Withdrawal
 from .._errors import ClosedError
 from .._sync import Lifetime
 from .._util import open_flat_nursery
@@ -223,7 +223,7 @@ class _MemoryOutbox(Outbox):
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
         self._kept.check_size(task.data)
-        stored = Task(task.capability, task.task_id, task.data, task.deadline, task.lease)
+        stored = Task(task.capability, task.task_id, task.data, task.deadline, task.group_lease)
         due = -math.inf
         if task.not_before is not None:
             # Told once: from here on it is Trio's clock that counts.
@@ -240,7 +240,7 @@ class _MemoryOutbox(Outbox):
             or self._kept.is_known(task.task_id)
         ):
             return False
-        broker._add(Task(task.capability, task.task_id, task.data, task.deadline, task.lease))
+        broker._add(Task(task.capability, task.task_id, task.data, task.deadline, task.group_lease))
         on_end(True)
         return True
 
@@ -283,12 +283,12 @@ class _MemoryOutbox(Outbox):
         queues = self._broker._queues.items()
         return next((name for name, queue in queues if queue.holds(task_id)), None)
 
-    async def stop(
+    async def withdraw(
         self, capability: str | None, task_id: str, grace: float, *, never_delayed: bool
     ) -> bool | None:
-        return await self._lifetime.run(partial(self._stop, capability, task_id, grace))
+        return await self._lifetime.run(partial(self._withdraw, capability, task_id, grace))
 
-    async def _stop(self, capability: str | None, task_id: str, grace: float) -> bool | None:
+    async def _withdraw(self, capability: str | None, task_id: str, grace: float) -> bool | None:
         await trio.lowlevel.checkpoint()
         if capability is not None:
             queues = [self._broker._queue(capability)]
@@ -309,30 +309,32 @@ class _MemoryOutbox(Outbox):
             queue.cancel(notice)
         return notice
 
-    async def stop_many(self, stops: Sequence[Stop], grace: float) -> None:
+    async def withdraw_many(self, withdrawals: Sequence[Withdrawal], grace: float) -> None:
         await trio.lowlevel.checkpoint()
-        notices: dict[Stop, _MemoryNotice] = {}
-        for stop in stops:
-            if self._lifetime.is_over or not self._kept.finish_soon(stop.task_id, stop.result):
-                stop.left()
+        notices: dict[Withdrawal, _MemoryNotice] = {}
+        for withdrawal in withdrawals:
+            if self._lifetime.is_over or not self._kept.finish_soon(
+                withdrawal.task_id, withdrawal.result
+            ):
+                withdrawal.left()
             else:
-                stop.stored()
-                queue = self._broker._queue(stop.capability)
-                notices[stop] = self._tell([queue], stop.task_id)
+                withdrawal.stored()
+                queue = self._broker._queue(withdrawal.capability)
+                notices[withdrawal] = self._tell([queue], withdrawal.task_id)
         with suppress(ClosedError):
             await self._lifetime.run(partial(self._wait_ended, notices.values(), grace))
-        for stop, notice in notices.items():
-            stop.stopped(notice.verdict())
+        for withdrawal, notice in notices.items():
+            withdrawal.stopped(notice.verdict())
 
     async def _wait_ended(self, notices: Iterable[_MemoryNotice], grace: float) -> None:
         with trio.move_on_after(grace):
             for notice in notices:
                 await notice.wait_ended()
 
-    async def renew_lease(self, name: str) -> float:
-        return await self._lifetime.run(partial(self._renew_lease, name))
+    async def renew_group_lease(self, name: str) -> float:
+        return await self._lifetime.run(partial(self._renew_group_lease, name))
 
-    async def _renew_lease(self, name: str) -> float:
+    async def _renew_group_lease(self, name: str) -> float:
         await trio.lowlevel.checkpoint()
         self._kept.leases.put(name, None)
         return self._kept.lease_seconds
@@ -351,7 +353,7 @@ class _MemoryNotice(Notice):
         self._ended = trio.Event()
 
     def verdict(self) -> bool | None:
-        """As `Outbox.stop` returns it."""
+        """As `Outbox.withdraw` returns it."""
         if self._has_run:
             return self._running == 0
         return True if self.never_ran else None

@@ -215,7 +215,7 @@ class MemoryIntake(Intake):
         results = {task_id: self._queue.store.results.get(task_id) for task_id in task_ids}
         return {task_id: result for task_id, result in results.items() if result is not None}
 
-    async def find_leases(self, names: Collection[str]) -> Collection[str]:
+    async def find_group_leases(self, names: Collection[str]) -> Collection[str]:
         await trio.lowlevel.checkpoint()
         return [name for name in names if name in self._queue.store.leases]
 
@@ -242,7 +242,7 @@ class _MemoryDelivery(Delivery):
         self.number = task.deliveries
         self.maybe_redelivered = task.deliveries > 1 or task.was_later
         self.deadline = task.deadline
-        self.lease = task.lease
+        self.group_lease = task.group_lease
         self.lease_until = trio.current_time() + queue.store.ack_wait
         self._queue = queue
         self._task = task
@@ -259,9 +259,9 @@ class _MemoryDelivery(Delivery):
         await trio.lowlevel.checkpoint()
         return 0.0
 
-    async def is_leased(self) -> bool:
+    async def is_group_alive(self) -> bool:
         await trio.lowlevel.checkpoint()
-        return self.lease in self._queue.store.leases
+        return self.group_lease in self._queue.store.leases
 
     async def measure_deadline(self) -> float:
         await trio.lowlevel.checkpoint()

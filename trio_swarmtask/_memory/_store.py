@@ -45,7 +45,7 @@ class Task:
     task_id: str
     data: bytes
     deadline: float = math.inf
-    lease: str = ""
+    group_lease: str = ""
     number: int = 0
     deliveries: int = 0
     given_back: int = 0

@@ -110,8 +110,8 @@ class Client(NATS):
     def version(self) -> tuple[int, int]:
         """The server's, as far as it counts here; (0, 0) if it does not tell."""
         try:
-            told = self.connected_server_version
-            return told.major, told.minor
+            version = self.connected_server_version
+            return version.major, version.minor
         except (TypeError, ValueError):  # of its own making
             return 0, 0
 

@@ -122,7 +122,7 @@ class Service(DeliveryListener):
         self.remembered: dict[str, Remembered] = {}  # tasks that are not in hand
         self._look_due = trio.Event()
         self._look_at_all = False
-        self._leases_due = trio.Event()
+        self._groups_due = trio.Event()
         self._places_not_asked = 0  # places that are free, and not asked for yet
         # Of the leases of deliveries that can't have waited anywhere for long.
         self._fresh_from = 0.0
@@ -212,10 +212,10 @@ class Service(DeliveryListener):
     def notices_missed(self) -> None:
         self._look_at_all = True
         self._look_due.set()
-        self._leases_due.set()
+        self._groups_due.set()
 
     async def _find_cancelled(self) -> None:
-        told = ""
+        logged = ""
         while True:
             await self._look_due.wait()
             self._look_due = trio.Event()
@@ -227,8 +227,8 @@ class Service(DeliveryListener):
             try:
                 found = await self.intake.find_done(running)
             except BrokerError as exc:
-                if str(exc) != told:
-                    told = str(exc)
+                if str(exc) != logged:
+                    logged = str(exc)
                     logger.warning("can't look whether running tasks are cancelled: %s", exc)
                 continue
             for task_id, result in found.items():
@@ -239,22 +239,24 @@ class Service(DeliveryListener):
 
     async def _find_orphans(self) -> None:
         # Apart from what is above: leases that can't be looked up concern the tasks that have some.
-        told = ""
+        logged = ""
         while True:
-            await self._leases_due.wait()
-            self._leases_due = trio.Event()
-            leased = [job for job in self.jobs.values() if job.delivery.lease]
+            await self._groups_due.wait()
+            self._groups_due = trio.Event()
+            leased = [job for job in self.jobs.values() if job.delivery.group_lease]
             if not leased:
                 continue
             try:
-                held = await self.intake.find_leases({job.delivery.lease for job in leased})
+                held = await self.intake.find_group_leases(
+                    {job.delivery.group_lease for job in leased}
+                )
             except BrokerError as exc:
-                if str(exc) != told:
-                    told = str(exc)
+                if str(exc) != logged:
+                    logged = str(exc)
                     logger.warning("can't look whether the groups of running tasks live: %s", exc)
                 continue
             for job in leased:
-                if job.delivery.lease not in held:
+                if job.delivery.group_lease not in held:
                     job.cut_short(Cut.CANCELLED)
 
     # Leases
@@ -307,7 +309,7 @@ class Service(DeliveryListener):
                 on_round()
                 if self.jobs:
                     self._look_due.set()
-                    self._leases_due.set()
+                    self._groups_due.set()
 
     def _plan_round(self) -> float:
         now, ack_wait = trio.current_time(), self.ack_wait

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._statistics import Outcome
     from ._handler import Value
     from ._observers import Ending
-    from ._own_dispatcher import Children as OwnDispatcher
+    from ._own_dispatcher import OwnDispatcher
     from ._retry import Retry
 
 
@@ -64,8 +64,8 @@ class Job:
         "ending",
         "failure",
         "lapsed",
-        "leased",
         "message",
+        "needs_lease",
         "notices",
         "outcome",
         "result",
@@ -95,12 +95,12 @@ class Job:
         self.by_senders_deadline: bool = False
         self.blocked: bool = False  # its handler kept the Trio thread to itself
         self.cut: Cut = Cut.NOT
-        self.stored: bytes | None = None  # that result, where it was looked up
+        self.stored: bytes | None = None  # the result of a task that was cancelled, once looked up
         self.notices: list[Notice] = []  # of those who wait for the handler to end
-        self.lapsed: bool = (
-            False  # the lease, and the handler, which kept the thread, was let go on
-        )
-        self.leased: trio.CancelScope | None = None  # round what needs the lease after the handler
+        # The lease has, and the handler, which kept the thread to itself, was let go on.
+        self.lapsed: bool = False
+        # Round what needs the lease after the handler.
+        self.needs_lease: trio.CancelScope | None = None
         self.outcome: Outcome | None = None  # until nothing is left to do for it
 
     def was_cancelled(self, scope: trio.CancelScope) -> bool:
@@ -116,8 +116,8 @@ class Job:
         self.cut = max(self.cut, cut)
         if self.scope is not None:
             self.scope.cancel()
-        if cut is Cut.LOST and self.leased is not None:
-            self.leased.cancel()
+        if cut is Cut.LOST and self.needs_lease is not None:
+            self.needs_lease.cancel()
 
     def end(self, outcome: Outcome) -> None:
         """Nothing is left to do for it."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .._dispatcher._dispatcher import Dispatcher
 
 
-class Children:
+class OwnDispatcher:
     """Opens the dispatcher of one worker."""
 
     def __init__(

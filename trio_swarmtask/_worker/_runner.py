@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .._abc import Delivery
     from ._job import Job
     from ._observers import Observers
-    from ._own_dispatcher import Children
+    from ._own_dispatcher import OwnDispatcher
 
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
@@ -81,7 +81,7 @@ class JobRunner:
         default_timeout: float,
         max_deliveries: int,
         closing: Closing,
-        children: Children,
+        children: OwnDispatcher,
         observers: Observers,
         background: trio.Nursery,
     ) -> None:
@@ -210,7 +210,7 @@ class JobRunner:
         if (
             delivery.maybe_redelivered
             or delivery.number > 1
-            or delivery.lease
+            or delivery.group_lease
             or delivery.deadline < math.inf
             or job.cut in _ANOTHERS
             or self._closing.stopping.is_set()
@@ -250,32 +250,32 @@ class JobRunner:
             made -= await delivery.count_given_back()
             if made >= message.max_attempts:
                 job.result = _lost_at_work(made, message.max_attempts)
-        if delivery.lease and not await self._look_at_lease(job):
+        if delivery.group_lease and not await self._look_at_group(job):
             return None
         if delivery.deadline < math.inf and delivery.deadline <= trio.current_time():
             # A clock that was set must not keep the tasks of a whole queue from being run.
             try:
                 await delivery.measure_deadline()
             except BrokerError as exc:  # then it has passed, as far as anybody knows
-                told = (delivery.task_id, delivery.capability, exc)
-                logger.warning("can't measure the deadline of task %s of %s: %s", *told)
+                which = (delivery.task_id, delivery.capability, exc)
+                logger.warning("can't measure the deadline of task %s of %s: %s", *which)
         return message
 
-    async def _look_at_lease(self, job: Job) -> bool:
+    async def _look_at_group(self, job: Job) -> bool:
         """See that the task is not run without its lease; False if it was put off.
 
         Anybody may write one into a task. So whatever comes of the look concerns that task alone.
         """
-        told = (job.delivery.task_id, job.delivery.capability)
+        which = (job.delivery.task_id, job.delivery.capability)
         job.started = trio.current_time()
         try:
-            leased = await job.delivery.is_leased()
+            leased = await job.delivery.is_group_alive()
         except BrokerError as exc:
-            logger.error("task %s of %s has failed: its lease can't be looked up: %s", *told, exc)
+            logger.error("task %s of %s has failed: its lease can't be looked up: %s", *which, exc)
             job.result = failed_result("its worker can't look up the lease of its group")
             return True
         if leased is None:
-            logger.warning("put off task %s of %s: its lease can't be looked up now", *told)
+            logger.warning("put off task %s of %s: its lease can't be looked up now", *which)
             await self._put_off(job, NEWER_WORKER_DELAY)
             return False
         if not leased:  # not by `cut_short`: this runs in its scope
@@ -290,8 +290,8 @@ class JobRunner:
 
     async def _leave(self, job: Job, exc: UnsupportedVersionError) -> None:
         delivery = job.delivery
-        told = (delivery.task_id, delivery.capability, exc)
-        logger.warning("left task %s of %s for newer workers: %s", *told)
+        which = (delivery.task_id, delivery.capability, exc)
+        logger.warning("left task %s of %s for newer workers: %s", *which)
         await self._put_off(job, NEWER_WORKER_DELAY)
 
     async def _put_off(self, job: Job, seconds: float) -> None:
@@ -319,8 +319,8 @@ class JobRunner:
         delivery = job.delivery
         if job.has_lost_lease():
             return  # whoever has it by now does this
-        told = (shorten(delivery.task_id), delivery.capability, reason)
-        logger.error("task %s of %s is a dead letter: %s", *told)
+        which = (shorten(delivery.task_id), delivery.capability, reason)
+        logger.error("task %s of %s is a dead letter: %s", *which)
         result: bytes | None = None
         if is_task_id(delivery.task_id):  # or there is no subject that a result could go to
             result = fill_result(
@@ -379,12 +379,12 @@ class JobRunner:
         return failed_result(describe(exc))
 
     def _tell(self, job: Job, exc: BaseException) -> None:
-        told = (job.delivery.task_id, job.delivery.capability)
-        logger.error("the handler of task %s of %s failed", *told, exc_info=exc)
+        which = (job.delivery.task_id, job.delivery.capability)
+        logger.error("the handler of task %s of %s failed", *which, exc_info=exc)
 
     async def _retry(self, job: Job, message: Message) -> bool:
         """Put the task back for another attempt, if it is to have one and is still ours to give."""
-        with trio.CancelScope() as job.leased:
+        with trio.CancelScope() as job.needs_lease:
             if not job.has_lost_lease():
                 return await self._put_back(job, message)
         self._let_be(job)

@@ -22,7 +22,7 @@ from ._capability import Service
 from ._handler import Handler, check_handler
 from ._job import CURRENT, Cut
 from ._observers import Observers
-from ._own_dispatcher import Children
+from ._own_dispatcher import OwnDispatcher
 from ._retry import Retry, check_retry
 from ._runner import SETTLE_SECONDS, Closing, JobRunner
 from ._watchdog import Watchdog
@@ -312,7 +312,7 @@ async def _host(
         # The shield ends when `stopping` is set, which leaving the worker's block does.
         with trio.CancelScope(shield=True), watchdog.running():
             async with trio.open_nursery() as background:
-                children = Children(broker, name, background, closing.interrupt)
+                children = OwnDispatcher(broker, name, background, closing.interrupt)
                 async with trio.open_nursery() as following, trio.open_nursery() as handlers:
                     runner = JobRunner(
                         name,
