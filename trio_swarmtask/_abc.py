@@ -4,12 +4,12 @@
 # promises, and one conformance suite runs on both: `_memory/` and `_jetstream/`. Beside the queue
 # there are two smaller parts: the progress of a task, told past the queue, and buckets.
 #
-# What comes in, comes by plain callbacks in the Trio thread: a task switch for each message would
-# cost more than the rest of the way. A callback never blocks and never raises.
+# Messages come in by plain callbacks in the Trio thread: a task switch for each message would cost
+# more than the rest of the way. A callback never blocks and never raises.
 #
 # Every async method here waits through an outage of the broker until it has an answer; the caller's
-# cancel scope is the deadline. It raises BrokerError when the broker is lost for good or refuses
-# what no waiting will change, and ClosedError when its own side was closed meanwhile.
+# cancel scope is the deadline. It raises BrokerError when the broker is lost for good or refuses in
+# a way that waiting can't change, and ClosedError when its own side was closed meanwhile.
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ._schedule import Timetable
 
 
-# What calls back for a while: the end of it never waits, so it can stand in any `finally`.
+# A source calls back for a while. Ending one never waits, so any `finally` may do it.
 
 
 class Source(AbstractAsyncContextManager[None]):
-    """Calls back, from the entering of its block to the leaving."""
+    """Calls back, from entering its block to leaving it."""
 
     @abstractmethod
     async def __aenter__(self) -> None: ...
@@ -108,7 +108,7 @@ class Entry(NamedTuple):
     data: bytes | None
     """None: deleted, or expired."""
     stored_at: str = ""
-    """Tells entries of one revision apart, where the bucket was made anew between them."""
+    """Tells two entries of one revision apart, if the bucket was made anew between them."""
 
 
 class Page(NamedTuple):
@@ -135,14 +135,14 @@ class Watch(Source):
 
     @abstractmethod
     async def look(self) -> None:
-        """See to it that what is stored now was told."""
+        """Make sure that ``on_entry`` was called with what is stored now."""
 
 
 class Bucket(ABC):
     """Keys and values. Opened by `Broker.open_bucket`."""
 
     one_each: bool
-    """Listing gives a key once, but for keys that change meanwhile."""
+    """Whether a listing gives each key once, except keys that change meanwhile."""
 
     @property
     @abstractmethod
@@ -178,8 +178,9 @@ class Bucket(ABC):
     def watch(self, key: str, on_entry: Callable[[Entry], None]) -> Watch:
         """Call ``on_entry`` with the entry there is, if any, and then with each change.
 
-        In the block, the first has been called. Through outages: what was missed is looked up, and
-        of several changes the newest is told. ``on_entry`` never blocks or raises.
+        Once the block is entered, ``on_entry`` was called with the entry there is. After an outage,
+        what was missed is looked up; of several changes the newest is told. ``on_entry`` never
+        blocks or raises.
         """
 
 
@@ -193,24 +194,24 @@ class NewTask:
     deadline: float = math.inf
     """On Trio's clock. Goes with the task, as the seconds that are left."""
     group_lease: str = ""
-    """Without it the task is not to be run: of the group that it belongs to, if it has one."""
+    """The lease of the task's group, if it has one: without it the task is not to be run."""
     is_new: bool = False
     """Its ID was made for it, so no other task has it."""
     not_before: datetime | None = None
     """In UTC. Until then nobody gets it."""
     receipt: bytes = b""
-    """What the broker has confirmed it with, if that says where it is: see `Withdrawal`."""
+    """The broker's confirmation, if it says where the task is stored: see `Withdrawal`."""
 
 
 class Withdrawal(ABC):
-    """One of the tasks of `Outbox.withdraw_many`: is told what becomes of it, and never raises."""
+    """A task of `Outbox.withdraw_many`. Its methods are told what becomes of it; none raises."""
 
     capability: str
     task_id: str
     receipt: bytes
     """The one of `NewTask`."""
     result: bytes
-    """To be stored in its worker's place."""
+    """The result to store in its worker's place."""
 
     @abstractmethod
     def stored(self) -> None:
@@ -218,11 +219,11 @@ class Withdrawal(ABC):
 
     @abstractmethod
     def stopped(self, stopped: bool | None) -> None:
-        """What `Outbox.withdraw` returns, after `stored`. Told again if it changes."""
+        """Called after `stored`, with what `Outbox.withdraw` returns; again if that changes."""
 
     @abstractmethod
     def left(self) -> None:
-        """The last word: `Outbox.store_result` and `Outbox.withdraw` are to do what is missing."""
+        """The last call: `Outbox.store_result` and `Outbox.withdraw` are to do what is missing."""
 
 
 class ResultListener(ABC):
@@ -242,7 +243,7 @@ class ResultListener(ABC):
 
     @abstractmethod
     def own_ids_unheard(self) -> None:
-        """`Outbox.hears_own_ids` is not so any more: `Outbox.expect` each that is waited for."""
+        """`Outbox.hears_own_ids` has become False: `Outbox.expect` each task waited for."""
 
 
 class Outbox(CanFollow):
@@ -271,9 +272,9 @@ class Outbox(CanFollow):
 
     @abstractmethod
     def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
-        """Begin `store` and don't wait: what it returns is told by ``on_end``, once at most.
+        """Begin `store` and don't wait: ``on_end`` gets what `store` returns, once at most.
 
-        Where there is no answer, or one that says no, None is told: then `store` finds out.
+        If there is no answer, or one that says no, ``on_end`` gets None: then `store` finds out.
 
         Returns:
           False if that can't be done now: nothing was sent.
@@ -325,10 +326,10 @@ class Outbox(CanFollow):
 
     @abstractmethod
     async def withdraw_many(self, withdrawals: Sequence[Withdrawal], grace: float) -> None:
-        """As `store_result` and then `stop`, of many tasks that were stored here, due at once.
+        """As `store_result` and then `withdraw`, for many tasks that were stored here, due at once.
 
-        Together, each step takes hardly longer than of one. Whatever is not as usual with one of
-        them is no error: it is `Withdrawal.left`.
+        Each step takes hardly longer for all of them than for one. Whatever is unusual about a task
+        is no error: its `Withdrawal.left` is called.
         """
 
     @abstractmethod
@@ -363,21 +364,21 @@ class Delivery(CanReport):
     data: bytes
     number: int  # how often the task was delivered, this time included
     maybe_redelivered: bool  # it may have been delivered before, whatever the number says
-    group_lease: str  # without which it is not to be run, if any; see `Intake.find_group_leases`
-    deadline: float  # Trio's clock: that of whoever started the task, as it came with it
+    group_lease: str  # without it the task must not run; empty: none. `Intake.find_group_leases`
+    deadline: float  # Trio's clock: of whoever started the task, as it came with the task
     lease_until: float  # Trio's clock; until then the task is nobody else's
 
     def is_lost(self) -> bool:
         """Whether its lease has lapsed: the task is another's by now.
 
-        Then nothing may be done with this delivery, for the broker would take it for the other's: a
-        task that is put back goes out again while it runs there. A result may be stored.
+        Then nothing may be done with this delivery but to store a result: the broker would take it
+        for the other's delivery. A task that is put back goes out again while it runs there.
         """
         return self.lease_until <= trio.current_time()
 
     @abstractmethod
     def repeats(self, other: Delivery) -> bool:
-        """Whether both are of one task as it was stored; one ID may have been stored twice."""
+        """Whether both deliver one stored task; two tasks may have been stored with one ID."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -392,15 +393,15 @@ class Delivery(CanReport):
 
     @abstractmethod
     async def is_group_alive(self) -> bool | None:
-        """Whether its `lease` has not lapsed; None if there is no telling for some time.
+        """Whether its `group_lease` has not lapsed; None if that can't be told for some time.
 
         Raises:
-          BrokerError: if it may not be looked up.
+          BrokerError: if the lease may not be looked up.
         """
 
     @abstractmethod
     async def measure_deadline(self) -> float:
-        """`deadline`, by clocks that are looked at now: one may have been set meanwhile."""
+        """`deadline`, by the clocks as they are now: one may have been set meanwhile."""
 
     @abstractmethod
     async def complete(self, result: bytes) -> bool:
@@ -416,8 +417,8 @@ class Delivery(CanReport):
     def complete_soon(self, result: bytes, on_end: Callable[[bool], None]) -> bool:
         """Begin `complete` and don't wait. ``on_end`` is called once at most.
 
-        It is told whether all is done, with this result as the one that was stored. If not, or if
-        the broker is closed before there is an answer, `complete` has to finish it.
+        It gets True if all is done, and this result is the one that was stored. If not, or if the
+        broker is closed before there is an answer, `complete` has to finish the task.
 
         Returns:
           False if that can't be done now: nothing was sent.
@@ -430,10 +431,10 @@ class Delivery(CanReport):
 
     @abstractmethod
     async def give_back(self, delay: float = 0) -> bool:
-        """Give the task to others, after ``delay`` seconds, noted as no failure of the task's.
+        """Give the task to others, after ``delay`` seconds; it does not count as a failure.
 
-        A cancellation does not keep it from being given back. Does not wait through an outage: the
-        lease lapses by itself.
+        A cancellation does not prevent this. Does not wait through an outage: the lease lapses by
+        itself.
 
         Returns:
           False if the delivery is lost: nothing was done.
@@ -445,7 +446,7 @@ class Delivery(CanReport):
 
     @abstractmethod
     async def retry(self, delay: float) -> bool:
-        """Put the task back after a failure of its handler, for ``delay`` seconds, noted as that.
+        """Put the task back for ``delay`` seconds after its handler has failed; note the failure.
 
         Waits through an outage for the note to be stored.
 
@@ -459,13 +460,13 @@ class Delivery(CanReport):
 
     @abstractmethod
     async def rests_for(self) -> float:
-        """Seconds that the delay of the last `retry` has left: a broker may be early."""
+        """Seconds that are left of the last `retry`'s delay: a broker may deliver early."""
 
     @abstractmethod
     async def bury(self, reason: str, result: bytes | None) -> bool:
         """Keep the task as a dead letter, store ``result``, and end the task, in this order.
 
-        Of a delivery that is lost nothing is done.
+        Does nothing if the delivery is lost.
 
         Returns:
           Whether this result is the one that was stored.
@@ -479,7 +480,7 @@ class Notice(ABC):
 
     @abstractmethod
     def running(self) -> None:
-        """Answer: it is in hand here."""
+        """Answer: the task is in hand here."""
 
     @abstractmethod
     def ended(self) -> None:
@@ -499,11 +500,11 @@ class DeliveryListener(ABC):
 
     @abstractmethod
     def notices_missed(self) -> None:
-        """Some may have been: `Intake.find_done` tells which of the tasks in hand have a result."""
+        """Notices may be missing: `Intake.find_done` tells which tasks in hand have a result."""
 
     @abstractmethod
     def ack_wait_changed(self) -> None:
-        """`Intake.ack_wait` is another: all that is in hand is to be renewed."""
+        """`Intake.ack_wait` has changed: all that is in hand is to be renewed."""
 
 
 class Intake(ABC):
@@ -518,9 +519,9 @@ class Intake(ABC):
 
     @abstractmethod
     async def look(self) -> None:
-        """Look whether `ack_wait` was changed: to be called now and then, while tasks are in hand.
+        """Look whether `ack_wait` was changed. Call it now and then, while tasks are in hand.
 
-        Raises nothing of the broker's.
+        Raises no error of the broker's.
         """
 
     @abstractmethod
@@ -533,9 +534,9 @@ class Intake(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Allow no more. What was under way has been handed over when this returns.
+        """Allow no more. Deliveries that were under way are handed over before this returns.
 
-        Raises nothing of the broker's: without one, nothing more will come.
+        Raises no error of the broker's: without a broker, nothing more will come.
         """
 
 

@@ -1,15 +1,15 @@
 # The message bus: publish and subscribe by subject, at most once.
 #
-# What a bus must do itself is little: publish, request, and call back for what arrives (`_attach`,
-# `_detach`). The rest is the same for all and stands here: what a subject may be, buffers that
-# drop, closing.
+# A kind of bus itself does little: publish, request, and call back for what arrives (`_attach`,
+# `_detach`). The rest is the same for all and is here: what a subject may be, buffers that drop,
+# closing.
 #
-# Invariant: a listener is attached from the entering of its block to the leaving, or until the
-# bus is closed or lost; then `on_close` is called, once. After that nothing of it is called.
+# Invariant: a listener is attached from entering its block to leaving it, or until the bus is
+# closed or lost; in that case `on_close` is called, once. After that no callback of it is called.
 #
-# A callback is called where all messages pass: in somebody else's `publish`, or in what reads a
-# connection. So nothing comes out of it there, whatever it raises. An interrupt, which is to end
-# the program, is handed to the bus, which raises it where that hurts nobody else.
+# A callback runs where all messages pass: in somebody else's `publish`, or in what reads a
+# connection. So no exception of a callback gets out there. An interrupt, which must end the
+# program, is handed to the bus, which raises it where it harms nobody else.
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class MessageBus(trio.abc.AsyncResource):
     def __init__(self, buffer_size: int) -> None:
         check_count("buffer_size", buffer_size)
         self._buffer_size = buffer_size
-        self._listeners: dict[Listener, None] = {}  # in the order of their coming
+        self._listeners: dict[Listener, None] = {}  # in the order of attaching
         self._closed = False
         self._lost: Exception | None = None  # what has closed it, if it was not the user
         self._interrupts: list[KeyboardInterrupt] = []  # of callbacks
-        # Where it sends to others, over a network: what is to be sent later waits there.
+        # Where messages that are to be sent later wait, if the bus sends over a network.
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -165,7 +165,7 @@ class MessageBus(trio.abc.AsyncResource):
             listener.leave(error)
 
     def _interrupt(self, exc: KeyboardInterrupt) -> None:
-        """A callback was interrupted: see that the program ends once the others were called."""
+        """A callback was interrupted: end the program once the other callbacks were called."""
         self._interrupts.append(exc)
 
     def _raise_interrupts(self) -> None:
@@ -192,7 +192,7 @@ def check_open(bus: MessageBus) -> None:
 
 
 def background_of(bus: MessageBus) -> trio.Nursery | None:
-    """Where what is to be sent later waits; None: the bus sends nothing over a network."""
+    """The nursery where messages wait that are sent later; None: the bus uses no network."""
     return bus._nursery
 
 
@@ -212,7 +212,7 @@ def check_callback(name: str, callback: object) -> None:
 
 
 class Listener(Source):
-    """A callback on a subject, from the entering of its block to the leaving."""
+    """A callback on a subject, from entering its block to leaving it."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class Listener(Source):
         try:
             await self._bus._attach(self)
             self._bus._listeners[self] = None
-            if self._bus._closed:  # in the moment in which the server said yes
+            if self._bus._closed:  # just when the server said yes
                 self.leave(self._bus._lost)
                 check_open(self._bus)
             self._entered = True
@@ -256,11 +256,11 @@ class Listener(Source):
 
     def hear(self, message: BusMessage) -> None:
         """Call back. Never raises: it is called where all messages pass."""
-        if self._ended:  # by the callback of another one, just now
+        if self._ended:  # just now, by the callback of another listener
             return
         try:
             self._call(self._callback, message)
-        except BaseException as exc:  # noqa: ASYNC103, BLE001 - it must not end the others
+        except BaseException as exc:  # noqa: ASYNC103, BLE001 - it must not stop other callbacks
             self._tell(exc, f"on {message.subject!r}")
 
     def leave(self, error: Exception | None) -> None:

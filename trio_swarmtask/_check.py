@@ -3,7 +3,7 @@
 # Users pass capabilities, task IDs, buckets, counts and durations; where they give no task ID, one
 # is made here. Capabilities and IDs end up in NATS subjects, where '.', '*', '>' and white space
 # have a meaning, and a server stores a published wildcard literally. So each is checked here, once,
-# before it gets anywhere.
+# before anything uses it.
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_count(name: str, count: object) -> None:
 
 
 def check_timeout(seconds: float, name: str = "timeout") -> float:
-    """``seconds`` as a duration: what is left of a deadline that has passed is none.
+    """``seconds`` as a duration; below 0, as after a deadline that has passed, it is 0.
 
     Raises:
       TypeError, ValueError: if it is no number.
@@ -108,31 +108,31 @@ def make_key() -> str:
 
 
 def make_secrets() -> Iterator[str]:
-    """A part of an ID that nobody can guess, whatever others he knows: for ever, and each new."""
+    """Endless new parts of IDs; nobody can guess one, even if he knows all the others."""
     while True:
-        # One call of the operating system for many of them: it would be most of the cost.
+        # One system call for many secrets: a call for each would be most of the cost.
         drawn = _draw(_SECRETS_AT_ONCE * _SECRET_LENGTH)
         for start in range(0, len(drawn), _SECRET_LENGTH):
             yield drawn[start : start + _SECRET_LENGTH]
 
 
 def _draw(count: int) -> str:
-    """So many random letters and digits."""
+    """``count`` random letters and digits."""
     return secrets.token_bytes(count).translate(_TO_ALPHABET).decode()
 
 
-# Bytes from the network, read into fixed types: the one place where that is done.
+# Bytes from the network are read into fixed types here, and nowhere else.
 #
 # Whatever comes from the network was written by somebody else: a newer version, another program, an
 # attacker, a server that is broken. So each reader of bytes is made here, and whoever uses one
-# decides what becomes of what can't be read: a dead letter, a question that is asked again, a line
-# in the log. What is read never ends more than its message.
+# decides what happens to bytes that can't be read: a dead letter, a question that is asked again, a
+# line in the log. Bad bytes never end more than their own message.
 #
-# Invariant: a reader raises `Malformed` and nothing else, whatever the bytes. msgspec itself lets
-# out UnicodeDecodeError, RecursionError and OverflowError, too.
+# Invariant: a reader raises `Malformed` and nothing else, whatever the bytes. msgspec itself also
+# raises UnicodeDecodeError, RecursionError and OverflowError.
+
 # What encoding or decoding raises for a value or bytes that JSON or a type can't hold.
 # (UnicodeError and msgspec's ValidationError are ValueErrors.)
-
 UNFIT: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -141,7 +141,7 @@ class Malformed(ValueError):
 
 
 def reader(type_: type[T]) -> Callable[[bytes | msgspec.Raw], T]:
-    """What reads the JSON of a value of this type."""
+    """Make a function that reads the JSON of a value of this type."""
     decode = msgspec.json.Decoder(type_).decode
 
     def read(data: bytes | msgspec.Raw) -> T:
@@ -154,7 +154,7 @@ def reader(type_: type[T]) -> Callable[[bytes | msgspec.Raw], T]:
 
 
 def fits(type_: object) -> Callable[[object], None]:
-    """What raises `Malformed` unless plain data, as it was read, would fit a type as well."""
+    """Make a function that raises `Malformed` unless plain data, as read, would fit a type."""
 
     def check(value: object) -> None:
         try:

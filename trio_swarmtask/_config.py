@@ -1,9 +1,9 @@
 # How to reach a NATS server, and what to make there: NATSConfig.
 #
 # Secrets: a password or token may stand in its own field or in the URL. Neither may show in a
-# repr, a log or an error, so whatever prints a URL prints `safe_url`. Of a URL that is refused
-# nothing shows that could be a part of a login: with its `@host` forgotten, a password stands where
-# the port belongs.
+# repr, a log or an error, so whatever prints a URL prints `safe_url`. The error about a refused URL
+# shows nothing that could be a part of a login: if somebody forgets `@host`, the password stands
+# where the port belongs.
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECONDS: Final = (
 _PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")
 
-# A name by the rules of DNS, or an IPv6 address. A password that stands alone seldom is one.
+# A DNS name, or an IPv6 address. A password that stands alone seldom looks like either.
 _NAME: Final = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _HOST: Final = re.compile(rf"{_NAME}|[0-9a-f]*:[0-9a-f:.]*(?:%[\w.-]+)?")
 _HARMLESS: Final = re.compile(rf"[a-z]+://{_NAME}")  # holds no login
@@ -41,23 +41,23 @@ class NATSConfig:
     """How to reach a NATS server, and what to make there.
 
     Raises:
-      ValueError: naming the setting that can't be, and what it may be.
-      TypeError: for one of a wrong type.
+      ValueError: if a setting has a value that is not allowed; names both, and what is allowed.
+      TypeError: if a setting has a wrong type.
 
     Attributes:
       url: ``nats://…``, ``tls://…``, or a comma-separated list. Empty: the environment's
         ``NATS_URL``, else ``nats://127.0.0.1:4222``.
       name: Shown by the server's monitoring. None: the role's name.
-      user: Of a login by name and password.
+      user: For a login by name and password.
       password: Shown nowhere.
-      token: Of a login by token. Shown nowhere.
+      token: For a login by token. Shown nowhere.
       credentials: Path of a credentials file (JWT and seed). Needs the extra ``nkeys``.
       nkey_seed: Path of a file that holds an nkey seed. Needs the extra ``nkeys``.
-      tls: Asks for TLS with this context; ``tls://`` asks for it with the system's authorities.
+      tls: Use TLS with this context. A ``tls://`` URL uses TLS with the system's authorities.
       connect_timeout: Seconds until a server must have answered. A refused connection is tried
         again until then.
       manage_streams: Make the streams and durables that are missing. False: only use what is there.
-      replicas: Of the streams that are made. 3 outlives the loss of a machine, a power cut
+      replicas: Copies of each stream that is made. 3 survive the loss of a machine, a power cut
         included.
       result_ttl: Seconds that a result is kept, where the stream of results is made.
       ack_wait: Seconds after which a silent worker's task goes to another, where a durable is made.
@@ -144,8 +144,8 @@ class NATSConfig:
 
 
 def _find_problem(server: str) -> str | None:
-    """Why this is not the URL of a server, in words that hold no part of it; None if it is."""
-    if not server.startswith(("nats://", "tls://")):  # in small letters, or nats-py misreads it
+    """Why ``server`` is not a server's URL, without quoting any of it; None if it is one."""
+    if not server.startswith(("nats://", "tls://")):  # lower case: nats-py misreads others
         return "it does not begin with nats:// or tls://"
     try:
         parts = urlsplit(server)
@@ -162,7 +162,7 @@ def _find_problem(server: str) -> str | None:
 
 
 def _refusal(url: str, problem: str) -> str:
-    # Where it breaks off may be in the middle of a password, and a comma may be in one, too.
+    # Reading may have stopped in the middle of a password, and a password may hold a comma.
     if _HARMLESS.fullmatch(url):
         shown = repr(url)
     else:

@@ -1,11 +1,11 @@
 # Cron expressions of six fields, as nats-server reads them, and when they come next.
 #
-# Checked here, so that a slip is found where it is made; and worked out here, for the broker in
-# memory must fire when the server would. (cronsim 2.8 and croniter 7.0 read 7 as a
-# day of the week, `L` and `#`, which the server refuses; the first sees another meaning in `*/2`.)
+# They are checked here, so that a mistake is found where it is made, and worked out here, because
+# the broker in memory must fire when the server would. (cronsim 2.8 and croniter 7.0 accept 7 as a
+# day of the week, `L` and `#`, which the server refuses; cronsim gives `*/2` another meaning.)
 #
-# As in any cron, of a day of the month and a day of the week that are both restricted either one
-# will do. A field that holds `*` or `?`, but no `*/2`, is not restricted.
+# As in any cron, if both the day of the month and the day of the week are restricted, a day that
+# matches one of them is enough. A field with `*` or `?` (but not `*/2`) is not restricted.
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FIELDS: Final[tuple[tuple[str, int, int, dict[str, int]], ...]] = (
 )
 _PART: Final = re.compile(r"(?:([*?])|(\w+)(?:-(\w+))?)(?:/([0-9]{1,4}))?", re.ASCII)
 
-# The server looks no further.
+# The server looks no further ahead.
 _YEARS: Final = timedelta(days=5 * 365)
 
 
@@ -141,7 +141,7 @@ def _read_part(
     if star is not None:
         return frozenset(range(lowest, highest + 1, step)), step == 1
     start = read(first)
-    # `5/10` is from 5 on.
+    # `5/10` means every tenth from 5 on.
     end = read(last) if last is not None else start if step_text is None else highest
     if end < start:
         raise ValueError(f"{part!r} runs backwards")

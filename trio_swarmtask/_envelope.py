@@ -29,11 +29,11 @@ VERSION: int = 1
 CANCELLED_BY: Final = "swarm-cancelled-by"
 """In a failed result's metadata: the task was cancelled, by the dispatcher or worker named."""
 CAPABILITY: Final = "swarm-capability"
-"""Beside that: the capability of the task, for those who hold it by its ID alone."""
+"""In the same place: the task's capability, for those who know only the task's ID."""
 PAST_DEADLINE: Final = "swarm-deadline"
-"""In a timeout's metadata: the deadline was that of whoever started the task."""
+"""In a timeout's metadata: it was the deadline of whoever started the task that passed."""
 GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
-PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold no Raw
+PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # these hold no Raw
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 
@@ -70,7 +70,7 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
             _refuse_negative(
                 timeout=self.timeout, max_attempts=self.max_attempts, attempt=self.attempt
             )
-        # Most are as they are to be: filled in by the library.
+        # Most times need no change: the library has filled them in.
         if self.created_at is None or self.created_at.tzinfo is not UTC:
             self.created_at = _time_for_go(self.created_at, "created_at")
         if self.submitted_at is None or self.submitted_at.tzinfo is not UTC:
@@ -83,7 +83,7 @@ class MessageEnvelope(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ReceivedMessage(msgspec.Struct, kw_only=True):
-    # What is missing is its zero value, as in Go, but for the version. Go writes null for a nil
+    # A missing field has its zero value, as in Go, except the version. Go writes null for a nil
     # map.
     version: Int64
     id: str = ""
@@ -168,7 +168,7 @@ def _time_for_go(time: datetime | None, field: str) -> datetime:
         return GO_ZERO_TIME
     if time.tzinfo is not UTC:
         try:
-            # RFC 3339 has offsets of whole minutes. msgspec cuts off the rest: another instant.
+            # RFC 3339 has offsets of whole minutes. msgspec cuts off the rest: a wrong instant.
             offset = time.utcoffset()
             if offset is None:
                 raise ValueError("its time zone gives no offset")
@@ -196,7 +196,7 @@ _read_message: Final = reader(ReceivedMessage)
 _read_result: Final = reader(ReceivedResult)
 _read_version: Final = reader(_AnyVersion)
 
-# As a `ResultEnvelope` is written, of which most fields are the library's own and need no check.
+# A success, as a `ResultEnvelope` is written. Most fields are the library's own: no check needed.
 _SUCCESS: Final = (
     b'{"version":%d,"id":%b%b,"status":"success"%b,"agent":%b,"attempt":%d,"duration":%d,'
     b'"completed_at":%b}'
@@ -211,7 +211,7 @@ def encode(
 ) -> bytes:
     """The JSON of a Message or Result; InvalidMessageError names the field and its value.
 
-    ``fill`` is called in between, to fill blanks: cheaper than in a copy of ``struct``.
+    ``fill`` fills blanks of the envelope before that is written: cheaper than a copy of ``struct``.
     """
     envelope = None
     try:
@@ -271,7 +271,7 @@ def _find_field(exc: Exception, envelope: msgspec.Struct | None) -> str:
     named = _FIELD.search(str(exc))
     if named is not None:
         return named[1]
-    assert envelope is not None  # only the conversion to one fails before, and names the field
+    assert envelope is not None  # only the conversion fails earlier, and it names the field
     for name in envelope.__struct_fields__:
         try:
             read_json(_encode(getattr(envelope, name)))

@@ -1,9 +1,9 @@
 # The errors that users see.
 #
-# One root, and where Python or Trio has a class for the case, the error is that too, so that code
-# written for sockets and channels catches ours as well. What nats-py and asyncio raise is
-# translated in `_nats/` and nowhere else. A message holds the value that was wrong and what to do
-# about it; never a password or token.
+# All errors have one root. Where Python or Trio has a class for the case, the error inherits from
+# that class too, so code written for sockets and channels also catches this library's errors. Only
+# `_nats/` translates what nats-py and asyncio raise. A message holds the wrong value and says what
+# to do about it; it never holds a password or token.
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class NoRespondersError(SwarmTaskError):
 
 
 class InvalidSubjectError(SwarmTaskError, ValueError):
-    """A subject, or a queue's name, that can't be: empty tokens, white space, a stray wildcard."""
+    """A subject or queue name that is not allowed: empty tokens, white space, a stray wildcard."""
 
 
 class InvalidResultError(SwarmTaskError, ValueError):

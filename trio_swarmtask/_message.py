@@ -75,7 +75,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     Unknown keys are ignored.
 
     Attributes:
-      version: Of the envelope's form.
+      version: The version of the envelope's form.
       id: 1 to 128 of ``A-Z a-z 0-9 _ -``. Empty: the dispatcher makes one.
       idempotency: A key of the caller's own for the effect that the task has.
       correlation_id: Carried over to the result.
@@ -127,15 +127,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
           UnsupportedVersionError: if its version is above `VERSION`, whatever else it holds.
         """
         if cls is Message and data.startswith(_BEGIN):
-            # Straight into the public struct, where nothing has to be put in place of what is
-            # there: Go's nulls and zero times, and raw JSON in `prior`, are for the longer way.
+            # Read straight into the public struct, if nothing in it has to be replaced. Go's nulls
+            # and zero times, and raw JSON in `prior`, take the longer way below.
             try:
                 message: Any = _read_message(data)
             except Malformed:
                 pass
             else:
                 if (
-                    message.version == VERSION  # it may be there twice
+                    message.version == VERSION  # the key may be there twice
                     and not message.prior
                     and message.created_at != GO_ZERO_TIME
                     and message.submitted_at != GO_ZERO_TIME
@@ -190,7 +190,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     Unknown keys are ignored.
 
     Attributes:
-      version: Of the envelope's form.
+      version: The version of the envelope's form.
       id: The task's. Empty in what a handler returns: the worker fills it in.
       correlation_id: The message's.
       status: How it ended.
@@ -255,7 +255,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def validate(self) -> None:
-        """Check every field; a blank ``id`` is allowed, for the worker fills it in.
+        """Check every field; a blank ``id`` is allowed, because the worker fills it in.
 
         Raises:
           InvalidMessageError: naming the field and its value.
@@ -285,7 +285,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def past_deadline(self) -> bool:
-        """Whether it timed out by the deadline of whoever started the task, not by its own."""
+        """Whether it was the deadline of whoever started the task that passed, not its own."""
         return self.status == Status.TIMEOUT and PAST_DEADLINE in self.metadata
 
     def outputs_as(self, type: type[T]) -> T:  # noqa: A002 - msgspec's name for it
@@ -301,15 +301,15 @@ _BEGIN: Final = b'{"version":%d,' % VERSION
 _read_message: Final = reader(Message)
 _read_result: Final = reader(Result)
 
-# The result of a cancelled task, as the one who cancels it or its worker stores it. On the wire a
-# cancellation is a failure, so that every program understands it; an entry of its metadata tells
-# the two apart.
+# The result of a cancelled task, as its canceller or its worker stores it. On the wire a
+# cancellation is a failure, so that every program understands it; an entry of the result's metadata
+# tells the two apart.
 
 _TEXT: Final = "the task was cancelled"
 
 
 def cancelled_result(by: str, capability: str | None) -> Result:
-    """Of a worker whose handler was cancelled: the rest is filled in as in any other."""
+    """By a worker whose handler was cancelled; its blanks are filled in as in any result."""
     metadata = {CANCELLED_BY: by}
     if capability is not None:
         metadata[CAPABILITY] = capability
@@ -317,13 +317,13 @@ def cancelled_result(by: str, capability: str | None) -> Result:
 
 
 def encode_cancelled(task_id: str, by: str, capability: str | None = None) -> bytes:
-    """Of the one who cancels the task, who may not know its capability."""
+    """By the canceller of the task, who may not know its capability."""
     result = cancelled_result(by, capability)
     now = datetime.now(UTC)
     return msgspec.structs.replace(result, id=task_id, agent=by, completed_at=now).encode()
 
 
 def find_capability(result: Result) -> str | None:
-    """What a cancelled task's result says that it was sent to."""
+    """The capability that a cancelled task was sent to, if its result names one."""
     capability = result.metadata.get(CAPABILITY)
     return capability if is_capability(capability) else None

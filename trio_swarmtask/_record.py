@@ -2,7 +2,8 @@
 #
 # Go programs read and write the same: the struct `Result` of their package `results`.
 #
-# It stands this low because progress is written as one, in a worker, and read, in a dispatcher.
+# This module is in a low layer because a worker writes progress as such a record, and a dispatcher
+# reads it.
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
       task_id: Filled by `ResultPublisher.publish`, whose own argument counts.
-      status: Where the task stands. A plain string that is one of them is taken too.
+      status: Where the task stands. A plain string with one of the values is accepted too.
       output: What the task has given, in whatever form its reader expects.
       error: Why it failed.
       metadata: Anything else, string to string.
@@ -59,7 +60,7 @@ _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Envelope(msgspec.Struct, rename="pascal"):
-    # What is missing is its zero value, as in Go, but for the status, which has none.
+    # A missing field has its zero value, as in Go, except the status, which has none.
     status: ResultStatus
     task_id: str = msgspec.field(default="", name="TaskID")
     output: bytes | None = None
@@ -103,7 +104,7 @@ def decode(data: bytes, task_id: str) -> Result:
     """The result in ``data``, which was found where results of ``task_id`` are.
 
     Raises:
-      InvalidResultError: if it is none, or of another task.
+      InvalidResultError: if ``data`` is no result, or one of another task.
     """
     try:
         read = _read(data)

@@ -2,8 +2,8 @@
 #
 # A schedule is kept by the broker, with the envelope as it was registered. Each firing is a task
 # with an ID of its own, `<name>-<milliseconds since 1970>`, which is put into a copy of the
-# envelope. That is a matter of whole seconds: nats-server rounds the time it counts from to a
-# second, so that every 1.5 seconds would be every 2.
+# envelope. Intervals are whole seconds: nats-server rounds the time it counts from to a second, so
+# every 1.5 seconds would be every 2.
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.schedule")
 
-# Counted in nanoseconds, a time must fit 64 bits: the server fires at once what lies behind it.
+# A time in nanoseconds must fit 64 bits: the server fires at once what is set for a later time.
 _LATEST: Final = datetime(2262, 1, 1, tzinfo=UTC)
 _LONGEST: Final = 100 * 365 * 24 * 60 * 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Of an envelope: what says when and by whom it was registered.
+# The fields of an envelope that say when and by whom it was registered.
 _OF_REGISTRATION: Final = ("id", "created_at", "submitted_at", "submitted_by")
 _read_fields: Final = reader(dict[str, msgspec.Raw])
 _read_values: Final = reader(dict[str, Any])
@@ -45,9 +45,9 @@ class Schedule:
     Attributes:
       name: What `Dispatcher.schedule` was given. Its tasks are ``<name>-<milliseconds>``.
       capability: The one that each task is started in.
-      message: What each task is sent with, but for ``id`` and ``submitted_at``.
+      message: What each task is sent with, except ``id`` and ``submitted_at``.
       cron: Six fields, the second first; UTC. None if it has an interval.
-      every: Seconds from one task to the next. None if it goes by ``cron``.
+      every: Seconds from one task to the next. None if it has a ``cron``.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Plan:
 
 
 class Timetable(ABC):
-    """The schedules of a broker. As any method of an `Outbox`, these wait through outages."""
+    """The schedules of a broker. Its methods wait through outages, as those of an `Outbox` do."""
 
     @abstractmethod
     async def put(self, plan: Plan) -> None:
-        """Let it be the one schedule of that name; leave one that is the same as it is.
+        """Make ``plan`` the one schedule of its name; if that does the same already, leave it.
 
         Raises:
           InvalidMessageError: if its data is larger than the broker takes.
@@ -89,11 +89,11 @@ class Timetable(ABC):
 
     @abstractmethod
     async def drop(self, name: str) -> bool:
-        """End a schedule; whether there was one. What it has started stays."""
+        """End a schedule; return whether there was one. Tasks that it has started stay."""
 
     @abstractmethod
     async def plans(self) -> Sequence[Plan]:
-        """All there are."""
+        """All plans of the broker."""
 
 
 def check_not_before(time: object) -> datetime | None:
@@ -177,7 +177,7 @@ def _check_cron(cron: object) -> str:
 
 
 def read_plans(plans: Sequence[Plan]) -> list[Schedule]:
-    """As users see them, by name. What is not understood is logged, and passed over."""
+    """The schedules as users see them, by name. A plan that can't be read is logged and skipped."""
     schedules = []
     for plan in sorted(plans, key=lambda plan: plan.name):
         try:
@@ -214,7 +214,7 @@ def make_firing(plan_name: str, data: bytes, milliseconds: int) -> tuple[str, by
 
 
 def milliseconds_of(time: datetime) -> int:
-    """Since 1970."""
+    """Milliseconds from 1970 to ``time``."""
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 

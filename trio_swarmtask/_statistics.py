@@ -1,8 +1,8 @@
 # What `statistics()` of a dispatcher, a group, and a worker return: counts, at one moment.
 #
 # They add up at any moment, between any two steps of Trio tasks: what has begun is still there, or
-# has ended in one of the ways that are counted. So each thing has the count that it is in as a part
-# of its own, and goes from one to the next in one step.
+# has ended in one of the ways that are counted. So each thing itself knows which count it is in,
+# and moves from one count to the next in one step.
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ._envelope import Status
 class DispatcherStatistics:
     """Counts of one dispatcher, at one moment.
 
-    Of tasks: one ID that is started again, or attached, while its result is waited for is one.
+    They count tasks: an ID that is started again, or attached, while its result is waited for
+    counts once.
     ``started + starting + attached == outstanding + resolved + given_up``.
 
     Attributes:
       outstanding: Tasks whose result has not come yet, those that are starting among them.
       started: Tasks that were started here: the broker confirmed them, or their result came before
         that.
-      starting: Tasks that are being started. One whose start fails, or is cut off, is in no count
-        then.
+      starting: Tasks that are being started. A task whose start fails, or is cut off, is in no
+        count after that.
       attached: Tasks whose future `Dispatcher.attach` was asked for.
       resolved: Tasks whose result came, for a future that somebody held.
       given_up: Tasks whose result did not come while somebody held the future: it was forgotten, a
@@ -45,12 +46,12 @@ class GroupStatistics:
     """Counts of one task group, at one moment. ``started`` is the sum of the others.
 
     Attributes:
-      started: Tasks of the group so far: one that was refused too, one ID that was started twice
-        once.
+      started: Tasks of the group so far, refused ones included; an ID that was started twice
+        counts once.
       outstanding: Tasks that have no result yet, or had none when the block was left.
       succeeded: Tasks whose result is a success.
-      failed: Tasks whose result is a failure or a timeout, or can't come any more; that others have
-        cancelled; or that were refused.
+      failed: Tasks whose result is a failure or a timeout, or can't come any more; tasks that
+        others have cancelled; tasks that were refused.
       cancelled: Tasks that were cancelled by the group, or by `Future.cancel` here.
     """
 
@@ -69,8 +70,8 @@ class WorkerStatistics:
 
     Attributes:
       capabilities: How many it handles.
-      deliveries: Deliveries that it took in hand so far. One of a task that was in hand is no other
-        one.
+      deliveries: Deliveries that it took in hand so far. Another delivery of a task that is in hand
+        already does not count.
       in_flight: Tasks that it holds: running, or ended and waiting for their result's confirmation.
       succeeded: Tasks whose result, a success, this worker stored.
       failed: Tasks whose result, a failure, this worker stored.
@@ -82,9 +83,9 @@ class WorkerStatistics:
         was called, or that was stored before its own.
       given_back: Deliveries given back to the queue.
       dead_letters: Tasks set aside as dead letters.
-      leases_lost: Deliveries let be because the lease was not renewed in time: the task is another
-        worker's. A handler that ran was cancelled. And those that could not be given back: the
-        lease lapses.
+      leases_lost: Deliveries left alone because the lease was not renewed in time: the task is
+        another worker's. A handler that ran was cancelled. Also deliveries that could not be given
+        back: their lease lapses.
     """
 
     capabilities: int
@@ -102,7 +103,7 @@ class WorkerStatistics:
 
 
 class Outcome(enum.StrEnum):
-    """How a delivery has ended at its worker: as what it is counted in `WorkerStatistics`."""
+    """How a delivery has ended at its worker: the count of `WorkerStatistics` that it is in."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -120,7 +121,7 @@ OUTCOMES: Final = {
     Status.FAILED: Outcome.FAILED,
     Status.TIMEOUT: Outcome.TIMED_OUT,
 }
-"""By the status of the result, where that was stored."""
+"""The outcome of a task whose result this worker has stored, by the result's status."""
 
 
 class Tally:

@@ -11,8 +11,8 @@ from typing import Final
 from ._errors import InvalidSubjectError
 from ._util import shorten
 
-# The server closes the connection over a line of more than 4,096 bytes, and a request's has two
-# subjects.
+# The server closes the connection over a line of more than 4,096 bytes, and a request's line holds
+# two subjects.
 _MOST_BYTES: Final = 1024
 
 
@@ -59,8 +59,8 @@ def _problem(text: object) -> str:
         return f"it must be a string, not {type(text).__name__}"
     if not text:
         return "it is empty"
-    # White space would end the protocol's line, a lone surrogate can't be sent, and of what else is
-    # not printable the server's refusals speak in escapes.
+    # White space would end the protocol's line, a lone surrogate can't be sent, and the server's
+    # refusals show other characters that are not printable as escapes.
     if bad := next((char for char in text if char == " " or not char.isprintable()), None):
         return f"it holds {bad!r}; use letters, digits, '-', '_' and dots"
     if "" in text.split("."):

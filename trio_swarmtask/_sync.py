@@ -1,8 +1,5 @@
-# Calls that end when what they belong to is closed, wherever they wait.
-#
-# Each role has an error of its own for that. What a role stands on (a bus, a bucket, the inbox of
-# its requests) is closed after it, and has another one. A call that has just got its answer meets
-# that one before it notices that it is cancelled: it is told the role's all the same.
+# Small tools for Trio tasks: lifetimes, lossy buffers, values that expire, the pace of reports, and
+# a lock for each key.
 
 from __future__ import annotations
 
@@ -24,8 +21,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# A lifetime ends all calls of an object when the object is closed, wherever they wait.
+#
+# Each role has an error of its own for that. What a role stands on (a bus, a bucket, the inbox of
+# its requests) is closed after the role, and has another error. A call that has just got its answer
+# meets that other error before it notices that it is cancelled: it raises the role's error all the
+# same.
+
+
 class Lifetime:
-    """From the opening of something to its closing."""
+    """The time from an object's opening to its closing."""
 
     def __init__(self) -> None:
         self._make_error: Callable[[], Exception] | None = None
@@ -36,7 +41,7 @@ class Lifetime:
         return self._make_error is not None
 
     def check(self) -> None:
-        """Raise if it is over."""
+        """Raise if the lifetime is over."""
         if self._make_error is not None:
             raise self._make_error()
 
@@ -66,12 +71,12 @@ class Lifetime:
 
 # A bounded buffer that never makes its producer wait: the oldest is dropped when it is full.
 #
-# For what comes in by callbacks. The newest is always kept, so where the last item says how a thing
-# ended, a reader that is too slow misses what came before, never the end.
+# For items that come in by callbacks. The newest is always kept, so where the last item says how
+# something ended, a reader that is too slow may miss earlier items, but never the end.
 
 
 class LossyBuffer(Generic[T]):
-    """Items between callbacks and any number of readers, each item for one of these."""
+    """Items that go from callbacks to any number of readers, each item to one of them."""
 
     def __init__(self, size: int) -> None:
         self._items: deque[T] = deque(maxlen=size)
@@ -114,11 +119,8 @@ class LossyBuffer(Generic[T]):
         return self._items.popleft()
 
 
-# What is remembered for a while, on Trio's clock.
-
-
 class Buffered(ABC, Generic[T]):
-    """What a `LossyBuffer` gets while the block of this runs: ``async for`` it there."""
+    """Fills a `LossyBuffer` while its block runs; ``async for`` in the block reads the items."""
 
     def __init__(self, size: int) -> None:
         self._buffer: LossyBuffer[T] = LossyBuffer(size)
@@ -148,11 +150,14 @@ class Buffered(ABC, Generic[T]):
 
     @abstractmethod
     def _leave(self) -> None:
-        """End that, and the iteration."""
+        """Stop filling the buffer, and end the iteration."""
 
     @abstractmethod
     def _check_entered(self) -> None:
-        """Raise RuntimeError if that was forgotten."""
+        """Raise RuntimeError if the block was not entered."""
+
+
+# What is remembered for a while, on Trio's clock.
 
 
 class Expiring(Generic[T]):
@@ -164,7 +169,7 @@ class Expiring(Generic[T]):
         self._values: dict[str, tuple[float, T]] = {}
 
     def put(self, name: str, value: T) -> None:
-        self._values.pop(name, None)  # it is the latest again
+        self._values.pop(name, None)  # to be the newest again
         self._values[name] = (trio.current_time() + self._ttl, value)
 
     def get(self, name: str) -> T | None:
@@ -184,7 +189,7 @@ class Expiring(Generic[T]):
         return len(self._values) >= self._limit
 
     def shift(self, seconds: float) -> None:
-        """Let all times be so much later: Trio's clock has begun anew."""
+        """Move all times ``seconds`` later: Trio's clock has started anew."""
         self._values = {
             name: (expires + seconds, value) for name, (expires, value) in self._values.items()
         }
@@ -203,18 +208,18 @@ class Expiring(Generic[T]):
             del self._values[name]
 
 
-# How often what is told of a task goes out: its handler's reports, and its records on a bus.
+# How often news of a task goes out: its handler's reports, and its records on a bus.
 #
-# What is followed is a state, and whoever follows it may be behind a slow link, on which much else
-# waits its turn. So what is told without pause goes out ten times a second, a few at once at most,
-# and large ones less often; of what came meanwhile the newest goes out, at its time or before the
+# The news is a state, and a follower may be behind a slow link that much else has to pass, too. So
+# news that comes without pause goes out ten times a second, a few at once at most, and large ones
+# less often. Of what came in between, the newest goes out when its time comes or right before the
 # task's end, whichever is first. Nobody waits for that.
 
 _SECONDS: Final = 0.1  # from one to the next, in the long run
 _BYTES: Final = 10_000  # in that time
-_AT_ONCE: Final = 16  # what a reader holds
+_AT_ONCE: Final = 16  # as many as a reader's buffer holds
 
-# Of those that are held up, for these go out at once right before the task's end. The newest is
+# The most that is held back: all of it goes out at once right before the task's end. The newest is
 # kept whatever its size.
 _MOST_HELD: Final = 50_000  # bytes
 
@@ -227,7 +232,7 @@ class Pace:
     """
 
     def __init__(self, at_once: int = _AT_ONCE) -> None:
-        self._tolerance = (at_once - 0.5) * _SECONDS  # half, for sums of floats are not exact
+        self._tolerance = (at_once - 0.5) * _SECONDS  # half: float sums are not exact
         self._paid_until = -math.inf
 
     @property
@@ -236,13 +241,13 @@ class Pace:
         return self._paid_until - self._tolerance
 
     def spend(self, size: int) -> None:
-        """One of so many bytes goes out now."""
+        """One of ``size`` bytes goes out now."""
         now = trio.current_time()
         self._paid_until = max(self._paid_until, now) + _SECONDS * max(1.0, size / _BYTES)
 
 
 class Paced(Generic[T]):
-    """Sends what is told of one task, at its pace.
+    """Sends the news of one task, at that pace.
 
     Args:
       send: Sends one. Never raises.

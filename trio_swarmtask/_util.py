@@ -4,8 +4,8 @@
 # A nursery wraps what leaves its block in an exception group. The nurseries of this library do not
 # concern its users: the user's `except ValueError:` round `async with open_worker(...)` must work
 # as if there were none. So the block's own exception leaves as it was raised, and a background
-# task's error leaves bare, unless there are several. An error that does not leave, for another one
-# does, is logged, and in a note of that one.
+# task's error leaves bare, unless there are several. An error that stays behind because another one
+# leaves is logged, and added to the other one as a note.
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ E = TypeVar("E", bound=Exception)
 
 
 class NoPublicConstructor(ABCMeta):
-    """Metaclass of what is made by an `open_*` function alone."""
+    """Metaclass of classes that users can't call: the library makes their objects."""
 
     def __call__(cls, *args: object, **kwargs: object) -> None:
         made_by = (cls.__doc__ or "").partition("\n")[0]
@@ -41,25 +41,26 @@ class NoPublicConstructor(ABCMeta):
 def show_public_paths(namespace: Mapping[str, Any]) -> None:
     """Let what a public module imports from private ones show the public path.
 
-    That is what tracebacks, ``repr`` and ``help`` name. Of what is in several, the first counts.
+    Tracebacks, ``repr`` and ``help`` show it. If several public modules hold an object, the first
+    one counts.
     """
     for name, value in namespace.items():
         origin = getattr(value, "__module__", None) or ""
         if not name.startswith("_") and origin.startswith("trio_swarmtask.") and "._" in origin:
             if isinstance(value, type):
-                # Whoever evaluates annotations that are text does so in the module that is named.
-                with suppress(NameError):  # what is imported for type checkers alone
+                # Annotations that are text are evaluated in the module that `__module__` names.
+                with suppress(NameError):  # imported for type checkers alone
                     value.__annotations__ = inspect.get_annotations(value, eval_str=True)
             value.__module__ = namespace["__name__"]
 
 
 def fresh(error: E) -> E:
-    """A copy of an error that is raised to several: each raised one collects a traceback."""
+    """A copy of an error that several callers get: each raise adds to an error's traceback."""
     return type(error)(*error.args)
 
 
 def open_flat_nursery() -> AbstractAsyncContextManager[trio.Nursery]:
-    """A nursery out of which the block's own exception comes as it was raised.
+    """A nursery that lets the block's own exception out as it was raised.
 
     An interrupt of a background task (``KeyboardInterrupt``, ``SystemExit``) comes first, then the
     block's own exception, then a background task's.
@@ -69,7 +70,7 @@ def open_flat_nursery() -> AbstractAsyncContextManager[trio.Nursery]:
 
 @asynccontextmanager
 async def flatten(nursery: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """The same for anything whose block ends as a nursery's does."""
+    """As `open_flat_nursery`, for anything whose block ends as a nursery's does."""
     own: BaseException | None = None
     error: BaseException | None = None
     try:
@@ -100,11 +101,11 @@ def _choose(group: BaseExceptionGroup[BaseException], own: BaseException | None)
     errors = [exc for exc in group.exceptions if not _is_cancellation(exc)]
     if len(errors) > 1:
         return group
-    return errors[0] if errors else next(leaves(group))  # a cancellation is one, not a group
+    return errors[0] if errors else next(leaves(group))  # a cancellation leaves bare
 
 
 def _tell_others(group: BaseException, chosen: BaseException) -> None:
-    """Say what else has gone wrong, which does not leave the block."""
+    """Log, and note at ``chosen``, the errors that do not leave the block."""
     shown = {(type(leaf), str(leaf)) for leaf in leaves(chosen)}
     for leaf in leaves(group):
         what = type(leaf), str(leaf)
@@ -141,8 +142,8 @@ _URL: Final = re.compile(r"\b(nats|tls|wss?)://.*", re.DOTALL)
 def shorten(value: object, limit: int = 160) -> str:
     """The repr of ``value`` for an error message, cut to ``limit`` characters.
 
-    The URL of a server, which somebody has put into the wrong place, may hold a password: it is cut
-    off behind its scheme.
+    A server's URL that somebody has put into the wrong place may hold a password: it is cut off
+    after its scheme.
     """
     try:
         text = repr(value)
@@ -160,7 +161,7 @@ async def host_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
 
 
 def check_seconds(name: str, seconds: object, or_else: str = "") -> float:
-    """``seconds``, a setting, if it is a number at all; ``or_else``: what else it may be."""
+    """Return the setting ``seconds`` if it is a number; ``or_else`` says what else it may be."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} must be a number of seconds{or_else}, not {shorten(seconds)}")
     return seconds

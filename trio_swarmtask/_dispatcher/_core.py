@@ -2,15 +2,15 @@
 #
 # Pure Trio: the outbox's callback resolves a task's future, and no Trio task waits for it.
 #
-# Two IDs are told apart. One that this dispatcher made is new by construction, and its result is
-# heard through the key it begins with. One that the caller gave may be known already, so its result
-# is listened for, then looked up, and only then is the task published: in this order nothing slips
-# through.
+# There are two kinds of IDs. An ID that this dispatcher made is new by construction, and its result
+# is heard through the key it begins with. An ID that the caller gave may be known already, so its
+# result is listened for, then looked up, and only then is the task published: in this order no
+# result is missed.
 #
 # An ID that is made here is `<key>-<number><secret>`. The key is in everything that the dispatcher
-# sends, and the number is the next one; without a secret whoever may start any task at all could
-# start one of the ID to come, and the broker would take this dispatcher's for that one. There is
-# one dash, at which a server takes the ID apart to say whose it is. The secrets are all of one
+# sends, and the number is the next one; without a secret, anybody who may start any task could
+# start one with the next ID, and the broker would take this dispatcher's task for that one. There
+# is one dash, at which a server splits the ID to say whose it is. The secrets are all of one
 # length, so no two numbers make the same ID.
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Chain:
         return cls(message.id, message.root or message.id, message.correlation_id or message.id)
 
     def fill(self, message: Message) -> Message:
-        """A copy with its blank IDs filled; what is no message is the starter's to refuse."""
+        """A copy with its blank IDs filled; the starter refuses what is no message."""
         if not isinstance(message, Message):
             return message
         return msgspec.structs.replace(
@@ -132,12 +132,12 @@ class Starter:
         return Start(future, task, own=own)
 
     async def store_soon(self, start: Start, on_stored: Callable[[], object] | None = None) -> bool:
-        """Send, and wait for the result: it tells as much as the confirmation that was before it.
+        """Send, and wait for the result: it says as much as the confirmation that comes before it.
 
         ``on_stored`` is called when the confirmation comes.
 
         Returns:
-          False if nothing was sent. True, and no result, if the confirmation is not there.
+          False if nothing was sent. True, without a result, if no confirmation came.
         """
         if not self.begin(start, on_stored):
             return False
@@ -145,12 +145,12 @@ class Starter:
         return True
 
     def begin(self, start: Start, on_stored: Callable[[], object] | None = None) -> bool:
-        """As `store_soon`, for who parks at the future then.
+        """As `store_soon`, for a caller who then parks at the future.
 
-        It wakes as soon as it has a result, or is to be stored by `store` after all.
+        The future wakes its waiters when it has a result, or when `store` is to store the task.
         """
         if not self.outbox.hears_own_ids:
-            self._futures.expect(start.future)  # or it would be found by the next look-up only
+            self._futures.expect(start.future)  # else only a look-up finds it
         return self.outbox.store_soon(start.task, partial(self._on_end, start, on_stored))
 
     def _on_end(
@@ -187,12 +187,12 @@ class Starter:
         )
 
     async def store(self, start: Start, *, tried: bool = False) -> None:
-        """Store it, unless it is known to the broker; return once that is confirmed."""
+        """Store the task, unless the broker knows it; return once that is confirmed."""
         future = start.future
         if not (start.own and self.outbox.hears_own_ids):
             self._futures.expect(future)
-        # An ID of the caller's own may be known. In this order nothing slips through: listen,
-        # look up, publish, and look up again if the broker knew it.
+        # An ID that the caller gave may be known. In this order no result is missed: listen, look
+        # up, publish, and look up again if the broker knew it.
         known = not start.own and await self._futures.look_up(future)
         if not known and not await self.outbox.store(start.task, tried=tried):
             if not start.own:
@@ -212,7 +212,7 @@ class Starter:
 
 
 # Closing has an order: no new work, then cancel what open groups and maps have, which needs the
-# connection, then end what waits. A task that was started by itself is nobody's: it goes on.
+# connection, then end what waits. A task that was started alone belongs to nobody: it goes on.
 
 
 class OpenGroup(Protocol):
@@ -231,7 +231,7 @@ class Core:
         self.key = key
         self.outbox = outbox
         self.futures: Futures = Futures(name, outbox, asking, self._end)
-        self.groups: set[OpenGroup] = set()  # that are open, those of maps too
+        self.groups: set[OpenGroup] = set()  # open groups, those of maps too
         self.ended: SwarmTaskError | None = None
         self._closing = False
         self._aborted = 0
@@ -242,7 +242,7 @@ class Core:
         return f"<Dispatcher {self.name!r}, {len(self.futures.waiting)} outstanding>"
 
     def make_id(self, kind: str = "") -> str:
-        """One that nobody else makes, or can guess."""
+        """A new ID that nobody else makes, or can guess."""
         return f"{self.key}-{kind}{next(self._numbers)}{next(self._secrets)}"
 
     def check_open(self) -> None:
@@ -278,7 +278,7 @@ class Core:
         )
 
     async def close(self) -> None:
-        """End, and before that, while there is a connection, the tasks of groups and maps."""
+        """Cancel the tasks of groups and maps while there is a connection, then end."""
         self._closing = True
         if self.ended is not None:
             return

@@ -37,7 +37,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
 
     def __init__(self, core: Core, parent: Message | None = None) -> None:
         self._core = core
-        self._parent = parent  # of a worker's dispatcher: the task whose view of it this is
+        self._parent = parent  # the task for which this is a view of its worker's dispatcher
         self._starter = Starter(core, None if parent is None else Chain.below(parent))
 
     def __repr__(self) -> str:
@@ -100,11 +100,11 @@ class Dispatcher(metaclass=NoPublicConstructor):
             it is older than 2.12.
           ClosedError: if this dispatcher is closed.
         """
-        # JetStream's publish acknowledgement, and its header Nats-Msg-Id.
         self._core.check_open()
         start = self._starter.prepare(capability, message, not_before=not_before)
         stored = False
         try:
+            # JetStream's publish acknowledgement, and its header Nats-Msg-Id.
             await self._starter.store(start)
             stored = True
         finally:
@@ -141,9 +141,9 @@ class Dispatcher(metaclass=NoPublicConstructor):
           BrokerError: if the server is lost for good, refuses, or is older than 2.14.
           ClosedError: if this dispatcher is closed.
         """
-        # JetStream's message schedules: the header Nats-Schedule.
         self._core.check_open()
         plan = make_plan(name, capability, message, cron, every, self._starter.fill)
+        # JetStream's message schedules: the header Nats-Schedule.
         await self._core.outbox.timetable.put(plan)
 
     async def unschedule(self, name: str) -> bool:
@@ -159,8 +159,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
     async def attach(self, task_id: str) -> Future:
         """Hold the result of a task that was started elsewhere, or before a restart.
 
-        The future resolves at once if the result is stored, else when it comes. That there is such
-        a task is not looked at: one that never was does not end.
+        The future resolves at once if the result is stored, else when it comes. Nobody checks that
+        there is such a task: the future of a task that never existed never resolves.
 
         Args:
           task_id: 1 to 128 of ``A-Z a-z 0-9 _ -``: the `Future.id` of whoever started it.
@@ -184,10 +184,10 @@ class Dispatcher(metaclass=NoPublicConstructor):
         return future
 
     def forget(self, future: Future) -> None:
-        """Hold the result of ``future`` no longer: nobody will wait for it here.
+        """Stop holding the result of ``future``: nobody will wait for it here.
 
-        The task goes on. Once for each `start` or `attach` that gave the future; when it is held
-        no more, and has no result, its waiters get `ClosedError`.
+        The task goes on. Call this once for each `start` or `attach` that gave the future; when
+        nobody holds it any more, and it has no result, its waiters get `ClosedError`.
         """
         self._core.futures.forget(future)
 
@@ -221,7 +221,7 @@ class Dispatcher(metaclass=NoPublicConstructor):
             `ClosedError` or `BrokerError`, if the dispatcher was closed, or lost its server for
             good, while tasks were outstanding, whatever ``on_failure`` says.
           ClosedError: if this dispatcher is closed.
-          BrokerError: if there can be no lease.
+          BrokerError: if the server gives no lease.
         """
         return self._open_group(TaskGroup._create, parent, on_failure, grace, orphans)
 
@@ -245,8 +245,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
         it as it was raised. An async generator is closed then.
 
         What ``messages`` raises, and what `start` raises for one of them, is raised to the reader
-        as one more result would come, and nothing is taken after it; if it was not read, out of
-        the block. Several tasks may read: each result goes to one of them. Reading raises
+        where the next result would come, or out of the block if nobody reads it; no message is
+        taken after it. Several tasks may read: each result goes to one of them. Reading raises
         `ClosedError` after the block was left. If the dispatcher is closed, or loses its server for
         good, while tasks are outstanding, the block raises what `Future.wait` does, in the end.
 
@@ -289,8 +289,8 @@ class Dispatcher(metaclass=NoPublicConstructor):
         """Take no new work, and abort what is outstanding: its waiters get `ClosedError`.
 
         Tasks that were started one by one go on. Those of open groups and maps are cancelled first,
-        and their handlers' clean-up is waited for: for the group's ``grace``, and five seconds that
-        telling may take. Their block then raises `ClosedError`. Also closed if cancelled.
+        and this waits for their handlers' clean-up: for the group's ``grace``, and five seconds
+        that telling may take. Their block then raises `ClosedError`. Also closed if cancelled.
         """
         self._check_own()
         await self._core.close()
@@ -329,7 +329,7 @@ def _as_is(tasks: GroupTasks) -> GroupTasks:
 
 
 def below(dispatcher: Dispatcher, message: Message) -> Dispatcher:
-    """A view of a worker's own, for the task that ``message`` is: see `CurrentTask.dispatcher`."""
+    """A view of a worker's dispatcher for the task ``message``: see `CurrentTask.dispatcher`."""
     return Dispatcher._create(dispatcher._core, message)
 
 

@@ -73,13 +73,13 @@ class Future(metaclass=NoPublicConstructor):
         self._result: Result | None = None
         self._error: SwarmTaskError | None = None
         self._waiting: list[trio.lowlevel.Task] = []
-        # Once cancelled here, or asked about: whether no handler runs any more.
+        # Whether no handler runs any more. None: not cancelled here, nor asked about.
         self._stopped: bool | None = None
         self._watchers: tuple[Callable[[Future], None], ...] = ()
         self._holders = 0
         self._starting = False  # it was made for a start, which has not ended yet
         self._expected = False
-        self._never_delayed = False  # it was not kept for later, for sure
+        self._never_delayed = False  # for sure, the task was not kept for later
         self._receipt = b""  # `NewTask.receipt`
 
     def __repr__(self) -> str:
@@ -132,7 +132,7 @@ class Future(metaclass=NoPublicConstructor):
         """
         if is_resolved(self):
             await trio.lowlevel.checkpoint()
-        while not is_resolved(self):  # or `Starter.store_soon` woke it, which has a task more to do
+        while not is_resolved(self):  # `Starter.begin` may have woken it early
             await park(self)
         return self._look()
 
@@ -194,7 +194,7 @@ class Future(metaclass=NoPublicConstructor):
             self._tell_watchers()
 
     def _look(self) -> Result:
-        """What it was resolved by, for somebody who may want to know more."""
+        """The result, for a user: if others have cancelled the task, the workers are asked."""
         result = take(self)
         if result.status is Status.FAILED and self._stopped is None and result.cancelled_by:
             self._futures.ask(self)
@@ -225,11 +225,11 @@ class Future(metaclass=NoPublicConstructor):
         self._data = None
 
 
-# What the others of this folder ask of a future: functions, for its users are to see none of that.
+# What other modules of this folder need of a future: functions, so that users don't see them.
 
 
 def take(future: Future) -> Result:
-    """What it was resolved by."""
+    """The result that it was resolved by; raises the error, if it was one."""
     if future._result is None and future._error is None:
         future._decode()
     if future._error is not None:
@@ -260,7 +260,7 @@ def is_resolved(future: Future) -> bool:
 
 
 async def park(future: Future) -> None:
-    # As trio.Event does it, without one for each of the many futures that one task waits for.
+    # As trio.Event does it, but without an Event for each future: one task waits for many.
     task = trio.lowlevel.current_task()
     future._waiting.append(task)
 
@@ -278,7 +278,7 @@ def wake(future: Future) -> None:
 
 
 def was_cancelled_here(future: Future) -> bool:
-    """Whether this dispatcher has cancelled it, or asked about it; from now on it has."""
+    """Whether this dispatcher has cancelled it, or asked about it; marks it as such."""
     if future._stopped is not None:
         return True
     future._stopped = False
@@ -286,7 +286,7 @@ def was_cancelled_here(future: Future) -> bool:
 
 
 def watch(future: Future, watcher: Callable[[Future], None]) -> None:
-    """Call it when the task has a result, or can't get one any more."""
+    """Call ``watcher`` when the task has a result, or can't get one any more."""
     future._watchers += (watcher,)
 
 
@@ -305,12 +305,12 @@ make_future: Final = partial(type.__call__, Future)
 # A task may be cancelled by others: its result says so, and its handler may be cleaning up still.
 # The groups here wait for its end as for what they cancel themselves. Where no group has the task,
 # its worker is asked when somebody first looks at the result; a result that nobody looks at, and
-# one that says anything else, costs nothing. Whoever asks cancels it once more, which changes
-# nothing, and finishes what the other may have left half done: it may have died. But much later the
-# ID may be that of another task; so the result is looked up first.
+# one that says anything else, costs nothing. Asking means to cancel the task once more: this
+# changes nothing, and finishes what the first canceller may have left half done, if it has died.
+# But much later the ID may be that of another task; so the result is looked up first.
 
-# For so long the end of a handler is waited for that somebody else has cancelled. Nobody waits for
-# that; it is for a worker that has died meanwhile.
+# Seconds to wait for the end of a handler that somebody else has cancelled. No user waits for it;
+# the limit is for a worker that has died meanwhile.
 _CLEAN_UP_SECONDS: Final = 600.0
 
 
@@ -377,7 +377,7 @@ class Futures(ResultListener):
         future = self.waiting.pop(task_id, None)
         if future is not None:
             if future._starting:
-                self.confirm(future)  # it is stored, whatever the broker has said of that
+                self.confirm(future)  # the task is stored, whatever the broker has said of it
             self.resolved += 1
             future._resolve(data)
             self._let_go(future)
@@ -423,11 +423,11 @@ class Futures(ResultListener):
         future._holders += 1
 
     def doubt_capability(self, future: Future) -> None:
-        """Its task may be another capability's: which, is to be looked up."""
+        """Its task may be of another capability, which is to be looked up."""
         future._capability = None
 
     def confirm(self, future: Future, receipt: bytes = b"") -> None:
-        """It is started, for sure; ``receipt`` is that of the task, if it is known."""
+        """The task is started, for sure; ``receipt`` is its receipt, if known."""
         future._receipt = receipt or future._receipt
         if future._starting:  # else it was known before, or nobody holds it any more
             future._starting = False
@@ -435,7 +435,7 @@ class Futures(ResultListener):
             self.started += 1
 
     def expect(self, future: Future) -> None:
-        """See that its result is heard, whatever its ID."""
+        """Make sure that its result is heard, whatever its ID."""
         if not future._expected:
             future._expected = True
             self.outbox.expect(future.id)
@@ -464,8 +464,8 @@ class Futures(ResultListener):
             await trio.lowlevel.checkpoint()
         else:
             future._stopped = False
-            # The result is to say it: once the task is out of the queue, only those who know it can
-            # ask its worker.
+            # The result is to name the capability: once the task is out of the queue, only those
+            # who know its capability can ask its worker.
             future._capability = future._capability or await self.outbox.find(future.id)
             result = encode_cancelled(future.id, self._name, future._capability)
             self._resolve(future, await self.outbox.store_result(future.id, result))
@@ -476,7 +476,7 @@ class Futures(ResultListener):
     async def cancel_many(
         self, futures: Collection[Future], grace: float, on_left: Callable[[Future], object]
     ) -> None:
-        """As `cancel`, of many that have no result; ``on_left`` is told those it is to be done for.
+        """As `cancel`, for many without a result; ``on_left`` gets those that still need `cancel`.
 
         In any order, each as soon as that is known.
         """
@@ -492,7 +492,7 @@ class Futures(ResultListener):
         await self.outbox.withdraw_many(withdrawals, grace)
 
     async def _withdraw(self, future: Future, grace: float) -> bool | None:
-        if future._capability is None:  # where it is counts for more than what the result says
+        if future._capability is None:  # its queue counts for more than what the result says
             assert future._result is not None
             found = await self.outbox.find(future.id)
             future._capability = found or find_capability(future._result)
@@ -526,7 +526,7 @@ class Futures(ResultListener):
                 future._fail(ClosedError(f"task {future.id} was forgotten by its dispatcher"))
 
     def fail_all(self, error: SwarmTaskError) -> int:
-        """End every wait; how many futures there were."""
+        """End every wait; return how many futures there were."""
         count = len(self.waiting)
         for future in list(self.waiting.values()):
             self._give_up(future)
@@ -534,7 +534,7 @@ class Futures(ResultListener):
         return count
 
     async def wait_none(self) -> None:
-        """Wait until there is none."""
+        """Wait until no future waits for its result."""
         while self.waiting:
             if self._none_waiting.is_set():
                 self._none_waiting = trio.Event()

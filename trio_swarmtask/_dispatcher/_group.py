@@ -5,31 +5,31 @@
 # block, with cancellations, and with several failures at once, is done by Trio's own. A failure of
 # a child is raised in a task of the nursery, as if the child had run there. Once the nursery's
 # scope is cancelled, by whatever, the keeper cancels the children that are left, in the queue and
-# at their workers, and stays until they are confirmed to run no more, `grace` seconds at most once
-# they were told.
+# at their workers, and stays until it is confirmed that none of them runs any more, `grace` seconds
+# at most once they were told.
 #
-# Deadlines travel: each child has that of the scopes round the group, and its worker cuts it off
-# then. That is no failure of the child's, for the same deadline is about to cancel the group, or
-# the call that started the child: this is waited for.
+# Deadlines travel: each child has the deadline of the scopes round the group, and its worker cuts
+# it off then. This does not count as a failure of the child, because the same deadline is about to
+# cancel the group, or the call that started the child: the group waits for this cancellation.
 #
-# A start that is cancelled half way leaves open whether the task is stored. It is stored once more
-# then (the broker knows it by its ID) and cancelled after that: in the other order its worker might
-# start it after all.
+# After a start that is cancelled half way nobody knows whether the task is stored. So the group
+# stores it once more (the broker knows it by its ID) and cancels it after that: in the other order
+# its worker might start it after all.
 #
-# A child may be cancelled by others: by its future, by another group, by another dispatcher. Its
-# handler's end is waited for all the same, and its worker asked for it.
+# A child may be cancelled by others: by its future, by another group, by another dispatcher. The
+# group waits for its handler's end all the same, and asks its worker for it.
 #
 # A call of `start` or `run` may be made, and cancelled, by a task outside the block. So a child is
 # let go of only when it is over: it has a result, nobody here is cancelling it any more, whoever
 # began that, and it is decided what it counts as.
 #
-# Where the dispatcher is closed while there are children, they are cancelled first, and the block
-# raises what a future without a result does: at once, or, if it collects, in the end. Where the
-# server is lost for good, nobody can be told, and it raises that.
+# If the dispatcher is closed while there are children, they are cancelled first, and the block
+# raises what a future without a result raises: at once, or at the end if the group collects. If the
+# server is lost for good, nobody can be told, and the block raises that error.
 #
-# One ID may be started and run any number of times at once: that is one child. So it is let go of
-# when the last of its starts was refused, and what came of it is counted once: each child is in one
-# of the counts of `statistics`, from its start on.
+# One ID may be started and run any number of times at once: that is one child. So the group lets go
+# of it when the last of its starts was refused, and counts its end once: each child is in one of
+# the counts of `statistics`, from its start on.
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ logger: Final = logging.getLogger("trio_swarmtask.group")
 
 T = TypeVar("T")
 
-# Seconds after a deadline in which a scope that has the same one is cancelled for sure.
+# Seconds after a deadline until every scope with the same deadline is cancelled for sure.
 SAME_TIME: Final = 0.1
-# Seconds before it in which a worker may take it to have passed, by its clock.
+# Seconds before a deadline from which on a worker, by its clock, may take it to have passed.
 _ALMOST: Final = 5.0
 
 
 def was_cut_off(result: Result, deadline: float) -> bool:
-    """Whether it timed out by this deadline, not by that of another who has started the task."""
+    """Whether it timed out by ``deadline``, not by that of somebody else who started the task."""
     return result.past_deadline and deadline - trio.current_time() < _ALMOST
 
 
@@ -85,7 +85,7 @@ class GroupLease:
         self._scope = trio.CancelScope()
 
     async def begin(self) -> None:
-        """Have it for the first time."""
+        """Take the lease."""
         self._seconds = await self._outbox.renew_group_lease(self._name)
 
     async def keep(self) -> None:
@@ -99,14 +99,14 @@ class GroupLease:
                     logger.warning("the lease of a group can't be renewed: %s", exc)
 
     def end(self) -> None:
-        """Renew it no more. It lapses by itself."""
+        """Stop renewing it. It lapses by itself."""
         self._scope.cancel()
 
 
 OnFailure = Literal["cancel", "collect"]
 
-# Seconds that telling the broker and the workers of a cancellation may take, beside the clean-up: a
-# handler that was not told would run on.
+# Seconds that telling the broker and the workers of a cancellation may take, apart from the
+# clean-up: a handler that was not told would run on.
 _TELLING: Final = 5.0
 
 
@@ -128,31 +128,30 @@ class Child:
         self.future: Future = start.future
         self.deadline: float = start.task.deadline
         self.count: str = "outstanding"  # the one of the group's counts that it is in
-        # By the broker, so it may not be stored: what its starts, all that are under way, store.
+        # What its starts under way store, until the broker has confirmed one: it may not be stored.
         self.unconfirmed: tuple[NewTask, ...] = (start.task,)
         self.runs: int = 0  # how many calls of `run` wait for it
-        self.cut_off: bool = (
-            False  # by a deadline here: it counts as cancelled, until that is decided
-        )
+        # By a deadline here: the child counts as cancelled until what it counts as is decided.
+        self.cut_off: bool = False
         self.stopping: trio.Event | None = None  # while it is cancelled; set when that is over
         self._watchers: list[Callable[[Future], None]] = []
 
     def confirm(self) -> None:
-        """It is stored for sure, or it makes no difference any more."""
+        """The task is stored for sure, or that makes no difference any more."""
         self.unconfirmed = ()
 
     def watch(self, watcher: Callable[[Future], None]) -> None:
-        """Call it when the task has a result, or can't get one any more, unless let go before."""
+        """Call ``watcher`` when the task has a result or can't get one, unless let go before."""
         self._watchers.append(watcher)
         watch(self.future, watcher)
 
     def unwatch(self) -> None:
-        """Nobody here is to hear of it any more."""
+        """Call no watcher any more."""
         for watcher in self._watchers:
             unwatch(self.future, watcher)
 
     def is_over(self) -> bool:
-        """Whether nothing of it is to be waited for."""
+        """Whether there is nothing left to wait for."""
         return is_resolved(self.future) and self.stopping is None and not self.cut_off
 
 
@@ -180,15 +179,15 @@ class GroupTasks:
         self.time_to_stop: float = _TELLING + grace
         self._lease = lease
         self._deadline = trio.current_effective_deadline()
-        self.all: dict[Future, Child] = {}  # that are not over
+        self.all: dict[Future, Child] = {}  # children that are not over
         self.counts: dict[str, int] = {
             "outstanding": 0,
             "succeeded": 0,
             "failed": 0,
             "cancelled": 0,
         }
-        self._is_stopping = False  # all children, for it was cancelled
-        self._ended_by: SwarmTaskError | None = None  # for the dispatcher was closed, or lost
+        self._is_stopping = False  # the keeper is cancelling all children
+        self._ended_by: SwarmTaskError | None = None  # once the dispatcher was closed, or lost
         self.left: trio.Event = trio.Event()
         self._all_ended = trio.Event()
 
@@ -232,9 +231,8 @@ class GroupTasks:
                 child.unconfirmed = tuple(one for one in child.unconfirmed if one is not start.task)
                 if not child.unconfirmed:
                     self._count(child, "failed")
-                    self._let_go(
-                        child
-                    )  # it is told here, and not once more at the end of the block
+                    # The error is raised here, and not once more at the end of the block.
+                    self._let_go(child)
             raise
         child.confirm()
 
@@ -265,7 +263,7 @@ class GroupTasks:
                 self._count(child, "cancelled")
             else:
                 self._count_failure(child, exc)
-            if child.stopping is None:  # it is somebody who does not wait for its end
+            if child.stopping is None:  # whoever cancelled it does not wait for its end
                 child.stopping = trio.Event()
                 self.nursery.start_soon(self._wait_stopped, child)
         finally:
@@ -277,7 +275,7 @@ class GroupTasks:
         self.count_cut_off(child, result)  # that scope was given more time
 
     def count_cut_off(self, child: Child, result: Result) -> None:
-        """A child that was cut off has failed, for somebody here has more time than it had."""
+        """Count a child that was cut off as failed: somebody here has more time than it had."""
         if child.cut_off:
             child.cut_off = False
             self._count_failure(child, TaskTimeoutError(result))
@@ -320,7 +318,7 @@ class GroupTasks:
             await self._stop_all()  # noqa: ASYNC102 - it has a shield
             self.left.set()  # nobody would cancel a child that is begun from here on
             for child in list(self.all.values()):
-                self._let_go(child)  # and no longer waited for
+                self._let_go(child)  # the group waits for it no longer
             self.core.groups.discard(self)
             if self._lease is not None:
                 self._lease.end()
@@ -328,7 +326,7 @@ class GroupTasks:
                 self.nursery.start_soon(_raise, self._ended_by)
 
     async def _stop_all(self) -> None:
-        """Cancel the children, and wait until their handlers have ended, if that can be had."""
+        """Cancel the children, and wait until their handlers have ended, if anybody says so."""
         with trio.move_on_after(self.time_to_stop, shield=True):
             told: set[Child] = set()
             while new := set(self.all.values()) - told:  # begun while others were stopped
@@ -349,7 +347,7 @@ class GroupTasks:
                         nursery.start_soon(self._stop_together, together, nursery)
 
     async def _stop_together(self, children: dict[Future, Child], nursery: trio.Nursery) -> None:
-        """Cancel these, that are marked as being stopped; ``nursery`` runs what takes longer."""
+        """Cancel children that are marked as being stopped; ``nursery`` runs what takes longer."""
 
         def on_left(future: Future) -> None:
             nursery.start_soon(self._finish_stopping, children.pop(future))
@@ -367,7 +365,7 @@ class GroupTasks:
         await self._stop_all()
 
     def _end_by(self, error: SwarmTaskError) -> None:
-        """Tasks of the group can get no result any more: the block raises that."""
+        """Tasks of the group can get no result any more: the block raises ``error``."""
         if self._ended_by is None:
             self._ended_by = error
             if self._cancels_on_failure:
@@ -385,11 +383,11 @@ class GroupTasks:
     async def stop_for_caller(self, child: Child) -> None:
         """Its `run` or `start` was cancelled."""
         with trio.move_on_after(self.time_to_stop, shield=True):
-            # The keeper, if it was cancelled with it, is to stop this child with all the others.
+            # If the keeper was cancelled too, it is to stop this child with all the others.
             await trio.lowlevel.checkpoint()
             await self._stop(child)
         if child.future in self.all:
-            # The broker was away: the block is not left before it is back.
+            # The broker was away: the block is not left before the broker is back.
             self.nursery.start_soon(self._stop, child)
 
     async def _wait_stopped(self, child: Child) -> None:
@@ -420,7 +418,7 @@ class GroupTasks:
             logger.warning("task %s of a group could not be cancelled: %s", child.future.id, exc)
             if child.unconfirmed:
                 self._count(child, "cancelled")
-                self._let_go(child)  # nor is it stored
+                self._let_go(child)  # it is not stored either
 
 
 @final
@@ -469,9 +467,9 @@ class TaskGroup(metaclass=NoPublicConstructor):
     async def run(self, capability: str, message: Message) -> Result:
         """As `Dispatcher.run`, for a task of the group: if cancelled, the task is cancelled.
 
-        That is waited for, as for any call in Trio: until its handler has cleaned up, or for the
-        group's ``grace``. A result that is not a success ends the group as that of any other task,
-        and this call by the cancellation; with ``on_failure="collect"`` it is returned.
+        As any call in Trio, this one waits for that: until the handler has cleaned up, or for the
+        group's ``grace``. A result that is not a success cancels the group, as that of any other
+        task does, and so this call; with ``on_failure="collect"`` it is returned.
 
         Raises:
           What `start` and `Future.wait` raise.

@@ -5,7 +5,7 @@
 # is free again once its result was read; so the number of places bounds all that is held here.
 #
 # An async generator runs in the feeder, and may have a cancel scope of its own open between two
-# messages. In one task scopes must be left in turn, so the feeder keeps none open across them.
+# messages. A task must leave its scopes in reverse order, so the feeder keeps none open meanwhile.
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ logger: Final = logging.getLogger("trio_swarmtask.map")
 Messages = Iterable["Message"] | AsyncIterable["Message"]
 _END: Final = object()
 
-# Messages taken, or results read, after which others may run, where nothing else makes one wait.
-# A pause for each would cost a quarter of the rate.
+# After so many messages taken, or results read, without a wait, other Trio tasks may run. A pause
+# for each would cost a quarter of the rate.
 _BURST: Final = 32
 
 
@@ -53,7 +53,7 @@ class Place:
         self.outcome: Future | Exception | None = None  # until it is read
 
     def take(self) -> Future | Exception:
-        """The outcome, for good: the future refers to its place, and would be kept by it."""
+        """The outcome, removed here: the future refers to its place, and that would keep it."""
         assert self.outcome is not None
         outcome, self.outcome = self.outcome, None
         return outcome
@@ -127,7 +127,7 @@ class MapResults:
             await self._take_all()
         except Exception as exc:  # noqa: BLE001 - an iterable of the user's may raise anything
             self._fail(exc)
-        # Not if it was cancelled or interrupted: then the readers are cancelled, too.
+        # Not reached if it was cancelled or interrupted: then the readers are cancelled, too.
         self._taking = False
         self._readers.unpark_all()
 
@@ -210,7 +210,7 @@ class MapResults:
             self._finish(place, future)
 
     async def _finish_late(self, place: Place, deadline: float, future: Future) -> None:
-        # A scope here has the same deadline, and is to be what the reader hears of.
+        # A scope here has the same deadline: the reader is to hear of its cancellation instead.
         await trio.sleep_until(deadline + SAME_TIME)
         self._finish(place, future)
 

@@ -1,8 +1,7 @@
 # What the handler of a task reports, as its future hears it.
 #
-# Progress is heard by no generator, and no task: an object that anybody may drop half way. Its
-# subscription ends with the future that it is of, whichever way that ends, or before, when it is
-# closed.
+# No generator and no Trio task hears the progress, but an object that anybody may drop half way.
+# Its subscription ends when its future ends, in whatever way, or before, when the object is closed.
 
 from __future__ import annotations
 
@@ -65,7 +64,7 @@ class Updates(Buffered[Record], metaclass=NoPublicConstructor):
         return await super().__anext__()
 
     def _check_entered(self) -> None:
-        """It enters by itself."""
+        """Nothing to check: reading enters the block."""
 
     async def _enter(self) -> None:
         async with self._entering:  # several tasks may begin to read
@@ -84,7 +83,7 @@ class Updates(Buffered[Record], metaclass=NoPublicConstructor):
             finally:
                 if not self._entered:
                     self._unwatch(self._on_future_end)
-                elif self._lifetime.is_over:  # in the moment in which it began
+                elif self._lifetime.is_over:  # just as it began
                     self._source.end()
 
     def _hear(self, data: bytes) -> None:

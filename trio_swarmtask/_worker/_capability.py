@@ -1,33 +1,33 @@
-# One capability at a worker: what it holds of it, and the leases.
+# One capability at a worker: its tasks in hand, their leases, their cancellations.
 #
-# Leases. A delivery is ours for the durable's ack_wait. One task a capability renews all that are
-# in hand, every third of that time. It outlives the handlers: during a shutdown they may run on,
-# and a lease that lapses then starts the same task in a second worker. One that could not be
-# renewed for ack_wait is another worker's by now, so its handler is cancelled, and the task is let
-# be: it is not given back, put back for another attempt, buried, nor noted, also where the lease
-# lapses while one of these waits for the broker. Except where the handler itself held up the
-# renewal by keeping the Trio thread: it would do the same at the next worker, so it is left to
-# finish; but its task, too, is only ended by a result. Where the broker changes ack_wait, all that
-# is in hand is renewed at once; that is looked at in each round, when a task comes after a pause,
-# and when one that is in hand comes again.
+# Leases. A delivery is ours for the durable's ack_wait. One Trio task for each capability renews
+# all leases in hand, every third of that time. It outlives the handlers: during a shutdown they may
+# run on, and a lease that lapses then starts the same task in a second worker. A delivery that
+# could not be renewed for ack_wait is another worker's by now, so its handler is cancelled, and the
+# task is let be: it is not given back, put back for another attempt, buried, or noted, also if the
+# lease lapses while one of these waits for the broker. The exception is a handler that itself held
+# up the renewal by keeping the Trio thread: it would do the same at the next worker, so it may
+# finish; but its task, too, is ended only by a result. If the broker changes ack_wait, all that is
+# in hand is renewed at once; the worker looks at ack_wait in each round, when a task comes after a
+# pause, and when a task that is in hand comes again.
 #
 # A task that is in hand may be delivered again: the lease lapsed while the Trio thread was held up,
 # or the durable was made anew. It is not run a second time here; the job has the newer lease. Nor
-# is another one of the same ID, which was sent when the broker had forgotten the first: that is put
-# off, noted as no failure, until the first one has ended.
+# is another task of the same ID run, which was sent when the broker had forgotten the first: that
+# one is put off, which counts as no failure, until the first one has ended.
 #
 # Cancellations. The broker tells of each task that is cancelled: its handler's scope is cancelled,
-# and the one who asked is told when the task is let go. What is not heard (the connection was down,
-# the push got lost) is found by looking for results of what runs: after a gap, and in each round of
-# renewal for what has run through the one before. A task that is not here yet may be on its way: it
-# is remembered, and its result is looked for before it is started; the one who asked is told then.
-# Remembered is also one that was cancelled and has ended here, or had ended with a result that came
-# after the canceller's: others who hold it may ask later still. A task that has a lease is
-# cancelled here when that has lapsed.
+# and the one who asked is told when the task is let go. A cancellation that is not heard (the
+# connection was down, the push got lost) is found by looking for results of running tasks: after a
+# gap, and in each round of renewal for tasks that have run since the round before. A task that is
+# not here yet may be on its way: it is remembered, and its result is looked for before it is
+# started; the one who asked is told then. A task is also remembered if it was cancelled and has
+# ended here, or had ended with a result that came after the canceller's: others who hold it may ask
+# later still. A task with a group lease is cancelled here when that lease has lapsed.
 #
-# A delivery may have waited in the socket while the thread was held up, and be another's by now. So
-# what comes in while a round of renewal is overdue, or soon after, is marked: its result is looked
-# for first.
+# A delivery may have waited in the socket while the thread was held up, and be another worker's by
+# now. So a delivery that comes in while a round of renewal is overdue, or soon after, is marked: a
+# result of its task is looked for first.
 #
 # Invariant: a job is in `jobs` from its arrival until it is settled.
 
@@ -58,18 +58,17 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.worker")
 
-# A task that has ended, or was cancelled before it came, is remembered for so many seconds; so many
-# tasks are. Anybody may cancel what never comes, so of those there are less.
+# How long a task that has ended, or was cancelled before it came, is remembered, and how many are.
+# Anybody may cancel tasks that never come, so fewer of those are remembered.
 _REMEMBERED_SECONDS: Final = 60.0
 _REMEMBERED: Final = 200_000
 _EARLY: Final = 100_000
 
-# Those that wait for one handler to end; anybody may send any number.
+# How many notices may wait for one handler to end; anybody may send any number.
 _NOTICES: Final = 100
 
-# Results that may wait to be stored, above the number of handlers, before no more is asked for.
+# So many more results than handlers may wait to be stored before no more tasks are asked for.
 _UNSETTLED: Final = 100
-
 
 _ANSWERED_FOR: Final = (Outcome.SUPERSEDED, Outcome.CANCELLED, Outcome.RETRIED)
 
@@ -118,17 +117,17 @@ class Service(DeliveryListener):
         self._stopping = stopping
         self._on_stopped = on_stopped
         self.jobs: dict[str, Job] = {}  # by task
-        self.running: int = 0  # handlers that have not ended
+        self.running: int = 0  # how many handlers have not ended
         self.remembered: dict[str, Remembered] = {}  # tasks that are not in hand
         self._look_due = trio.Event()
         self._look_at_all = False
         self._groups_due = trio.Event()
         self._places_not_asked = 0  # places that are free, and not asked for yet
-        # Of the leases of deliveries that can't have waited anywhere for long.
+        # Between these ends the lease of a delivery that can't have waited anywhere for long.
         self._fresh_from = 0.0
         self._fresh_until = math.inf
-        self._look_from = math.inf  # of such a lease: so long no round has looked
-        self._all_due = trio.Event()  # to be renewed
+        self._look_from = math.inf  # a lease that ends later: no round has looked for so long
+        self._all_due = trio.Event()  # all leases are to be renewed at once
 
     @property
     def ack_wait(self) -> float:
@@ -140,11 +139,11 @@ class Service(DeliveryListener):
             if delivery.repeats(held.delivery) and held.cut is not Cut.LOST:
                 held.delivery = delivery
                 held.lapsed = False
-                self._look_due.set()  # the lease has lapsed, for the broker
+                self._look_due.set()  # for the broker, the lease has lapsed
                 self.intake.ask(1)
             else:
-                # Another one of that ID, or one whose handler has yet to clean up, is to come
-                # again. Not by its lease, which would count as a failure each time.
+                # Another task of that ID, or one whose handler has yet to clean up, is to come
+                # again. Not by letting its lease lapse: that would count as a failure each time.
                 self.lanes.put_off(delivery, self.ack_wait, partial(self.intake.ask, 1))
             return
         if delivery.lease_until > self._look_from:
@@ -177,7 +176,7 @@ class Service(DeliveryListener):
         if self._stopping.is_set():
             self._on_stopped()
         elif len(self.jobs) - self.running > self.lanes.limit + _UNSETTLED:
-            self._places_not_asked += 1  # until some results that wait to be stored are
+            self._places_not_asked += 1  # until some waiting results are stored
         else:
             self.intake.ask(1)
 
@@ -198,7 +197,7 @@ class Service(DeliveryListener):
             if len(known.notices) < _NOTICES:
                 known.notices.append(notice)
         else:
-            notice.running()  # both, for whoever asks counts those who have had it
+            notice.running()  # both: whoever asks counts the workers that have had the task
             notice.ended()
 
     def _remember(self, task_id: str, known: Remembered, most: int) -> None:
@@ -233,12 +232,12 @@ class Service(DeliveryListener):
                 continue
             for task_id, result in found.items():
                 job = self.jobs.get(task_id)
-                if job is not None and job.scope is not None:  # else it may be its own
+                if job is not None and job.scope is not None:  # else it may be ours
                     job.stored = result
                     job.cut_short(Cut.CANCELLED)
 
     async def _find_orphans(self) -> None:
-        # Apart from what is above: leases that can't be looked up concern the tasks that have some.
+        # Apart from `_find_cancelled`: leases that can't be looked up concern only their tasks.
         logged = ""
         while True:
             await self._groups_due.wait()
@@ -276,10 +275,10 @@ class Service(DeliveryListener):
         """Renew what is held, and cancel what could not be renewed, for ever."""
         next_round = self._plan_round()
         while True:
-            held = [
+            lapses = [
                 job.delivery.lease_until for job in self.jobs.values() if job.cut is not Cut.LOST
             ]
-            with trio.move_on_at(min([next_round, *held])):
+            with trio.move_on_at(min([next_round, *lapses])):
                 await self._all_due.wait()
             now = trio.current_time()
             if self._all_due.is_set():

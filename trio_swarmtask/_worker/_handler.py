@@ -22,7 +22,7 @@ Handler = Callable[[Message], Awaitable[object]]
 # much that the failed result itself is larger than the server takes.
 _ERROR_LIMIT: Final = 8000
 
-# Of a count on the wire.
+# The largest count on the wire.
 _LARGEST: Final = 2**63 - 1
 
 
@@ -65,7 +65,7 @@ def failed_result(error: str) -> Result:
 
 
 def describe(exc: BaseException) -> str:
-    """The text of an exception, its type's name where that is empty; of a group, its leaves'."""
+    """The text of an exception, or its type's name if that is empty; for a group, its leaves'."""
     return "; ".join(_text(leaf) for leaf in leaves(exc))
 
 
@@ -131,5 +131,6 @@ def encode_result(
 
 def count_attempt(message: Message, number: int) -> int:
     """Which attempt the delivery of that number is."""
-    # Bounded, for the message's is anyone's, and a number that Go can't read ends a worker.
+    # Bounded: anybody may write any attempt into a message, and a number that Go can't read ends
+    # a worker.
     return min(max(1, message.attempt) + number - 1, _LARGEST)

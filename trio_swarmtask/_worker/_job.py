@@ -3,9 +3,9 @@
 #
 # A job has exactly one `Outcome`, which is set once: its result is stored and the task ended (a
 # success, a failure, a timeout, a cancellation), or there was one before; it is a dead letter; it
-# is put back for another attempt, or given back; or its lease was lost and it is let be. Which one,
+# is put back for another attempt, or given back; or its lease was lost and it is let be. Which one
 # is decided after the handler's scope was left (`JobRunner.settle`), from what the handler gave and
-# what has cut it short: where nothing has, the scope's own deadline did, which is a timeout.
+# what has cut it short: if it gave nothing and nothing has, it was the scope's deadline: a timeout.
 
 from __future__ import annotations
 
@@ -83,28 +83,28 @@ class Job:
         self.scope: trio.CancelScope | None = None  # while its handler runs
         self.call: Awaitable[object] | None = None  # of the handler, once it was called
         self.message: Message | None = None
-        self.current: CurrentTask | None = None  # where the handler has asked for it
+        self.current: CurrentTask | None = None  # if the handler has asked for it
         self.result: Result | Value | None = None
         self.failure: BaseException | None = None  # of the handler, and worth another attempt
-        self.retry_at: float = 0.0  # it is put back, and not to be tried again before that
+        self.retry_at: float = 0.0  # the task is put back, and not to be tried again before that
         self.encoded: bytes = b""  # the result, as it was sent to be stored
-        self.ending: Ending | None = None  # where somebody follows the task
+        self.ending: Ending | None = None  # if somebody follows the task
         self.started: float = 0.0  # when the handler was called
         self.timeout: float = math.inf
-        # The timeout is what was left of the deadline that came with the task.
+        # `timeout` is what was left of the deadline that came with the task.
         self.by_senders_deadline: bool = False
         self.blocked: bool = False  # its handler kept the Trio thread to itself
         self.cut: Cut = Cut.NOT
         self.stored: bytes | None = None  # the result of a task that was cancelled, once looked up
         self.notices: list[Notice] = []  # of those who wait for the handler to end
-        # The lease has, and the handler, which kept the thread to itself, was let go on.
+        # The lease has lapsed, and the handler, which had kept the thread to itself, goes on.
         self.lapsed: bool = False
-        # Round what needs the lease after the handler.
+        # Round what needs the lease after the handler has ended.
         self.needs_lease: trio.CancelScope | None = None
         self.outcome: Outcome | None = None  # until nothing is left to do for it
 
     def was_cancelled(self, scope: trio.CancelScope) -> bool:
-        """Whether the scope that its handler ran in was cancelled: by those below, or in time."""
+        """Whether its handler's scope was cancelled: by `cut_short`, or by the deadline."""
         return self.cut > Cut.NOT or (self.timeout < math.inf and scope.cancel_called)
 
     def runs_since(self, time: float) -> bool:
@@ -112,7 +112,7 @@ class Job:
         return self.call is not None and self.scope is not None and self.started < time
 
     def cut_short(self, cut: Cut) -> None:
-        """Cancel its handler, if it runs, or see that it is not called."""
+        """Cancel its handler, if it runs, or make sure that it is not called."""
         self.cut = max(self.cut, cut)
         if self.scope is not None:
             self.scope.cancel()
@@ -130,14 +130,14 @@ class Job:
 
 
 class Host(Protocol):
-    """Who runs the handler, as far as its task asks for that."""
+    """What `CurrentTask` needs of the runner that has called the handler."""
 
     children: OwnDispatcher
     background: trio.Nursery
     name: str
 
 
-# All that a handler costs for its view of the task; the rest is made when somebody asks.
+# For its view of the task, a handler costs no more than this; the rest is made on demand.
 CURRENT: Final[ContextVar[tuple[Host, Job]]] = ContextVar("trio_swarmtask.current_task")
 """Set for each handler, in the copy of the context that is its own."""
 
@@ -206,9 +206,9 @@ class CurrentTask(metaclass=NoPublicConstructor):
         """A dispatcher to start tasks below this one with.
 
         It fills a blank ``parent``, ``root`` and ``correlation_id`` of the tasks that it starts,
-        and of those of its groups. All that is behind it is the worker's one dispatcher, on the
-        worker's broker, which is opened when a handler first asks and closed after the last one
-        has ended. So it can't be closed here, and its `statistics` are those of the whole worker.
+        and of those of its groups. It is a view of the worker's one dispatcher, on the worker's
+        broker, which is opened when a handler first asks and closed after the last one has ended.
+        So it can't be closed here, and its `statistics` are those of the whole worker.
 
         Raises:
           RuntimeError: if the handler has ended.
@@ -228,11 +228,11 @@ class CurrentTask(metaclass=NoPublicConstructor):
         """Tell those who follow the task how far it has come.
 
         They get it from `Future.updates`, and, as a ``pending`` result, from a publisher of
-        `trio_swarmtask.results`. It is sent once and not waited for: in an outage it is lost, and
-        so it is where nobody follows. Once the task was cancelled it does nothing.
+        `trio_swarmtask.results`. A report is sent once and not waited for: it is lost in an outage,
+        and if nobody follows. Once the task was cancelled, this does nothing.
 
         In the long run ten a second go out at most (fewer of those above 10 kB), up to 16 at once.
-        Of what is reported faster the newest goes out, as soon as it may, and the last in any case
+        Of faster reports the newest goes out, as soon as it may, and the last one always goes out
         before the task's result.
 
         Args:
@@ -266,7 +266,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
             raise InvalidMessageError(f"a report holds text that is not Unicode: {exc}") from exc
         await trio.lowlevel.checkpoint()
         if job.scope is None or job.cut >= Cut.CANCELLED:
-            return  # its end is somebody else's to tell
+            return  # somebody else tells how the task ends
         job.delivery.check_report(data)
         if self._reports is None:
             self._reports = Paced(self._send, self._runner.background)
@@ -280,7 +280,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
                 job.ending.report(record)
 
     def _end(self) -> None:
-        """The handler has ended, and what came of it is about to be told."""
+        """The handler has ended, and its result is about to be stored or told."""
         if self._reports is not None:
             self._reports.end()
 

@@ -5,9 +5,9 @@
 # the deadline is set where there is one, and taken back after. A scope that was cancelled is left,
 # and what the job came to is settled outside of it.
 #
-# Where all that is left of a job is to store its result, that is begun, and the lane is free: what
-# the broker answers comes by a callback. Only a result that can't be stored so has a task that
-# waits.
+# If all that is left of a job is to store its result, the lane begins that and is free: the
+# broker's answer comes by a callback. Only a result that can't be stored this way has a Trio task
+# that waits.
 #
 # Handlers must not notice: each one gets a copy of its own of the context variables that `handle`
 # was called with.
@@ -54,7 +54,7 @@ class Lanes:
         self._on_handler_end = on_handler_end
         self._on_settled = on_settled
         self._idle: list[trio.lowlevel.Task] = []
-        self._settling: set[Job] = set()  # without a lane
+        self._settling: set[Job] = set()  # jobs that are settled without a lane
         self._all_settled = trio.Event()
         self._closed = False
 
@@ -69,7 +69,7 @@ class Lanes:
             self._context.run(self._nursery.start_soon, self._run, job)
 
     def put_off(self, delivery: Delivery, delay: float, on_end: Callable[[], None]) -> None:
-        """Have a delivery come again, after ``delay`` seconds; that is no failure of its task."""
+        """Have a delivery come again, after ``delay`` seconds; its task has not failed by that."""
         self._nursery.start_soon(self._put_off, delivery, delay, on_end)
 
     async def _put_off(self, delivery: Delivery, delay: float, on_end: Callable[[], None]) -> None:
@@ -78,7 +78,7 @@ class Lanes:
         on_end()
 
     def close(self) -> None:
-        """End the lanes that are idle, and the others as soon as they are."""
+        """End the lanes that are idle now, and the others once they are idle."""
         self._closed = True
         for lane in self._idle:
             trio.lowlevel.reschedule(lane, outcome.Value(None))
@@ -104,12 +104,12 @@ class Lanes:
                             if not self._settle_soon(job):
                                 await self._runner.settle(job)
                                 self._on_settled(job)
-                            job = None  # it is not the lane's while that is idle
+                            job = None  # an idle lane holds no job
                             job = await self._next_job()
                             if job is None:
                                 return
                 except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-                    # A group that held a cancellation too, until the scope took that out.
+                    # An exception group that held a cancellation too, until the scope took it out.
                     assert job is not None
                     job.result = self._runner.failure(job, exc)
                 except BaseException as exc:  # noqa: ASYNC103 - a cancellation is raised again
@@ -173,7 +173,7 @@ class Lanes:
         if self._closed or len(self._idle) >= self.limit:
             return None
         lane = trio.lowlevel.current_task()
-        lane.context = self._context  # not that of the last job, which holds all that it was
+        lane.context = self._context  # the last job's own would keep its objects alive
         self._idle.append(lane)
 
         def abort(_: object) -> trio.lowlevel.Abort:

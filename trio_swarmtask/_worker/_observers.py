@@ -25,7 +25,7 @@ class Ending:
         self._reports: list[LossyBuffer[Record]] = []
 
     def tell(self, result: bytes | None) -> None:
-        """The result that was stored and is the task's; None: not here. The first call counts."""
+        """``result`` was stored and is the task's; None: none from here. The first call counts."""
         if not self._told.is_set():
             self._result = result
             self._told.set()
@@ -40,7 +40,7 @@ class Ending:
 
     def follow(self) -> LossyBuffer[Record]:
         """What is reported, up to the end: always the newest that was not read."""
-        # Of one place: a handler may report without pause, and a publisher be slow.
+        # With one place: a handler may report without pause, and a publisher may be slow.
         reports: LossyBuffer[Record] = LossyBuffer(1)
         self._reports.append(reports)
         if self._newest is not None:
@@ -75,12 +75,12 @@ class Observers:
         self._all: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
-        """From now on."""
+        """Let ``observer`` hear of tasks from now on."""
         self._all.append(observer)
         self.any = True
 
     def follow(self, message: Message, agent: str, number: int) -> Ending:
-        """A handler is about to be called, for the delivery of that number.
+        """A handler is about to be called, for delivery ``number`` of the task.
 
         Returns:
           Where to tell what comes of it.

@@ -1,7 +1,7 @@
 # The dispatcher of a worker, with which its handlers start tasks of their own.
 #
-# One for all of them, opened when the first one asks. It lives in the worker's nursery, which ends
-# after the handlers': one that cleans up can use it still.
+# There is one for all handlers, opened when the first one asks. It lives in the worker's nursery,
+# which ends after the handlers' nursery: a handler that cleans up can still use it.
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class OwnDispatcher:
             return opened
 
     async def _host(self, *, task_status: trio.TaskStatus[Dispatcher | Exception]) -> None:
-        # Not in the context of the handler that happens to be the first: it would hold its task.
+        # Not in the context of the handler that asked first: that would keep its task alive.
         trio.lowlevel.current_task().context = self._context.copy()
         try:
             await trio.lowlevel.checkpoint()

@@ -44,20 +44,21 @@ class RetryTask(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """What of a handler's failures is worth another attempt, and when: for `Worker.handle`.
+    """Which failures of a handler are worth another attempt, and when: for `Worker.handle`.
 
-    How often a task is tried, its message says: ``max_attempts``, the first attempt
-    included. The last failure is the result. A worker that dies counts as an attempt (if it was the
-    last one, the task has failed), a clean shutdown does not.
+    The task's message says how often it is tried: ``max_attempts``, the first attempt included. The
+    last failure is the result. A worker that dies counts as an attempt (if it was the last one, the
+    task has failed), a clean shutdown does not.
 
-    The delay before the second attempt is ``first_delay`` seconds, and doubles from one to the
-    next, up to ``max_delay``; of that a random part between half and all of it is waited.
+    The delay before the second attempt is ``first_delay`` seconds, and doubles from one attempt to
+    the next, up to ``max_delay``; the wait is a random part of it, between half and all.
 
     Raises:
       TypeError, ValueError: if a field has a value that can't be used.
 
     Attributes:
-      on: Exception types, or a function that says whether one is. Of a group, each one must be.
+      on: Exception types, or a function that says whether an exception is worth another attempt. In
+        a group, each exception must be.
       first_delay: Seconds before the second attempt, at most; twice that before the next.
       max_delay: Seconds before any attempt, at most.
       timeouts: Whether a handler that took longer than its message's ``timeout`` may be tried
@@ -94,7 +95,7 @@ class Retry:
         return bool(on(exc))
 
     def delay(self, attempt: int, exc: BaseException | None) -> float:
-        """Seconds until the next one, after that attempt (1 is the first) has failed by ``exc``."""
+        """Seconds to wait after attempt number ``attempt`` (1: the first) has failed by ``exc``."""
         asked = [leaf.delay for leaf in leaves(exc) if isinstance(leaf, RetryTask)] if exc else []
         if given := [delay for delay in asked if delay is not None]:
             return max(given)
@@ -103,11 +104,11 @@ class Retry:
 
 
 NO_RETRY: Final = Retry(on=())
-"""Of a handler that was registered without one: it may still ask by `RetryTask`."""
+"""For a handler that was registered without a `Retry`: it may still raise `RetryTask`."""
 
 
 def check_retry(retry: object) -> Retry:
-    """What `Worker.handle` was given."""
+    """Return the `Retry` for what `Worker.handle` was given, or raise TypeError."""
     if retry is None:
         return NO_RETRY
     if not isinstance(retry, Retry):

@@ -1,9 +1,9 @@
 # What a worker does with a task: see whether it is to be run, call the handler, store what came of
-# it. The place of a handler is free as soon as it ended; storing its result goes on beside the next
-# one.
+# it. A handler's place is free as soon as the handler has ended; its result is stored while the
+# next handler runs.
 #
-# A message that gives `max_attempts` bounds the calls of handlers, those that ended by the death of
-# their worker too. A dead worker can't answer, so whoever gets the task after the last attempt
+# A message's `max_attempts` bounds the calls of handlers, also those that ended by the death of
+# their worker. A dead worker can't answer, so the worker that gets the task after the last attempt
 # does.
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ logger: Final = logging.getLogger("trio_swarmtask.worker")
 # enough for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
 
-_ANOTHERS: Final = (Cut.BY_WORKER, Cut.LOST)
-"""It is not this worker's any more: nothing is looked up for it."""
+_NOT_OURS: Final = (Cut.BY_WORKER, Cut.LOST)
+"""The task is not this worker's any more: nothing is looked up for it."""
 
-# Seconds that are waited for in place: clocks differ by as much.
+# A rest of at most so many seconds is waited for in place: clocks differ by as much.
 _SHORT_REST: Final = 0.1
-
 
 # Seconds that a part of giving back may take once handlers were cancelled. Without a broker this
 # ends the wait, and the leases lapse by themselves.
@@ -93,11 +92,11 @@ class JobRunner:
         self._default_timeout = default_timeout
         self._max_deliveries = max_deliveries
         self._closing = closing
-        self._now = trio.lowlevel.current_clock().current_time  # two frames less
+        self._now = trio.lowlevel.current_clock().current_time  # saves two frames
 
     async def handle(self, handler: Handler, job: Job) -> None:
         """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
-        # All in one frame: this is the way of every task.
+        # All in one frame, because every task passes here.
         message = self._admit_soon(job)
         if message is None:
             try:
@@ -120,7 +119,7 @@ class JobRunner:
             job.result = self.failure(job, exc)
 
     def settle_soon(self, job: Job, on_end: Callable[[Job, bool], None]) -> bool:
-        """Begin `settle`, without waiting, where all that is left is to store what came of it.
+        """Begin `settle`, without waiting, if all that is left is to store the result.
 
         ``on_end`` is told whether it is stored: then `stored` is to be called, else `settle`.
 
@@ -156,8 +155,8 @@ class JobRunner:
         elif job.ending is not None:
             job.ending.tell(None)
 
-    # What is left to do with a task once its handler has ended, or was not to be called. What is
-    # not done here is given back.
+    # What is left to do with a task once its handler has ended, or was not to be called. A task
+    # that nothing is done with here is given back.
     #
     #   it gave             and was cut short   then
     #   a result            or not              it is stored; the first one counts
@@ -197,7 +196,7 @@ class JobRunner:
             await self._store(job, result, message)
 
     async def _settle_unread(self, job: Job) -> None:
-        """No handler was to be called for it."""
+        """No handler was to be called for the task."""
         cancelled = job.outcome is None and job.cut is Cut.CANCELLED
         if cancelled and is_task_id(job.delivery.task_id) and await job.delivery.is_done():
             job.end(Outcome.CANCELLED)
@@ -205,14 +204,14 @@ class JobRunner:
     # Admission
 
     def _admit_soon(self, job: Job) -> Message | None:
-        """As `_admit`, of a delivery that has nothing to look up; None: `_admit` is to decide."""
+        """As `_admit`, if there is nothing to look up; None: `_admit` is to decide."""
         delivery = job.delivery
         if (
             delivery.maybe_redelivered
             or delivery.number > 1
             or delivery.group_lease
             or delivery.deadline < math.inf
-            or job.cut in _ANOTHERS
+            or job.cut in _NOT_OURS
             or self._closing.stopping.is_set()
         ):
             return None
@@ -224,8 +223,8 @@ class JobRunner:
     async def _admit(self, job: Job) -> Message | None:
         """The message to handle; None if the delivery was settled in another way."""
         delivery = job.delivery
-        if self._closing.stopping.is_set() or job.cut in _ANOTHERS:
-            return None  # it was under way when the pulls were ended: given back
+        if self._closing.stopping.is_set() or job.cut in _NOT_OURS:
+            return None  # it was under way when the pulls were ended: it is given back
         try:
             message = _read(delivery)
         except InvalidMessageError as exc:
@@ -262,9 +261,9 @@ class JobRunner:
         return message
 
     async def _look_at_group(self, job: Job) -> bool:
-        """See that the task is not run without its lease; False if it was put off.
+        """Make sure that the task is not run without its group's lease; False if it was put off.
 
-        Anybody may write one into a task. So whatever comes of the look concerns that task alone.
+        Anybody may write a lease into a task. So whatever the look gives concerns that task alone.
         """
         which = (job.delivery.task_id, job.delivery.capability)
         job.started = trio.current_time()
@@ -283,7 +282,7 @@ class JobRunner:
         return True
 
     async def _has_ended(self, job: Job) -> bool:
-        # Before a burial: what has a result is no dead letter, however often it was delivered.
+        # Asked before a burial: a task with a result is no dead letter, however often delivered.
         if job.delivery.maybe_redelivered and await job.delivery.is_done():
             job.end(Outcome.SUPERSEDED)
         return job.outcome is not None
@@ -309,7 +308,7 @@ class JobRunner:
 
     async def _is_poison(self, delivery: Delivery) -> bool:
         # Deployments and shutdowns are not the task's fault, and its sender decides on retries.
-        # They are looked up only here.
+        # The notes of both are looked up only here.
         failures = delivery.number - await delivery.count_given_back()
         if failures > self._max_deliveries:
             failures -= await delivery.count_retries()
@@ -339,7 +338,7 @@ class JobRunner:
     # The handler
 
     def _set_deadline(self, job: Job, message: Message) -> bool:
-        """False if it has passed."""
+        """Set the deadline of the handler's scope; False if it has passed."""
         timeout = message.timeout if message.timeout > 0 else self._default_timeout
         job.started = self._now()
         if job.delivery.deadline < job.started + timeout:
@@ -356,7 +355,7 @@ class JobRunner:
         return True
 
     def interrupt(self, job: Job, exc: BaseException) -> bool:
-        """End the worker, in order, by what has come out of a handler and is no ``Exception``.
+        """Stop the worker, in order, because a handler raised what is no ``Exception``.
 
         Returns:
           False if that is a cancellation.
@@ -383,7 +382,7 @@ class JobRunner:
         logger.error("the handler of task %s of %s failed", *which, exc_info=exc)
 
     async def _retry(self, job: Job, message: Message) -> bool:
-        """Put the task back for another attempt, if it is to have one and is still ours to give."""
+        """Put the task back, or let it be if it is not ours; False: it gets no other attempt."""
         with trio.CancelScope() as job.needs_lease:
             if not job.has_lost_lease():
                 return await self._put_back(job, message)
@@ -452,7 +451,7 @@ class JobRunner:
         return encode_result(result, message, job.delivery.number, self.name, seconds)
 
     def _end(self, job: Job, result: Result | Value, *, first: bool) -> None:
-        """It has a result: this one, if that was the first."""
+        """The task has a result: ``result``, if that was the first."""
         if job.cut is Cut.CANCELLED:
             job.end(Outcome.CANCELLED)
         elif not first:
@@ -473,8 +472,8 @@ class JobRunner:
     async def give_back(self, job: Job) -> None:
         """Give the task to others, if that is what is left to do; never raises.
 
-        Shielded, or the task stays leased for all of ``ack_wait``; and whatever became of the time
-        that it has, for another handler may have kept the thread to itself meanwhile.
+        Shielded, or the task stays leased for all of ``ack_wait``; also if the time for this is
+        over already, because another handler may have kept the thread to itself meanwhile.
         """
         if job.outcome is not None:
             return
@@ -498,7 +497,7 @@ class JobRunner:
             job.end(Outcome.GIVEN_BACK)
 
     def _let_be(self, job: Job) -> None:
-        """The lease was lost, so the task is another worker's: nothing is done with it here."""
+        """The lease was lost, so the task is another worker's: do nothing with it."""
         job.end(Outcome.LEASES_LOST)
         logger.warning(
             "lost the lease of task %s of %s, and left it to another worker",

@@ -2,8 +2,8 @@
 #
 # A handler that blocks (a loop, `time.sleep`, a library that is not async) stops everything else in
 # its thread: renewals of leases too, so its tasks go to other workers. Nothing in that thread can
-# say so while it lasts. So a thread of its own looks whether the rounds of renewal go on; where one
-# is long overdue, it says which handler runs and where.
+# say so while it lasts. So a thread of the watchdog's own looks whether the rounds of renewal go
+# on; if one is long overdue, it says which handler runs and where.
 #
 # The thread is joined, not awaited: on a mock clock time would jump while Trio waits for it.
 
@@ -63,7 +63,7 @@ class Watchdog:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """End the thread with the block."""
+        """Leaving the block ends the thread."""
         try:
             yield
         finally:
@@ -74,7 +74,7 @@ class Watchdog:
     # In a thread of its own
 
     def _look_on(self, watched: int) -> None:
-        before: Job | None = None  # of the last look
+        before: Job | None = None  # what the last look found
         while not self._enough.wait(min(service.ack_wait for service in self._services) / 6):
             job = self._find_running()
             if job is not None and job is before and self._blocking is None:

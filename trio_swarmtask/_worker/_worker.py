@@ -1,8 +1,8 @@
 # The worker: takes tasks of its capabilities and runs a handler for each.
 #
-# Nurseries. A worker hosts its handlers in a task of its own that is shielded from the block it
+# A Trio task of the worker's own hosts the handlers' nursery, shielded from the block the worker
 # was opened in, because a cancellation from outside must not reach the handlers before the broker
-# has been told to send no more: a task given back while a pull stands comes straight in again. So
+# has been told to send no more: a task given back while a pull is open comes straight in again. So
 # the order of stopping is always: mark closed, end the pulls, let handlers finish or cancel them,
 # give back what was cancelled. See `Closing`.
 
@@ -106,7 +106,7 @@ class Worker(metaclass=NoPublicConstructor):
             )
         self._services[capability] = None  # taken, while the consumer is being set up
         try:
-            # In the worker's nursery, for the consumer outlives this call.
+            # In the worker's nursery, because the consumer outlives this call.
             failure = await self._runner.background.start(
                 self._serve, capability, handler, max_in_flight, retry, contextvars.copy_context()
             )
@@ -125,7 +125,7 @@ class Worker(metaclass=NoPublicConstructor):
 
         Raises:
           trio.TooSlowError: if a handler was cancelled.
-          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
+          RuntimeError: if a handler of this worker calls it: it would wait for itself.
         """
         self._check_outside("shutdown")
         timeout = check_timeout(timeout)
@@ -140,7 +140,7 @@ class Worker(metaclass=NoPublicConstructor):
         If cancelled, the handlers are cancelled too, and their tasks given back.
 
         Raises:
-          RuntimeError: if a handler of this worker calls it, for it would wait for itself.
+          RuntimeError: if a handler of this worker calls it: it would wait for itself.
         """
         self._check_outside("aclose")
         await self._close(math.inf)
@@ -155,12 +155,12 @@ class Worker(metaclass=NoPublicConstructor):
             raise ClosedError("the worker is closed; open another one to handle tasks")
 
     def _check_outside(self, call: str) -> None:
-        """Raise RuntimeError in what the worker waits for when it is closed."""
+        """Raise RuntimeError if the caller is a task that the worker waits for when it closes."""
         awaited = (self._handlers, self._runner.observers.nursery, self._runner.background)
         task, root = trio.lowlevel.current_task(), trio.lowlevel.current_root_task()
         while (nursery := task.parent_nursery) not in awaited:
             if nursery is None or nursery.parent_task is root:
-                # A thread's own task in Trio has no other parent, but the context of the handler.
+                # A thread's own task in Trio has no other parent, but has the handler's context.
                 runner, job = task.context.get(CURRENT, (None, None))
                 if runner is not self._runner or job is None or job.scope is None:
                     return
@@ -185,6 +185,8 @@ class Worker(metaclass=NoPublicConstructor):
         *,
         task_status: trio.TaskStatus[Exception | None],
     ) -> None:
+        services: list[Service] = []
+
         def make_service(intake: Intake) -> Service:
             services.append(
                 Service(
@@ -201,7 +203,6 @@ class Worker(metaclass=NoPublicConstructor):
             )
             return services[0]
 
-        services: list[Service] = []
         entering = trio.CancelScope()
         self._entering.add(entering)
         try:
@@ -225,22 +226,22 @@ class Worker(metaclass=NoPublicConstructor):
             self._entering.discard(entering)
 
     async def _stand(self) -> None:
-        """Until all handlers have ended."""
+        """Wait until all handlers have ended."""
         self._runner.background.start_soon(self._end_pulls)
         self._runner.background.start_soon(self._cut_short)
         try:
             await self._closing.handlers_ended.wait()
-        except BaseException:  # what nobody has caught, in one of its tasks
+        except BaseException:  # an error that nobody has caught, in one of the worker's tasks
             self._closing.interrupt()
             with trio.move_on_after(2 * SETTLE_SECONDS, shield=True):
                 await self._closing.pulls_ended.wait()
             raise
-        # What is left are results that are being stored, and announced.
+        # Only results that are being stored, and announced, are left.
         self._give_up_after(max((s.ack_wait for s in self._standing()), default=0))
 
     async def _end_pulls(self) -> None:
-        # Shielded, for nothing is given back before the pulls have ended. The shield ends: every
-        # way out of `_stand` sets `stopping`, and an intake stops within about a second.
+        # Shielded, because nothing is given back before the pulls have ended. The shield ends:
+        # every way out of `_stand` sets `stopping`, and an intake stops within about a second.
         with trio.CancelScope(shield=True):
             await self._closing.stopping.wait()
             for scope in self._entering:
@@ -289,12 +290,12 @@ class Worker(metaclass=NoPublicConstructor):
 
 
 def broker_of(worker: Worker) -> Broker:
-    """What it takes its tasks from."""
+    """The broker that it takes its tasks from."""
     return worker._broker
 
 
 def observe(worker: Worker, observer: Observer) -> None:
-    """Let ``observer`` hear of its tasks, from now on."""
+    """Let ``observer`` hear of the worker's tasks, from now on."""
     worker._runner.observers.add(observer)
 
 
@@ -312,14 +313,14 @@ async def _host(
         # The shield ends when `stopping` is set, which leaving the worker's block does.
         with trio.CancelScope(shield=True), watchdog.running():
             async with trio.open_nursery() as background:
-                children = OwnDispatcher(broker, name, background, closing.interrupt)
+                own_dispatcher = OwnDispatcher(broker, name, background, closing.interrupt)
                 async with trio.open_nursery() as following, trio.open_nursery() as handlers:
                     runner = JobRunner(
                         name,
                         default_timeout,
                         max_deliveries,
                         closing,
-                        children,
+                        own_dispatcher,
                         Observers(following),
                         background,
                     )
