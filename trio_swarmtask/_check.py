@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from ._errors import InvalidCapabilityError, InvalidMessageError
-from ._util import check_seconds, shorten
+from ._util import LONGEST_SECONDS, check_seconds, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,6 @@ T = TypeVar("T")
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_LONGEST: Final = 9.2e9  # seconds; JetStream counts nanoseconds in 64 bits
 _ALPHABET: Final = b"0123456789abcdefghjkmnpqrstvwxyz"  # 32 of them: five bits of a random byte
 _TO_ALPHABET: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))
 _KEY_LENGTH: Final = 12  # 60 bits: no two dispatchers of a swarm draw the same
@@ -91,9 +90,9 @@ def check_bucket(text: object) -> None:
 def check_ttl(seconds: object) -> None:
     """Raise TypeError or ValueError unless ``seconds`` is a time that an entry may be kept."""
     seconds = check_seconds("ttl", seconds)
-    if not (1 <= seconds <= _LONGEST or seconds == math.inf):
+    if not (1 <= seconds <= LONGEST_SECONDS or seconds == math.inf):
         raise ValueError(
-            f"ttl must be from 1 to {_LONGEST:g} seconds, or math.inf for ever, not {seconds!r}"
+            f"ttl must be from 1 to {LONGEST_SECONDS:g} seconds, or math.inf for ever, not {seconds!r}"
         )
 
 

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ._util import check_seconds, shorten
+from ._util import LONGEST_SECONDS, check_seconds, shorten
 
 _DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 _MOST_REPLICAS: Final = 5  # JetStream's limit
-_LONGEST: Final = 9.2e9  # JetStream counts nanoseconds in 64 bits
 _SECONDS: Final = (
     ("connect_timeout", 0.001, math.inf),
     ("reconnect_timeout", 0.001, math.inf),
-    ("result_ttl", 0.001, _LONGEST),
-    ("ack_wait", 0.001, _LONGEST),
+    ("result_ttl", 0.001, LONGEST_SECONDS),
+    ("ack_wait", 0.001, LONGEST_SECONDS),
 )
 _PATHS: Final = ("credentials", "nkey_seed")
 _SECRET: Final = ("password", "token")

@@ -1,7 +1,7 @@
 # Subjects of the bus, and which pattern matches which.
 #
 # A subject is tokens with dots between them. In a subscription `*` stands for one token and a
-# last `>` for one or more. nats-py stores a published wildcard literally, and a space or a line
+# last `>` for one or more. A server stores a published wildcard literally, and a space or a line
 # break would end the protocol line it stands in; so each subject is checked before it is used.
 
 from __future__ import annotations

@@ -160,6 +160,10 @@ async def host_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         await trio.sleep_forever()
 
 
+LONGEST_SECONDS: Final = 9.2e9
+"""JetStream counts nanoseconds in 64 bits."""
+
+
 def check_seconds(name: str, seconds: object, or_else: str = "") -> float:
     """Return the setting ``seconds`` if it is a number; ``or_else`` says what else it may be."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

@@ -73,7 +73,9 @@ class InMemory(Site):
 
     def lose(self, role: Dispatcher | Worker) -> None:
         gone = BrokerError("gone")
-        dispatcher = role if isinstance(role, Dispatcher) else role._runner.children._dispatcher
+        dispatcher = (
+            role if isinstance(role, Dispatcher) else role._runner.own_dispatcher._dispatcher
+        )
         if dispatcher is not None:
             dispatcher._core.futures.broker_lost(gone)
         if isinstance(role, Worker):

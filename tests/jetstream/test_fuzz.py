@@ -45,8 +45,8 @@ from trio_swarmtask import (
 )
 from trio_swarmtask._abc import Entry
 from trio_swarmtask._idempotency import _hash, _read
-from trio_swarmtask._jetstream._delivery import LONGEST_REST
 from trio_swarmtask._jetstream._headers import parse_count
+from trio_swarmtask._util import LONGEST_SECONDS
 from trio_swarmtask.bus import open_nats_bus
 from trio_swarmtask.results import BusPublisher, Result, ResultStatus, open_kv_publisher
 
@@ -284,7 +284,7 @@ async def notes(siege: Siege, url: str) -> AsyncIterator[Play]:
     def is_fair(token: bytes) -> bool:
         """No note of a pause that is not over: that is what notes are for."""
         rest = (parse_count(token.decode(errors="replace")) or 0) / 1000 - time.time()
-        return not -60 < rest < LONGEST_REST + 60
+        return not -60 < rest < LONGEST_SECONDS + 60
 
     def subject(played: Round, task_id: str) -> bytes:
         about = b"back.again.%b" % task_id.encode()

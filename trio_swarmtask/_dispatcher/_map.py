@@ -228,6 +228,7 @@ class MapResults:
         """The messages ended with an error, which is read as one more result would be."""
         if self._left:
             self.unread.append(error)
+            return
         place = Place()
         self._used += 1
         if self._ordered:

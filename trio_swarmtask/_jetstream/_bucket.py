@@ -462,9 +462,9 @@ class NATSWatch(Watch):
 
     def end(self) -> None:
         del self._watches.open_ones[self]
-        if self._subscription is not None:
-            self._watches.requests.connection.unsubscribe(self._subscription)
-            self._subscription = None
+        assert self._subscription is not None
+        self._watches.requests.connection.unsubscribe(self._subscription)
+        self._subscription = None
 
     def take(self, entry: Entry | None, seen: Told) -> None:
         """Tell of ``entry``, or that there is none, if that is news.

@@ -17,6 +17,7 @@ from .._errors import BrokerError, SwarmTaskError
 from .._nats._connection import NotConnected
 from .._nats._io import size_of
 from .._nats._requests import NoResponders, check_size, status_of
+from .._util import LONGEST_SECONDS
 from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish
 from ._group_leases import GroupLeases
 from ._headers import find_deadline, message_key, parse_count
@@ -37,8 +38,6 @@ _NOTE_SECONDS: Final = 0.5
 # one of the worker's places meanwhile.
 _LOOK_SECONDS: Final = 5.0
 _REASON_LIMIT: Final = 1000
-LONGEST_REST: Final = 9.2e9
-"""Seconds of a pause before a task is to be had again: JetStream counts nanoseconds in 64 bits."""
 _CLOCKS_DIFFER: Final = 60.0
 _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -249,7 +248,7 @@ class NATSDelivery(Delivery):
             return False
         headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
         # The note says until when, for a server that is killed forgets the delay of a NAK.
-        delay = min(delay, LONGEST_REST)
+        delay = min(delay, LONGEST_SECONDS)
         until = trio.current_time() + self._settlement.clock + delay
         subject = f"{self._retries()}.{math.ceil(until * 1000)}"
         await self._settlement.keep("the note of a retry", self.task_id, subject, b"", headers)
@@ -261,7 +260,7 @@ class NATSDelivery(Delivery):
         if self.is_lost():
             return False
         if delay > 0:
-            nanoseconds = round(min(delay, LONGEST_REST) * 1_000_000_000)
+            nanoseconds = round(min(delay, LONGEST_SECONDS) * 1_000_000_000)
             self._settle(b'-NAK {"delay": %d}' % nanoseconds)
         else:
             self._settle(b"-NAK")
@@ -280,7 +279,9 @@ class NATSDelivery(Delivery):
         now = trio.current_time() + self._settlement.clock
         rests = [end / 1000 - now for end in ends]
         # One that says more is no note of ours: the task would never be run.
-        return max((rest for rest in rests if rest <= LONGEST_REST + _CLOCKS_DIFFER), default=0.0)
+        return max(
+            (rest for rest in rests if rest <= LONGEST_SECONDS + _CLOCKS_DIFFER), default=0.0
+        )
 
     def _retries(self) -> str:
         return f"back.{self.capability}.{self._token()}.retry"

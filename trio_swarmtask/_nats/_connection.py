@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from contextlib import (
     AbstractContextManager,
+    ExitStack,
     asynccontextmanager,
     contextmanager,
     nullcontext,
@@ -388,6 +389,11 @@ class Connection:
                     logger.debug("closing: %r", exc)
         self.client.abort()
 
+    def end(self) -> None:
+        """It was closed, for whoever still has it."""
+        closed = BrokerError(f"the connection to {self.config.safe_url} was closed")
+        self.lost = self.lost or closed
+
     async def connect(self) -> None:
         """Connect, within the config's ``connect_timeout``."""
         config = self.config
@@ -448,18 +454,14 @@ async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
     """Connect; left by BrokerError when the connection is lost for good."""
     tell_unknown()
     closing = trio.Event()
-    connection: Connection | None = None
-    try:
+    with ExitStack() as ended:
         async with open_flat_nursery() as nursery:
             try:
                 connection = await nursery.start(_host, config, closing)
+                ended.callback(connection.end)
                 await connection.connect()
                 nursery.start_soon(connection.watch)
                 yield connection
             finally:
                 closing.set()
                 nursery.cancel_scope.cancel()
-    finally:
-        if connection is not None:  # for whoever still has it
-            closed = BrokerError(f"the connection to {config.safe_url} was closed")
-            connection.lost = connection.lost or closed

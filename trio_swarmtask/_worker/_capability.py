@@ -201,7 +201,7 @@ class Service(DeliveryListener):
             notice.ended()
 
     def _remember(self, task_id: str, known: Remembered, most: int) -> None:
-        if len(self.remembered) < most:
+        if len(self.remembered) < most or task_id in self.remembered:
             self.remembered[task_id] = known
 
     def _recall(self, task_id: str) -> Remembered | None:

@@ -132,7 +132,7 @@ class Job:
 class Host(Protocol):
     """What `CurrentTask` needs of the runner that has called the handler."""
 
-    children: OwnDispatcher
+    own_dispatcher: OwnDispatcher
     background: trio.Nursery
     name: str
 
@@ -215,7 +215,7 @@ class CurrentTask(metaclass=NoPublicConstructor):
           BrokerError: if the server refuses what a dispatcher needs, or is lost for good.
         """
         self._check_running("start tasks below it")
-        dispatcher = await self._runner.children.dispatcher()
+        dispatcher = await self._runner.own_dispatcher.dispatcher()
         return below(dispatcher, self.message)
 
     async def report(

@@ -80,13 +80,13 @@ class JobRunner:
         default_timeout: float,
         max_deliveries: int,
         closing: Closing,
-        children: OwnDispatcher,
+        own_dispatcher: OwnDispatcher,
         observers: Observers,
         background: trio.Nursery,
     ) -> None:
         self.tally: Tally = Tally()
         self.observers = observers
-        self.children = children
+        self.own_dispatcher = own_dispatcher
         self.background = background
         self.name = name
         self._default_timeout = default_timeout
