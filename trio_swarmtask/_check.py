@@ -92,7 +92,8 @@ def check_ttl(seconds: object) -> None:
     seconds = check_seconds("ttl", seconds)
     if not (1 <= seconds <= LONGEST_SECONDS or seconds == math.inf):
         raise ValueError(
-            f"ttl must be from 1 to {LONGEST_SECONDS:g} seconds, or math.inf for ever, not {seconds!r}"
+            f"ttl must be from 1 to {LONGEST_SECONDS:g} seconds, or math.inf for ever, "
+            f"not {seconds!r}"
         )
 
 

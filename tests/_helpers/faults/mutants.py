@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_swarmtask._jetstream import (
-    _delivery,
     _outbox,
     _results as _result_store,
     _tasks as _task_store,
@@ -19,6 +18,7 @@ from trio_swarmtask._jetstream._api import PubAck, publish
 from trio_swarmtask._jetstream._delivery import NATSDelivery
 from trio_swarmtask._jetstream._intake import NATSIntake
 from trio_swarmtask._nats._connection import NotConnected
+from trio_swarmtask._nats._io import encode_headers
 from trio_swarmtask._worker import _runner as _admission
 from trio_swarmtask._worker._capability import Service
 
@@ -58,8 +58,9 @@ def no_msg_id(patch: Patch) -> None:
 
 
 def no_first_result_rule(patch: Patch) -> None:
-    for module in (_delivery, _result_store):
-        patch(module, "FIRST", {"Swarm-Nothing": "0"})
+    nothing = {"Swarm-Nothing": "0"}
+    patch(_result_store, "FIRST", nothing)
+    patch(_result_store, "FIRST_BLOCK", encode_headers(nothing))
 
 
 def no_lease_renewal(patch: Patch) -> None:
@@ -114,7 +115,7 @@ def no_look_up_after_a_servers_death(patch: Patch) -> None:
     make = NATSDelivery.__init__
 
     def broken(self: NATSDelivery, *args: Any, maybe_redelivered: bool, **settings: Any) -> None:
-        number = args[5]
+        number = args[4]
         make(self, *args, maybe_redelivered=number > 1, **settings)
 
     patch(NATSDelivery, "__init__", broken)
