@@ -1,19 +1,19 @@
-# One effect for each key: a handler that answers a task with what another task of its key gave.
+# One effect for each key: a handler answers a task with the outputs of another task of its key.
 #
 # A key's entry in the bucket is a claim, or an outcome. Both are put by compare-and-set, so a key
 # has one claim at a time. A claim expires after `lease` seconds, by the bucket's clock, unless it
-# is put again; its holder cancels its handler when it could not do that in time. So a worker that
-# dies holds up the others for no longer than that, and as far as a lease can promise no two
-# handlers of a key run at once.
+# is put again; a holder that could not do that in time cancels its handler. So a worker that dies
+# holds up the others for no longer than that, and no two handlers of a key run at once, as far as a
+# lease can promise it.
 #
-# An outcome is kept, or else its claim given up, as soon as the handler has ended. Where the bucket
-# can't be reached just then, that is done later, in the block of `open_idempotency`: an effect that
-# has been is not to be had again, and nobody is to wait for a claim that is nobody's.
+# As soon as the handler has ended, its outcome is kept, or else its claim is given up. If the
+# bucket can't be reached just then, that is done later, in the block of `open_idempotency`: an
+# effect must not happen twice, and nobody should wait for a claim that nobody uses.
 #
-# A handler that waited for a claim which it is called under would wait for itself. So what is
-# wrapped is not wrapped again, and whoever meets a claim of its own callers says so.
+# A handler that waited for a claim of its own caller would wait for itself. So a wrapped handler is
+# not wrapped again, and a handler that meets a claim of its own caller raises.
 #
-# The bucket is opened twice, for entries of one bucket that live for different times.
+# The bucket is opened twice, because claims and outcomes live for different times.
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ logger: Final = logging.getLogger("trio_swarmtask.idempotency")
 _SETTLE_SECONDS: Final = 1.0
 _NOTHING: Final = b"null"
 
-# In the attributes of a wrapped handler, where decorators that use `functools.wraps` copy it from:
-# by whom it is wrapped, and for which scope.
+# An attribute of a wrapped handler, which decorators that use `functools.wraps` copy: by whom the
+# handler is wrapped, and for which scope.
 _WRAPPED: Final = "_swarmtask_idempotent"
 _held: Final[ContextVar[frozenset[str]]] = ContextVar("trio_swarmtask.claims", default=frozenset())
-"""The holders of the claims under which this runs."""
+"""The holders of the claims under which the current task runs."""
 
 
 class Record(msgspec.Struct, omit_defaults=True):
@@ -82,9 +82,9 @@ class Claim:
         self.holder = secrets.token_hex(8)
         self.data = msgspec.json.encode(Record(task_id, self.holder))
         self.deadline = 0.0  # on Trio's clock
-        self.put_over: int | None = None  # the revision that it was to be stored over, if it was
-        self.is_ours = True  # to give up, once it is of no use
-        self.outcome: bytes | None = None  # what is to be kept, and is not yet
+        self.put_over: int | None = None  # the revision that it was to replace, if it was put
+        self.is_ours = True  # it is for us to give up
+        self.outcome: bytes | None = None  # to be kept, and not kept yet
 
 
 @final
@@ -96,7 +96,7 @@ class Idempotency(metaclass=NoPublicConstructor):
         self._outcomes = outcomes
         self._lease = lease
         self._lifetime = Lifetime()
-        self._late = late  # gives up what could not be given up in time
+        self._late = late  # gives up claims that could not be given up in time
 
     def __call__(self, handler: Handler, *, scope: str | None = None) -> Handler:
         """A handler that runs ``handler`` once for each key, and gives others what that gave.
@@ -174,8 +174,8 @@ class Idempotency(metaclass=NoPublicConstructor):
                     value = await handler(message)
                 finally:
                     _held.reset(token)
-                # The shield ends at once. It keeps out a cancellation from further out, which
-                # would take away what has been done.
+                # The shield ends at once. It keeps out a cancellation from outside, which would
+                # lose what has been done.
                 nursery.cancel_scope.shield = True
                 nursery.cancel_scope.cancel()
             return True, value
@@ -184,7 +184,7 @@ class Idempotency(metaclass=NoPublicConstructor):
     # Claims
 
     async def _claim(self, key: str, task_id: str) -> Claim | Record:
-        """Claim ``key``, or give its outcome, once there is either."""
+        """Claim ``key``, or return its outcome; wait until there is either."""
         claim = Claim(key, task_id)
         try:
             return await self._claim_as(claim)
@@ -203,7 +203,7 @@ class Idempotency(metaclass=NoPublicConstructor):
             if record is None:
                 claim.put_over = 0 if entry is None else entry.revision
                 claim.deadline = trio.current_time() + self._lease
-                with suppress(Refused):  # by another one's, or by ours whose answer was lost
+                with suppress(Refused):  # by another claim, or by ours whose answer was lost
                     await self._claims.put(claim.key, claim.data, claim.put_over)
                     return claim
             elif record.holder in _held.get():
@@ -218,20 +218,20 @@ class Idempotency(metaclass=NoPublicConstructor):
                 return claim
 
     async def _give_up(self, claim: Claim, act: Callable[[], Awaitable[None]]) -> None:
-        # Shielded, or the key stays claimed for all of the lease.
+        # Shielded, or the key stays claimed for the whole lease.
         with trio.move_on_after(_SETTLE_SECONDS, shield=True) as scope:
             await act()
         if scope.cancelled_caught and not self._lifetime.is_over:
             self._late.start_soon(self._give_up_late, claim, act)
 
     async def _give_up_late(self, claim: Claim, act: Callable[[], Awaitable[None]]) -> None:
-        with trio.CancelScope(deadline=claim.deadline):  # then it has expired
+        with trio.CancelScope(deadline=claim.deadline):  # by then it has expired
             await act()
 
     async def _withdraw(self, claim: Claim, put_over: int) -> None:
         """Give up a claim that may be on its way to be stored."""
         try:
-            # Put once more, for that has an answer when nothing of the first is under way.
+            # Put once more: once that has an answer, nothing of the first put is under way.
             with suppress(Refused):
                 await self._claims.put(claim.key, claim.data, put_over)
         except SwarmTaskError as exc:
@@ -251,7 +251,7 @@ class Idempotency(metaclass=NoPublicConstructor):
                 ended.set()
 
         async with self._outcomes.watch(key, on_entry):
-            if seen:  # else it is gone already
+            if seen:  # else there is no entry any more
                 await ended.wait()
 
     async def _find(self, claim: Claim) -> int | None:
@@ -263,7 +263,7 @@ class Idempotency(metaclass=NoPublicConstructor):
         return entry.revision
 
     async def _keep(self, claim: Claim, scope: trio.CancelScope) -> None:
-        """Renew a claim for as long as it is ours, and ``scope`` with it."""
+        """Renew a claim, and the deadline of ``scope``, for as long as the claim is ours."""
         try:
             while True:
                 await trio.sleep(self._lease / 3)
@@ -275,13 +275,13 @@ class Idempotency(metaclass=NoPublicConstructor):
             logger.warning("a claim can't be renewed, and will be lost: %s", exc)
 
     async def _renew(self, claim: Claim) -> bool:
-        """Have a claim for all of the lease again; whether it is ours still."""
+        """Renew a claim for the whole lease; return whether it is still ours."""
         while (revision := await self._find(claim)) is not None:
             asked_at = trio.current_time()
             try:
                 await self._claims.put(claim.key, claim.data, revision)
             except Refused:
-                continue  # lost, or stored by an attempt whose answer was
+                continue  # lost, or stored by an attempt whose answer was lost
             claim.deadline = asked_at + self._lease
             return True
         return False
@@ -337,7 +337,7 @@ class Idempotency(metaclass=NoPublicConstructor):
     async def _remember(self, claim: Claim, outcome: bytes) -> None:
         """Keep an outcome, within the time that a result may wait for it."""
         try:
-            # What has had its effect is worth a moment, even if all is being cancelled.
+            # The effect has happened: that is worth a moment, even if all is being cancelled.
             with trio.move_on_after(_SETTLE_SECONDS, shield=True):
                 return await self._put(claim, outcome)
             with trio.move_on_after(self._lease):
@@ -351,7 +351,7 @@ class Idempotency(metaclass=NoPublicConstructor):
         while True:
             entry = await self._outcomes.get(claim.key)
             record = _read(entry)
-            if record is None or record.holder:  # else it is another's, which was first
+            if record is None or record.holder:  # else another task's outcome was first
                 try:
                     revision = 0 if entry is None else entry.revision
                     await self._outcomes.put(claim.key, outcome, revision)
@@ -364,7 +364,7 @@ class Idempotency(metaclass=NoPublicConstructor):
 def _find_wrapped(handler: object) -> frozenset[tuple[Idempotency, str | None]]:
     while isinstance(handler, functools.partial):
         handler = handler.func
-    # In its own attributes: a stand-in of a test's has any that it is asked for.
+    # In its own `__dict__`: a mock has any attribute that it is asked for.
     found: frozenset[tuple[Idempotency, str | None]]
     found = getattr(handler, "__dict__", {}).get(_WRAPPED, frozenset())
     return found
@@ -397,8 +397,8 @@ def _read(entry: Entry | None) -> Record | None:
 async def host_idempotency(
     broker: Broker, bucket: str, ttl: float, lease: float
 ) -> AsyncIterator[Idempotency]:
-    """The same on an open broker."""
-    # In this order: whoever opens a bucket first makes it, and it is to keep outputs.
+    """Open `Idempotency` on an open broker."""
+    # In this order: whoever opens the bucket first makes it, and it must keep outputs for ``ttl``.
     async with (
         broker.open_bucket(bucket, ttl) as outcomes,
         broker.open_bucket(bucket, lease) as claims,

@@ -1,7 +1,7 @@
 # What users call to open something: a broker, a dispatcher, a worker, a bus, idempotency.
 #
-# Here alone is decided which broker it is. The NATS one is imported when it is first opened: a
-# program that uses the memory broker never loads asyncio.
+# Only this module decides which broker is used. The NATS broker is imported when it is first
+# opened: a program that uses the memory broker never loads asyncio.
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def open_worker(
 async def connect(
     broker: str | NATSConfig | Broker | None, name: str | None = None
 ) -> AsyncIterator[Broker]:
-    """A broker that is open already is shared; else a connection of one's own."""
+    """Share a broker that is open already, or open a new connection."""
     if isinstance(broker, Broker):
         yield broker
         return
@@ -129,7 +129,7 @@ def named(config: NATSConfig, name: str) -> NATSConfig:
 
 
 def as_config(broker: object) -> NATSConfig:
-    """What the user gave to say which server; TypeError if it can't be."""
+    """The config of the server that the user named; TypeError if ``broker`` names none."""
     if broker is None:
         return NATSConfig()
     if isinstance(broker, NATSConfig):

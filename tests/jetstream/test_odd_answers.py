@@ -128,7 +128,7 @@ async def test_odd_refusal_to_count_counts_for_nothing(
         delivery = await receive.receive()
         answer(monkeypatch, _delivery, "STREAM.INFO", ODD)
         assert await delivery.count_given_back() == 0
-    assert "refuses to count the give-backs of task t1" in caplog.text
+    assert "refuses to look up the notes of task t1" in caplog.text
 
 
 @within(10)

@@ -281,4 +281,4 @@ async def test_notes_that_may_not_be_counted(
                 monkeypatch.undo()
             else:
                 assert await arrived[0].count_given_back() == 0
-                assert "so each was a failure: nats://" in caplog.text
+                assert "so each delivery counts as a failure: nats://" in caplog.text

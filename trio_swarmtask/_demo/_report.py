@@ -1,4 +1,4 @@
-# What the demo shows: the line of progress, the table, and what is wrong with it.
+# What the demo shows: the line of progress, the table, and what went wrong.
 #
 # Pure: it is given what happened and writes text, so that every case can be tested, the ones that
 # must never happen too.

@@ -1,4 +1,4 @@
-# One worker process of the demo: `python -m trio_swarmtask._demo_worker URL NAME`.
+# One worker process of the demo: `python -m trio_swarmtask._demo._worker URL NAME`.
 #
 # It tells the demo on its standard output, a line each: `ready` once both capabilities have their
 # consumer, `began <task id>` whenever a handler begins. SIGTERM ends it in order.
@@ -51,7 +51,7 @@ async def summarize(message: Message) -> dict[str, str]:
 def telling(
     handler: Callable[[Message], Awaitable[object]],
 ) -> Callable[[Message], Awaitable[object]]:
-    """The same handler, telling first that it begins."""
+    """A handler that prints that it begins, and then calls ``handler``."""
 
     async def tell(message: Message) -> object:
         print("began", message.id, flush=True)

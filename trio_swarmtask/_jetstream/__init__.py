@@ -7,14 +7,14 @@
 #   _tasks          tasks on their way into the queue, now or later
 #   _schedules      tasks that are started again and again
 #   _results        the first result of each task: stored, and looked up
-#   _cancel         one task is cancelled from afar: whoever cancels, and the worker
-#   _cancel_many    the tasks of a group are cancelled together
-#   _group_leases   leases of groups that end with the program that has started them
-#   _reports        what handlers report, and whoever follows it
+#   _cancel         cancelling one task: the canceller's side, and the worker's
+#   _cancel_many    cancelling the tasks of a group together
+#   _group_leases   leases of groups, which end with the program that started the group
+#   _reports        what handlers report, and those who follow it
 #   _bucket         keys and values, read, put and followed
 #   _bucket_stream  the stream of a bucket
-#   _streams        which stream holds what, and what it can do; the durables
-#   _portions       many messages at once, as a slow link carries them
+#   _streams        which stream holds what, and what it can do; the durables; JetStream
+#   _portions       many stored messages at once, in portions that a slow link carries
 #   _headers        what the headers and subjects of a task say
 #   _api            JetStream's requests: publish, get, delete
 #   _answers        the shapes that answers must have

@@ -1,8 +1,8 @@
 # What the server's API answers, as far as it is used here: the shapes that answers must have.
 #
-# An answer that has another shape is none: it is asked for again, as after an outage. So whoever
-# uses an answer finds what it looks for, of the type that it has to be, and nothing comes out of
-# the middle of a look-up. Unknown fields are let pass.
+# An answer of another shape is no answer: the request is repeated, as after an outage. So the code
+# that uses an answer finds each field, of the right type, and raises nothing in the middle of a
+# look-up. Unknown fields are ignored.
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def read_answer(request: str, body: dict[str, object], data: bytes) -> dict[str,
     """The answer to a request of the API, or a refusal, which has an ``error``.
 
     Raises:
-      Malformed: if it has not the shape that the request asks for.
+      Malformed: if it does not have the shape that the request asks for.
     """
     answer = _read_object(data)
     if answer.get("error") is not None:

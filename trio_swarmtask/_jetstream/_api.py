@@ -1,9 +1,9 @@
 # JetStream's requests: publish with an acknowledgement, and the JSON API.
 #
-# An answer that says no is one of two kinds (`_refusals.py` has the table). What time may change (a
-# stream that is full, a leader that is being elected, another publish that is on its way) is tried
-# again, with a growing pause and one warning; so a task is only ever late. What time does not
-# change is an error for the caller.
+# An answer that says no is one of two kinds (`_refusals.py` has the table). If it may pass (a full
+# stream, the election of a leader, another publish on its way), the request is tried again, with a
+# growing pause and one warning; so a task is only ever late. If it can't pass, it is an error for
+# the caller.
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Publish(Waiter):
         """
 
     def on_reply(self, reply: Incoming) -> None:
-        if _is_usual_ack(reply.data):  # the way of nearly every one
+        if _is_usual_ack(reply.data):  # nearly every one
             self.on_end(stored=True, receipt=reply.data)
             return
         try:
@@ -112,8 +112,8 @@ def publish_soon(
     """As `publish`, without waiting, and with the headers as they go onto the wire.
 
     Args:
-      most: Bytes of the headers that it may need when it is published again: what is too large
-        then is not sent now.
+      most: Bytes of the headers that it may need when it is published again: a message that is
+        too large then is not sent now.
 
     Returns:
       False if nothing was sent: there is no connection, or no room.
@@ -124,7 +124,7 @@ def publish_soon(
     try:
         requests.send(publish, subject, data, block)
     except (NotConnected, SwarmTaskError):
-        return False  # as above
+        return False  # no connection; or closed, which `publish` tells
     return True
 
 
@@ -157,7 +157,7 @@ async def call(requests: Requests, request: str, /, **body: object) -> dict[str,
 
 @contextmanager
 def refused_for_its_size(size: int, stream: str) -> Iterator[None]:
-    """An envelope that the stream finds too large is InvalidMessageError."""
+    """Raise InvalidMessageError if the stream finds an envelope too large."""
     try:
         yield
     except RefusedError as exc:
@@ -182,10 +182,10 @@ async def direct_get(requests: Requests, stream: str, subject: str) -> Incoming 
 
 
 def measure_clock(stamp: object, asked_at: float) -> float:
-    """What to add to Trio's clock to have the server's, in seconds of 1970.
+    """What to add to Trio's clock to get the server's, in seconds since 1970.
 
     Args:
-      stamp: The server's time in an answer that has just come. A server that does not tell is
+      stamp: The server's time in an answer that has just come. If there is none, the server is
         taken to have this machine's.
       asked_at: When it was asked, by Trio's clock.
     """
@@ -198,7 +198,7 @@ def measure_clock(stamp: object, asked_at: float) -> float:
 
 
 # Single messages of a stream that is a queue: looked at, and taken out.
-_DENIED: Final = "not permitted"  # the code is that of any failure to delete
+_DENIED: Final = "not permitted"  # the error code is that of any failed deletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class StoredMessage:
     seq: int
     subject: str
     time: str
-    """When it was stored, in UTC; sorts as it came."""
+    """When it was stored, in UTC; sorts in that order."""
     headers: dict[str, str]
     data: bytes
 
@@ -227,7 +227,7 @@ async def next_message(
 
 
 async def delete_message(requests: Requests, stream: str, seq: int, what: str) -> bool:
-    """Take one message out of its stream; whether it was there.
+    """Take one message out of its stream; return whether it was there.
 
     Not by a purge of its subject: nats-server 2.15 may then forget what else is leased, and a task
     whose worker has died is never delivered again.
@@ -241,7 +241,7 @@ async def delete_message(requests: Requests, stream: str, seq: int, what: str) -
                 f"stream {stream} does not let {what} be taken out of the queue: it has the "
                 "setting deny_delete"
             ) from exc
-        failure = exc  # or it has just gone
+        failure = exc  # or the message has just gone
     if failure is not None and await _get(requests, stream, seq=seq) is not None:
         raise failure
     return failure is None

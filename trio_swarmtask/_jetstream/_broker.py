@@ -47,7 +47,7 @@ class NATSBroker(Broker):
 
 @asynccontextmanager
 async def open_nats_broker(config: NATSConfig) -> AsyncIterator[Broker]:
-    """Connect, and see that there is JetStream."""
+    """Connect, and check that there is JetStream."""
     async with (
         open_connection(config) as connection,
         open_flat_nursery() as nursery,

@@ -4,9 +4,9 @@
 # leaves a marker: a message with `KV-Operation`, or with `Nats-Marker-Reason` where the server
 # let it expire.
 #
-# Replicas may lag behind a PubAck, so a stream that has some asks its leader for a single entry.
-# Pages come from any replica: a listing is no snapshot anyway. What comes of many entries is kept,
-# whatever becomes of the connection in between (see `_portions.py`).
+# Replicas may lag behind a PubAck, so in a replicated stream the leader is asked for a single
+# entry. Pages come from any replica: a listing is no snapshot anyway. Of many entries, those that
+# have come are kept, even if the connection breaks in between (see `_portions.py`).
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _PAGE: Final = 1000
 _SINGLY: Final = 100
 _GONE: Final = ("DEL", "PURGE")
 
-# What may stand before the data: the expected sequence and the TTL.
+# Bytes of the headers, at most: the expected sequence and the TTL.
 _HEADER_BYTES: Final = 128
 
 
@@ -230,7 +230,7 @@ class NATSBucket(Bucket):
         entries: list[Entry] = []
 
         def take(entry: Entry) -> None:
-            if entry.revision > after:  # nothing else was asked for
+            if entry.revision > after:  # no other was asked for
                 entries.append(entry)
 
         try:
@@ -238,13 +238,13 @@ class NATSBucket(Bucket):
         except (NoAnswer, NotConnected):
             if not entries:
                 raise
-            more = True  # what has come is a page as well
+            more = True  # what has come is a page too
         return Page(entries, entries[-1].revision if entries else after, more)
 
     async def _fetch_page(
         self, stream: BucketStream, after: int, take: Callable[[Entry], None]
     ) -> bool:
-        # By `*`, for a key with a dot in it is not a task's.
+        # By `*`, because a key with a dot in it is not a task's.
         subject = f"{self.prefix}*"
         if stream.direct:
             return await self._portions.fetch(
@@ -264,7 +264,7 @@ class NATSBucket(Bucket):
         return True
 
     def read(self, message: Incoming) -> Entry:
-        """The entry in a message that the server hands out by another subject than its own."""
+        """The entry in a message that comes on another subject than the entry's own."""
         headers = message.headers
         sequence = headers.get("Nats-Sequence", "")
         return self._entry(
@@ -302,18 +302,19 @@ async def open_nats_bucket(connection: Connection, name: str, ttl: float) -> Asy
 # A key is followed by one core subscription, and one get.
 #
 # The stream republishes each change after it was stored. Nothing is missed at the beginning:
-# subscribe, then get, then drop what was heard meanwhile and is not newer than what was got. What
-# is stored while we are away is never heard, nor what a partition keeps from us while our own
-# connection stands. So after each reconnect, and now and then, all keys are looked up.
+# subscribe, then get, then drop changes that were heard meanwhile and are not newer than what was
+# got. A change that is stored during an outage is never heard, nor one that a partition keeps from
+# us while our own connection stands. So after each reconnect, and now and then, all keys are looked
+# up.
 #
-# A bucket that does not republish is followed by its own subjects. They also show what the stream
-# then refuses, so what comes there is a hint to look, no more; of changes in quick succession the
-# look-up may find the last one only. As often as keys, the stream is looked at: where an operator
-# has taken the republishing away, or given it, keys are followed in the other way from there on.
+# A bucket that does not republish is followed by its own subjects. They also show changes that the
+# stream then refuses, so a message there is only a hint to look; of several quick changes the
+# look-up may find only the last one. The stream is looked at as often as the keys: if an operator
+# has switched the republishing off or on, keys are followed in the other way from then on.
 #
-# An answer that is not newer than what was told counts only if nothing was told since it was asked
-# for. A change that is heard and not newer is a hint: it was got before it was heard, or the
-# bucket was made anew and counts from one.
+# An answer that is not newer than the last entry told counts only if nothing was told since the
+# question. A change that is heard and is not newer is a hint: it was got before it was heard, or
+# the bucket was made again and counts from one.
 
 SWEEP_SECONDS: Final = 10.0
 _FIRST_LOOK: Final = 0.01
@@ -344,7 +345,7 @@ class Watches:
         self._missed.set()
 
     def end(self) -> None:
-        """Begin no more look-ups; one about to run may find all closed, and does no harm."""
+        """Start no more look-ups; one about to run may find all closed, and does no harm."""
         self._ended = True
 
     async def keep(self) -> None:
@@ -362,7 +363,7 @@ class Watches:
         except BrokerError as exc:
             if self.requests.connection.lost is not None:
                 raise
-            # What is stored reaches us all the same, unless there is an outage.
+            # New changes still reach us, unless there is an outage.
             logger.warning("changes that were missed can't be looked up: %s", exc)
         except ClosedError:
             assert self._ended  # nothing else closes the requests
@@ -370,10 +371,10 @@ class Watches:
     async def _round(self) -> None:
         await self._sweep()
         if self.open_ones and await self._hear_otherwise():
-            await self._sweep()  # what came before we heard it so
+            await self._sweep()  # changes from before that
 
     async def _hear_otherwise(self) -> bool:
-        """Whether some key is followed in another way now, as the stream was changed."""
+        """Follow keys in the other way if the stream was changed; return whether any is."""
         try:
             stream = await self.bucket.look()
         except NO_ANSWER_YET:
@@ -401,7 +402,7 @@ class Watches:
 
 
 Told = tuple[int, str]
-"""What tells an entry from others of its key: its revision, and when it was stored."""
+"""Tells an entry from others of its key: its revision, and when it was stored."""
 NOTHING: Final = (0, "")
 
 
@@ -445,7 +446,7 @@ class NATSWatch(Watch):
         return await subscribe(requests, stream.updates + self.key, self._on_update)
 
     async def hear_otherwise(self, stream: BucketStream) -> None:
-        """Hear of changes as the stream tells them now. What was missed is to be looked up."""
+        """Hear of changes as the stream tells them now. The caller looks up what was missed."""
         self.updates = stream.updates
         connection = self._watches.requests.connection
         try:
@@ -469,7 +470,7 @@ class NATSWatch(Watch):
     def take(self, entry: Entry | None, seen: Told) -> None:
         """Tell of ``entry``, or that there is none, if that is news.
 
-        ``seen``: what had been told when it was asked for.
+        ``seen``: what had been told when the entry was asked for.
         """
         found = NOTHING if entry is None else (entry.revision, entry.stored_at)
         if self not in self._watches.open_ones or found == self.told:
@@ -479,7 +480,7 @@ class NATSWatch(Watch):
         self.told = found
         try:
             self._on_entry(entry or Entry(self.key, 0, None))
-        except Exception:  # it would end all that follows the bucket
+        except Exception:  # it would end all watches of the bucket
             logger.exception("an entry of %r could not be handled", self.key)
 
     async def look(self) -> None:
@@ -507,7 +508,7 @@ class NATSWatch(Watch):
             self._watches.start(self._look_for_hints)
 
     async def _look_for_hints(self) -> None:
-        # A hint may come before the stream has stored the change, or be of one that it refuses.
+        # A hint may come before the stream has stored the change, or be about one that it refuses.
         pause = _FIRST_LOOK
         try:
             while self in self._watches.open_ones and (self._hinted or pause <= _LAST_LOOK):

@@ -1,8 +1,8 @@
 # The stream of a key-value bucket: found by its subjects, made where missing, used as it is.
 #
-# One that was made here republishes each stored change, and expiry leaves a marker that is
-# republished too. So whoever follows a key hears of everything by a core subscription. One that
-# is somebody else's may lack that, or direct gets, or TTLs of single messages.
+# A stream that was made here republishes each stored change, and expiry leaves a marker that is
+# republished too. So whoever follows a key hears of everything by a core subscription. A stream
+# that somebody else made may lack that, or direct gets, or TTLs of single messages.
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class BucketStream:
     replicated: bool
     """A direct get may be stale."""
     ttl_header: str | None
-    """What an entry has to carry to expire in time, where the stream does not see to it."""
+    """The TTL that an entry needs to expire in time; None: the stream sees to it."""
     marker_ttl: str | None
-    """What the marker of a deleted key carries, so that it goes away; None: it stays."""
+    """The TTL with which the marker of a deleted key goes away; None: it stays."""
     max_size: int | None
     """Bytes that an entry may have, its headers included; None: as many as a message."""
 
@@ -52,7 +52,7 @@ async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream
 async def look_at_bucket(
     streams: Streams, before: BucketStream, bucket: str, ttl: float
 ) -> BucketStream | None:
-    """The stream as it is now, if it is there, and holds the bucket: a change is told."""
+    """The stream as it is now, or None if it no longer holds the bucket; changes are logged."""
     config = await streams.look_at(before.name, f"$KV.{bucket}.*")
     if config is None:
         return None
@@ -62,7 +62,7 @@ async def look_at_bucket(
 
 
 async def make_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream:
-    """The same, made if there is none."""
+    """The stream that holds ``$KV.<bucket>.*``, made if there is none."""
     max_age = _max_age(ttl)
     config = await streams.find_or_make(
         f"$KV.{bucket}.*",

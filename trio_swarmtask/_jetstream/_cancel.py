@@ -1,15 +1,15 @@
 # Cancelling a task from afar: what the canceller asks of the server, and what a worker hears.
 #
-# The canceller has stored the task's result by then. It tells the workers, by
-# `cancel.<capability>.<id>` with an inbox for their answers; asks how far the durable has come;
-# and only then takes the task out of the queue. In this order a task that lies behind what was
-# delivered has never run: had it been delivered in between, its worker would have heard of the
-# cancellation before, and looked for the result first. It may have been sent twice: then that must
-# hold for each.
+# The canceller has stored the task's result before. It tells the workers, by
+# `cancel.<capability>.<id>` with an inbox for their answers; asks how far the durable has come; and
+# only then takes the task out of the queue. In this order a task that comes after everything that
+# was delivered has never run: if it was delivered in between, its worker has heard of the
+# cancellation before, and looks for the result first. The task may have been stored twice: then
+# this must hold for both messages.
 #
-# A worker that runs the task answers "running" and, once its handler has cleaned up, "ended". That
-# counts for more than what the server knows; and several may run it, each of which says both. A
-# worker only answers to an inbox: anywhere else an answer could mean something.
+# A worker that runs the task answers "running" and, once its handler has cleaned up, "ended". These
+# answers count for more than what the server knows. Several workers may run the task; each of them
+# says both. A worker answers only to an inbox: on another subject an answer could have a meaning.
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
 
-# A worker that has the task answers at once. If nobody does, it was one that has died.
+# Seconds. A worker that has the task answers at once. If none does, that worker has died.
 ANSWER_SECONDS: Final = 2.0
 _ENDED: Final = b"ended"
 _RUNNING: Final = b"running"
 
 
 class NATSNotice(Notice):
-    """A worker's end."""
+    """A worker's side of a cancellation."""
 
     def __init__(self, connection: Connection, task_id: str, reply: str) -> None:
         self.task_id = task_id
@@ -65,7 +65,7 @@ class NATSNotice(Notice):
 
     def _answer(self, what: bytes) -> None:
         if _INBOX.fullmatch(self._reply):
-            with suppress(NotConnected, BrokerError):  # who waits for it gives up in time
+            with suppress(NotConnected, BrokerError):  # the canceller gives up in time
                 self._connection.publish(self._reply, what)
 
 
@@ -100,7 +100,7 @@ class Notices:
 
 
 async def find_task(requests: Requests, task_id: str) -> str | None:
-    """The capability of a task that is in a queue, or is not due."""
+    """The capability of a task that is in a queue, or is not due; or None."""
     subject = f"work.*.{task_id}"
     for pattern in (f"{subject}.later", subject, *firings_like(task_id)):
         answer = await call(requests, "STREAM.NAMES", subject=pattern)
@@ -117,9 +117,9 @@ class Answers:
     __slots__ = ("_ended", "_is_unheard", "running")
 
     def __init__(self) -> None:
-        self.running = 0  # so many have said that they run it
-        self._ended = 0  # and that they don't any more
-        self._is_unheard = False  # by any worker
+        self.running = 0  # workers that have said that they run it
+        self._ended = 0  # workers that have said that their handler has ended
+        self._is_unheard = False  # no worker listens
 
     def take(self, message: Incoming) -> None:
         if message.data == _RUNNING:
@@ -130,7 +130,7 @@ class Answers:
             self._is_unheard = True
 
     def are_all(self) -> bool:
-        """Whether none is to be waited for.
+        """Whether no more answers are to be waited for.
 
         Not at the first "ended": before this task runs, another worker may say "running".
         """
@@ -164,9 +164,9 @@ class Cancellation:
         self._streams = jetstream.streams
         self._task_id = task_id
         self._inbox = ""
-        self._push = ""  # its subject
+        self._push = ""  # the subject on which the workers are told
         self._answers = Answers()
-        self._answered = trio.Event()  # once more
+        self._answered = trio.Event()  # set by the next answer
         self._was_not_due = False
         self._refusal: Refusal | None = None
 
@@ -204,14 +204,14 @@ class Cancellation:
             self._refusal = refusal
 
     async def _attempt(self, capability: str | None) -> bool:
-        """Whether the task was never delivered."""
+        """Take the task out of the queue; return whether it was never delivered."""
         if capability is None:
             capability = await find_task(self._requests, self._task_id)
             if capability is None:
                 return False
         stream = await self._streams.tasks(capability)
         subject = f"work.{capability}.{self._task_id}"
-        # What is not due yet comes into the queue when it is; so it goes first.
+        # A task that is not due yet enters the queue when it is; so that place is emptied first.
         if not self._never_delayed:
             later = f"{subject}.later"
             if await self._remove(stream, later, await last_message(self._requests, stream, later)):
@@ -220,7 +220,7 @@ class Cancellation:
         self._push = f"cancel.{capability}.{self._task_id}"
         self._connection.publish(self._push, b"", self._inbox)
         progress = await self._delivered.find(stream, capability)
-        if self._refusal is not None:  # that comes before the answer
+        if self._refusal is not None:  # a refusal comes before the answer
             raise refused_error(self._connection, self._refusal)
         others = await self._remove(stream, subject, stored)
         if stored is None:
@@ -230,7 +230,7 @@ class Cancellation:
     async def _remove(
         self, stream: str, subject: str, message: StoredMessage | None
     ) -> list[StoredMessage]:
-        """Take out a message, and what else there is of its subject: what was there."""
+        """Take out a message, and all others of its subject; return those that were there."""
         removed = []
         while message is not None:
             if await delete_message(self._requests, stream, message.seq, f"task {self._task_id}"):
@@ -239,12 +239,12 @@ class Cancellation:
         return removed
 
 
-# How far a durable has come is asked of the server once for all who want to know. An answer is good
-# for everybody who had done all that has to come before it when the question was sent.
+# The server is asked once how far a durable has come, for all who want to know. The answer is good
+# for everybody who had asked before the request was sent.
 #
-# A durable knows what it has delivered itself. One that was deleted and made anew knows nothing of
-# the deliveries of the one before, whose tasks may still run. So a durable speaks of the tasks that
-# are younger than itself alone, and one that is not there speaks of none.
+# A durable knows what it has delivered itself. One that was deleted and made again knows nothing of
+# the deliveries of the one before, whose tasks may still run. So a durable tells only of tasks that
+# are younger than itself, and a missing one tells of none.
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,29 +266,29 @@ class Delivered:
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._durables: dict[str, _Durable] = {}
+        self._look_ups: dict[str, _ProgressLookUp] = {}
 
     async def find(self, stream: str, capability: str) -> Progress | None:
         """How far the durable had come, at some time from now on; None if there is none.
 
         Raises:
-          What a request raises, or was raised to another one who has asked: what the caller has
+          What a request raises, also one that another caller has made: what this caller has
             published before may be lost with it.
         """
         name = f"{stream}.work-{capability}"
-        durable = self._durables.get(name)
-        if durable is None:
-            durable = self._durables[name] = _Durable(self._requests, stream, name)
-        return await durable.find()
+        look_up = self._look_ups.get(name)
+        if look_up is None:
+            look_up = self._look_ups[name] = _ProgressLookUp(self._requests, stream, name)
+        return await look_up.find()
 
 
-class _Durable:
+class _ProgressLookUp:
     def __init__(self, requests: Requests, stream: str, name: str) -> None:
         self._requests = requests
         self._stream = stream
         self._name = name
-        self._asked = 0  # by how many, ever
-        self._answered = 0  # of them
+        self._asked = 0  # by so many callers, ever
+        self._answered = 0  # to so many of them
         self._failures = 0
         self._progress: Progress | None = None
         self._round: trio.Event | None = None  # set when the answer is here

@@ -2,15 +2,16 @@
 #
 # The steps are those of a single cancellation, and so is their order (`_cancel.py`), but each is
 # taken for all tasks at once: all results are stored, then all workers told, then the durable asked
-# how far it has come. Nothing is searched for: a task's receipt says where it is, alone of its ID,
-# for that was made by this dispatcher and the server had it new at the first try.
+# how far it has come. Nothing is searched for: a task's receipt says where it is. No other task has
+# its ID, because this dispatcher made the ID, and the server took the task as new at the first try.
 #
-# What the durable has not delivered is taken out of the queue at once. It can't tell of tasks that
-# are older than itself; of those, and of what it has delivered, a worker tells that has them, or
-# that they reach now. What is left of them in the queue after that is taken out in the end.
+# Tasks that the durable has not delivered are taken out of the queue at once. It can't tell of
+# tasks that are older than itself; of those, and of tasks that it has delivered, the worker tells
+# that has them, or that gets them now. Those that are still in the queue after that are taken out
+# in the end.
 #
-# Whatever is out of the ordinary with a task (it has a result, there was no answer, a refusal) is
-# left to the single way, which knows what to do, or what to say.
+# A task with which anything is unusual (it has a result, there was no answer, a refusal) is left to
+# the single cancellation, which knows what to do, or what to say.
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ._cancel import Delivered
     from ._results import ResultStore
 
-# Of one kind on their way at once: a server of 10,000 that wait to be served takes no more.
+# Requests of one kind on their way at once: a server where 10,000 requests wait takes no more.
 _AT_ONCE: Final = 500
 
 
@@ -53,10 +54,10 @@ class Cancellations:
         self.requests = requests
         self.delivered = delivered
         self._results = results
-        self._missing = dict.fromkeys(withdrawals)  # of which the last word was not said
+        self._missing = dict.fromkeys(withdrawals)  # those that are not finished
 
     async def withdraw(self, grace: float) -> None:
-        """As `Outbox.withdraw_many`, but for what is missing then."""
+        """As `Outbox.withdraw_many`; what is missing then is left to `leave_rest`."""
         queues: dict[tuple[str, str], list[_Task]] = {}
         withdrawals = list(self._missing)
         for begin in range(0, len(withdrawals), _AT_ONCE):
@@ -68,7 +69,7 @@ class Cancellations:
                 nursery.start_soon(queue.withdraw, grace)
 
     def leave(self, withdrawal: Withdrawal) -> None:
-        """Leave it to the single way."""
+        """Leave it to the single cancellation."""
         if withdrawal in self._missing:
             del self._missing[withdrawal]
             withdrawal.left()
@@ -82,16 +83,16 @@ class Cancellations:
         self._missing.clear()
 
     def end(self, withdrawal: Withdrawal) -> None:
-        """All was done, and said."""
+        """Everything was done, and said."""
         del self._missing[withdrawal]
 
     async def _store_results(self, withdrawals: Sequence[Withdrawal]) -> list[_Task]:
         tasks: list[_Task] = []
-        answers = _Answered()
+        answers = _AnswerCount()
 
         def on_end(withdrawal: Withdrawal, place: tuple[str, int], stored: bool) -> None:
             if stored:
-                withdrawal.stored()  # whoever waits for it
+                withdrawal.stored()  # tells whoever waits for it
                 tasks.append(_Task(withdrawal, *place))
             else:
                 self.leave(withdrawal)
@@ -109,7 +110,7 @@ class Cancellations:
         return tasks
 
 
-class _Answered:
+class _AnswerCount:
     """Waits for as many answers as are expected."""
 
     def __init__(self) -> None:
@@ -130,7 +131,7 @@ class _Answered:
 
 
 class _Result(Publish):
-    """The result of one."""
+    """Stores the result of one task."""
 
     __slots__ = ("_on_end",)
 
@@ -142,7 +143,7 @@ class _Result(Publish):
 
 
 class _Task:
-    """One whose result is stored."""
+    """A task whose result is stored."""
 
     def __init__(self, withdrawal: Withdrawal, stream: str, seq: int) -> None:
         self.withdrawal = withdrawal
@@ -164,8 +165,8 @@ class _Queue:
         self._stream = stream
         self._capability = capability
         self._tasks = tasks
-        self._pending = dict.fromkeys(tasks)  # of which the last word was not said
-        self._waited = set(tasks)  # for a worker to say that they have ended
+        self._pending = dict.fromkeys(tasks)  # those that are not finished
+        self._waited = set(tasks)  # their workers have yet to say that they have ended
         self._none_waited = trio.Event()
         self._inboxes: list[str] = []  # for what the workers say
         self._is_refused = False
@@ -182,20 +183,20 @@ class _Queue:
                 self._requests.close_inbox(inbox)
 
     async def _withdraw(self, grace: float) -> None:
-        # The newest first: a worker whose handler ends by what it is told asks for another task,
-        # and knows by then which of those that waited for a place are not to be run.
+        # The newest first: a worker whose handler is cancelled asks for another task. By then it
+        # knows which of the tasks that waited for a place are not to be run.
         for task in sorted(self._tasks, key=_seq_of, reverse=True):
             inbox = self._requests.open_inbox(partial(self._on_answer, task))
             self._inboxes.append(inbox)
             push = f"cancel.{self._capability}.{task.withdrawal.task_id}"
             self._connection.publish(push, b"", inbox)
         fresh_from = await self._find_fresh()
-        if self._is_refused:  # that comes before the answer
+        if self._is_refused:  # a refusal comes before the answer
             raise BrokerError("not permitted")
         never_ran = [task for task in self._tasks if task.seq >= fresh_from]
         await self._take_out(never_ran)
         for task in never_ran:
-            if not task.answers.running:  # else it was handed out in between, and will say more
+            if not task.answers.running:  # else its worker, in between, will say more
                 self._waited.discard(task)
                 self._end(task, True)
         with trio.move_on_after(grace):
@@ -203,7 +204,7 @@ class _Queue:
                 await self._wait_ended()
             self._waited = {task for task in self._waited if task.answers.running}
             await self._wait_ended()
-        # Of those that have ended, too: one that is between two attempts waits in the queue.
+        # Also tasks that have ended: one that is between two attempts waits in the queue.
         await self._take_out([task for task in self._pending if not task.is_out])
         for task in list(self._pending):
             self._end(task, task.answers.verdict())
@@ -221,7 +222,7 @@ class _Queue:
         self._together.leave(task.withdrawal)
 
     async def _find_fresh(self) -> float:
-        """The sequence from which on nothing was ever delivered, for sure."""
+        """The sequence from which on nothing was ever delivered, for sure; else infinity."""
         progress = await self._together.delivered.find(self._stream, self._capability)
         waiting = [task.seq for task in self._tasks if progress and task.seq > progress.sequence]
         if progress is None or not waiting:
@@ -232,17 +233,17 @@ class _Queue:
         return first.seq if first is not None and progress.is_short_of(first) else math.inf
 
     async def _take_out(self, tasks: Sequence[_Task]) -> None:
-        """Take these out of the queue; one that isn't there any more is none of these."""
+        """Take these out of the queue; `is_out` stays False if one was not there any more."""
         request = f"$JS.API.STREAM.MSG.DELETE.{self._stream}"
         for begin in range(0, len(tasks), _AT_ONCE):
-            answers = _Answered()
+            answers = _AnswerCount()
             for task in tasks[begin : begin + _AT_ONCE]:
                 body = b'{"seq":%d,"no_erase":true}' % task.seq
                 self._requests.tell(request, body, partial(self._on_deletion, task, answers))
                 answers.expected += 1
             await answers.wait()
 
-    def _on_deletion(self, task: _Task, answers: _Answered, reply: Incoming | None) -> None:
+    def _on_deletion(self, task: _Task, answers: _AnswerCount, reply: Incoming | None) -> None:
         task.is_out = reply is not None and _is_success(reply)
         answers.arrive()
 
@@ -270,7 +271,7 @@ def _seq_of(task: _Task) -> int:
 
 
 def _find_place(receipt: bytes) -> tuple[str, int] | None:
-    """The stream and the sequence that a receipt tells."""
+    """The stream and the sequence that a receipt tells, or None."""
     if not receipt:
         return None
     ack = read_ack(receipt)

@@ -1,7 +1,7 @@
 # One task at a worker, and how it is settled.
 #
-# The order is what makes a loss impossible: first the result is stored and its PubAck is there,
-# only then is the task acked.
+# The order makes a loss impossible: the task is acked only after its result is stored and the
+# PubAck is there.
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 _NOTE_SECONDS: Final = 0.5
 
-# A lease that is not found within this, though there is a server, is left for later: its task has
-# one of the worker's places meanwhile.
+# Seconds. If a look-up of a group's lease takes longer, though there is a server, it is left for
+# later: its task has one of the worker's places meanwhile.
 _LOOK_SECONDS: Final = 5.0
 _REASON_LIMIT: Final = 1000
 _CLOCKS_DIFFER: Final = 60.0
@@ -43,7 +43,7 @@ _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class Settlement:
-    """What the deliveries of one capability are settled with. Kept up to date by their intake."""
+    """What the deliveries of one capability share. Their intake keeps it up to date."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Settlement:
     ) -> None:
         self.capability = capability
         self.ack_wait = ack_wait
-        self.clock = clock  # to be added to Trio's to have the server's, in seconds of 1970
+        self.clock = clock  # see `_api.measure_clock`
         self.doubt = doubt  # see `Delivery.doubt`
         self.connection = jetstream.connection
         self.requests = jetstream.requests
@@ -74,7 +74,7 @@ class Settlement:
             await self.connection.wait_up()
 
     async def measure_clock(self) -> float:
-        """Ask the server for `clock`."""
+        """Ask the server what `clock` is now."""
 
         async def measure() -> float:
             stream = await self.streams.tasks(self.capability)
@@ -87,7 +87,7 @@ class Settlement:
     async def keep(
         self, kind: str, task_id: str, subject: str, data: bytes, headers: dict[str, str] | None
     ) -> None:
-        """Keep a note, or a dead letter; where that is refused, it is lost, and logged."""
+        """Keep a note, or a dead letter; if that is refused, it is lost, and the loss is logged."""
 
         async def keep() -> None:
             if await self.streams.dead() is not None:
@@ -98,11 +98,11 @@ class Settlement:
         except BrokerError as exc:
             if self.connection.lost is not None:
                 raise
-            # What is left is the result. To stop here would stop every worker in turn.
+            # The result remains. Stopping here would stop one worker after the other.
             logger.error("%s is lost, of task %s: %s", kind, task_id, exc)
 
     async def find_notes(self, task_id: str, pattern: str) -> dict[str, int]:
-        """How many notes there are of a task, by subject; none, where that is refused."""
+        """How many notes there are of a task, by subject; none, if that is refused."""
 
         async def find() -> dict[str, int]:
             stream = await self.streams.dead()
@@ -117,14 +117,14 @@ class Settlement:
             subjects: dict[str, int] = info["state"].get("subjects") or {}
             return subjects
 
-        what = f"count the give-backs of task {task_id}"
+        what = f"look up the notes of task {task_id}"
         try:
             return await self.streams.persist(what, find)
         except BrokerError as exc:
             if self.connection.lost is not None:
                 raise
-            # As without a stream of notes. To stop here would stop every worker in turn.
-            logger.error("could not %s, so each was a failure: %s", what, exc)
+            # As without a stream of notes. Stopping here would stop one worker after the other.
+            logger.error("could not %s, so each delivery counts as a failure: %s", what, exc)
             return {}
 
 
@@ -231,9 +231,9 @@ class NATSDelivery(Delivery):
         return done
 
     async def give_back(self, delay: float = 0) -> bool:
-        # The note first: a worker that has the task again must find it, if the limit is passed.
-        # Whatever becomes of it, the task is given back: that waits for nothing, so it is not lost
-        # to a cancellation either. A note that is missing counts as one failed delivery.
+        # The note first: the worker that gets the task next must find it, if the limit is passed.
+        # The task is given back in any case: that waits for nothing, so a cancellation can't
+        # prevent it. A missing note counts as one failed delivery.
         given_back = False
         try:
             if not self.is_lost():
@@ -246,8 +246,8 @@ class NATSDelivery(Delivery):
     async def retry(self, delay: float) -> bool:
         if self.is_lost():
             return False
-        headers = {"Nats-Msg-Id": f"retry-{self._once()}"}
-        # The note says until when, for a server that is killed forgets the delay of a NAK.
+        headers = {"Nats-Msg-Id": f"retry-{self._delivery_key()}"}
+        # The note says until when, because a server that is killed forgets the delay of a NAK.
         delay = min(delay, LONGEST_SECONDS)
         until = trio.current_time() + self._settlement.clock + delay
         subject = f"{self._retries()}.{math.ceil(until * 1000)}"
@@ -255,8 +255,8 @@ class NATSDelivery(Delivery):
         return self._put_back(delay)
 
     def _put_back(self, delay: float) -> bool:
-        # The server takes the NAK of a delivery that is another worker's by now, and hands the task
-        # out while it runs there (seen on nats-server 2.15.1).
+        # The server accepts a NAK even if another worker has the task by now, and hands the task
+        # out again while it runs there (seen on nats-server 2.15.1).
         if self.is_lost():
             return False
         if delay > 0:
@@ -278,7 +278,7 @@ class NATSDelivery(Delivery):
         ends = [parse_count(subject.rpartition(".")[2]) or 0 for subject in notes]
         now = trio.current_time() + self._settlement.clock
         rests = [end / 1000 - now for end in ends]
-        # One that says more is no note of ours: the task would never be run.
+        # A note that says more is not ours, and the task would never be run.
         return max(
             (rest for rest in rests if rest <= LONGEST_SECONDS + _CLOCKS_DIFFER), default=0.0
         )
@@ -302,11 +302,11 @@ class NATSDelivery(Delivery):
     async def _keep_dead_letter(self, reason: str) -> None:
         subject = f"dead.{self.capability}.{self._token()}"
         headers = {
-            "Nats-Msg-Id": f"dead-{self._once()}",
+            "Nats-Msg-Id": f"dead-{self._delivery_key()}",
             "Swarm-Reason": _one_line(reason),
             "Swarm-Deliveries": str(self.number),
         }
-        # The bytes as they were come before what we say of them.
+        # The task's bytes are more important than our headers.
         await self._settlement.keep(
             "a dead letter", self.task_id, subject, self.data, self._fitting(headers)
         )
@@ -318,13 +318,13 @@ class NATSDelivery(Delivery):
     async def _note(self) -> None:
         settlement = self._settlement
         subject = f"back.{self.capability}.{self._token()}"
-        headers = {"Nats-Msg-Id": f"back-{self._once()}"}
+        headers = {"Nats-Msg-Id": f"back-{self._delivery_key()}"}
         try:
             if await settlement.streams.dead() is not None:
                 await publish(settlement.requests, subject, b"", headers)
         except (*NO_ANSWER_YET, SwarmTaskError) as exc:
             settlement.streams.forget()  # it may have been deleted
-            # Not noted, it counts as a failed delivery. The task is given back all the same.
+            # Without a note this counts as a failed delivery. The task is still given back.
             logger.warning("could not note that task %s is given back: %s", self.task_id, exc)
 
     def _settle(self, answer: bytes) -> None:
@@ -334,7 +334,7 @@ class NATSDelivery(Delivery):
             # The lease lapses, and whoever gets the task then finds its result.
             logger.debug("can't settle task %s now", self.task_id)
 
-    def _once(self) -> str:
+    def _delivery_key(self) -> str:
         # Tasks with different IDs may have the same token.
         return f"{self.capability}-{message_key(self._reply)}-{self.number}"
 

@@ -1,8 +1,9 @@
 # Leases of groups: while one is renewed, the tasks of its group may run.
 #
-# A lease is the last message of `lease.<group>`, which the stream forgets after its max_age. So
-# nobody has to notice that whoever renewed it is gone. Source: JetStream's max_age. The groups make
-# the stream; a lease that is in none has lapsed, whoever wrote its name into a task.
+# A lease is the last message of `lease.<group>`, which the stream drops after its max_age. So
+# nobody has to notice that the program that renewed it is gone. Source: JetStream's max_age. The
+# groups make the stream; a lease that is in no stream has lapsed, whoever wrote its name into a
+# task.
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class GroupLeases:
         """
 
         async def look(name: str) -> bool:
-            stream = await self._streams.find_group_leases()
+            stream = await self._streams.find_lease_stream()
             if stream is None:
                 return False
             if await last_message(self._requests, stream.name, f"lease.{name}") is not None:

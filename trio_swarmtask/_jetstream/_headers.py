@@ -34,9 +34,9 @@ class Consumer(Protocol):
 
 
 def is_first_delivery(durable: Consumer) -> Callable[[bytes], object]:
-    """What tells that an ack subject is that of a task's first delivery, in the usual form.
+    """A test whether an ack subject is that of a task's first delivery, in the usual form.
 
-    Nearly every one is. What it does not take is for `delivery_number` to read.
+    Nearly every one is. `delivery_number` reads the others.
     """
     before = re.escape(f"$JS.ACK.{durable.stream}.{durable.name}.1.".encode())
     count = rb"\d{1,19}"
@@ -57,17 +57,17 @@ def stream_sequence(reply: str) -> int:
 
 
 def stored_at(reply: str) -> float:
-    """When the server stored the task, by its clock: seconds of 1970. As `stream_sequence`."""
+    """When the server stored the task, by its clock: seconds since 1970. As `stream_sequence`."""
     return stored_nanoseconds(reply) / 1e9
 
 
 def stored_nanoseconds(reply: str) -> int:
-    """The same in nanoseconds, exactly."""
+    """As `stored_at`, in nanoseconds, exactly."""
     return parse_count(_ack_tokens(reply)[7]) or 0
 
 
 def message_key(reply: str) -> str:
-    """What tells a stored task from all others: also in a stream that was deleted and made anew."""
+    """Tells a stored task from all others, also in a stream that was deleted and made again."""
     tokens = _ack_tokens(reply)
     return f"{tokens[5]}-{tokens[7]}"
 
@@ -88,23 +88,24 @@ def _ack_tokens(reply: str) -> list[str]:
 # the seconds that it has left. The server notes when it stored the task, by its own clock. So a
 # worker that knows how far its clock is from the server's (the answers of the server's API say what
 # time it is there) knows how long the task has waited. A task that was kept for later may enter the
-# queue late: the server was down when it was due. So it brings the time at which it was due, and
+# queue late: the server was down when it was due. So it carries the time at which it was due, and
 # the seconds count from that.
 
 SECONDS_LEFT: Final = "Swarm-Seconds-Left"
 LEASE: Final = "Swarm-Lease"
 DUE: Final = "Swarm-Due"
-"""Of a task that was kept for later: when it was due, by the server's clock, in seconds of 1970."""
+"""Of a task that was kept for later: when it was due, in seconds since 1970 by the server's
+clock."""
 RESENT: Final = "Swarm-Resent"
 """Of a task that may have been stored before: its result is looked for before it is run."""
 OWN_HEADERS: Final = b"\r\nSwarm-"
-"""What the head of a message holds if one of ours is in it."""
+"""What a header block holds if one of our headers is in it."""
 NO_HEADERS: Final = (math.inf, "")
-"""Of a task without any: no deadline, no lease."""
+"""What `read_headers` returns for a task without any: no deadline, no lease."""
 
 
 def seconds_left(deadline: float) -> str:
-    """What goes with a task that is sent now."""
+    """The value of `SECONDS_LEFT` for a task that is sent now."""
     return f"{max(0.0, deadline - trio.current_time()):.3f}"
 
 
@@ -141,12 +142,12 @@ def find_deadline(reply: str, seconds: float, clock: float, due: float | None = 
     began = stored_at(reply)
     if due is not None:
         began = min(began, due)
-    # No later than now, however far off the clock was measured: the task is here.
+    # The task is here, so it began no later than now, however wrong the measured clock is.
     return min(began - clock, trio.current_time()) + seconds
 
 
-# All that a schedule starts comes on one subject, with one envelope. So the worker gives each an ID
-# of its own, by the time at which the server stored it: whoever gets it again finds the same.
+# All tasks of a schedule come on one subject, with one envelope. So the worker gives each an ID of
+# its own, by the time at which the server stored it: a redelivery has the same ID.
 SCHEDULE: Final = "Swarm-Schedule"
 """In a schedule, and in what it starts: its name."""
 _NAME: Final = SCHEDULE.encode()

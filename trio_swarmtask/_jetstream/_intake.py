@@ -1,17 +1,18 @@
 # A worker's side, for one capability: a standing pull, kept topped up.
 #
-# A pull request asks the server for a number of tasks, which it sends as they come. Its answers
-# may also be statuses (ADR-37): 100 is a heartbeat; 404 and 408 end a request; 409 ends it, or
-# says that the consumer is gone; 503 that nobody listens. The count of what was asked for and not
-# yet sent is kept here. Where it can't be known (the connection was lost, the consumer went,
-# heartbeats stay out), everything starts anew: another inbox, a count of zero.
+# A pull request asks the server for a number of tasks, which it sends as they come. Its answers may
+# also be statuses (ADR-37): 100 is a heartbeat; 404 and 408 end a request; 409 ends it, or says
+# that the consumer is gone; 503 that nobody listens. This module counts the tasks that were asked
+# for and not yet sent. If the count can't be known (the connection was lost, the consumer was
+# deleted, heartbeats are missing), everything starts again: another inbox, a count of zero.
 #
 # A server that is killed forgets the last deliveries and acks: a task that was done may come again
-# as if for the first time. So after each new start what is older is marked, to be looked for first.
+# as if for the first time. So after each new start older tasks are marked, and their results are
+# looked for first.
 #
-# Invariant: what is asked for is never more than the free places, so an idle worker's neighbour
-# never has tasks waiting for it. A place that became free is asked for at once, unless half of the
-# free places are asked for already: then the next arrival tops it up.
+# Invariant: never more tasks are asked for than there are free places, so no task waits at a worker
+# while its neighbour is idle. A task for a free place is asked for at once, unless more than half
+# of the free places are asked for already: then the next arrival tops it up.
 
 from __future__ import annotations
 
@@ -59,23 +60,22 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 
-# How long a lease lasts is kept in step with the durable: an operator may change its `ack_wait`.
-# The server does not tell of it (of durables that are made, deleted or paused it does). So the
-# durable is looked at where a worker has reason to: in each round of renewal, every third of
-# `ack_wait`, while tasks are in hand; as the first task arrives after a pause; and when one is
-# delivered again. It is one request, which each worker is permitted anyway, and none where a worker
-# is idle.
-#
-# A shorter time counts at once, for what was renewed by the longer one as well: 100 ms later the
-# server delivers again what was not renewed within the new one, though healthy workers run it. Each
-# of these finds out in its next round, a third of the old time later at most. Until then, whoever
-# has found out puts back what is delivered again, with a delay, and does not run it beside itself.
-# Seconds. The server takes as long to deliver again what a shorter `ack_wait` has made due, so an
-# answer that is not older knows of that.
+# The length of a lease follows the durable: an operator may change its `ack_wait`. The server does
+# not tell that (it does tell of durables that are made, deleted or paused). So a worker looks at
+# the durable: in each round of renewal, every third of `ack_wait`, while tasks are in hand; when
+# the first task arrives after a pause; and when one is delivered again. That is one request, which
+# each worker is permitted anyway, and none while a worker is idle.
+# A shorter time counts at once, also for leases that were renewed by the longer one: 100 ms later
+# the server delivers again the tasks that were not renewed within the new time, though healthy
+# workers run them. Each of these workers finds out in its next round, at most a third of the old
+# time later. Until then, a worker that has found out puts back what is delivered again, with a
+# delay, and does not run it at the same time as another worker.
 
+# Seconds that the server takes to deliver again what a shorter `ack_wait` has made due: an answer
+# that is not older knows of the change.
 _GRACE: Final = 0.1
 
-# A task that is delivered again waits no longer for an answer.
+# Seconds that a task which is delivered again waits for an answer, at most.
 _PATIENCE: Final = 1.0
 
 
@@ -100,9 +100,9 @@ class LeaseTerms:
         self._doubt_until = -math.inf
 
     async def look(self, since: float = math.inf) -> None:
-        """Ask for the durable, unless that was done since then, on Trio's clock.
+        """Ask for the durable, unless that was done after ``since``, on Trio's clock.
 
-        Where there is no answer, or no durable, nothing is known to have changed.
+        Without an answer, or without a durable, nothing is known to have changed.
         """
         async with self._asking:
             if self._asked_at >= since:
@@ -121,12 +121,12 @@ class LeaseTerms:
                 self.learn(durable)
 
     def learn(self, durable: Durable) -> None:
-        """This is the durable now."""
+        """Take in the durable as it is now."""
         before, now = self._durable.ack_wait, durable.ack_wait
         self._durable = durable
         if now == before:
             return
-        doubt = before / 2 if now < before else 0.0  # until all workers know, and a bit
+        doubt = before / 2 if now < before else 0.0  # until all workers know, and some more
         self._doubt_until = max(self._doubt_until, trio.current_time() + doubt)
         logger.warning(
             "the durable %s of stream %s was changed: its ack_wait was %g seconds, and is %g; "
@@ -186,13 +186,13 @@ class NATSIntake(Intake):
         self._capability = capability
         self._raw_prefix = f"work.{capability}.".encode()
         self._free = 0  # places
-        self._asked = 0  # of these, asked for and not arrived
-        self._heard = False  # since it was last asked
+        self._asked = 0  # tasks asked for these places, and not arrived
+        self._heard = False  # anything, since `_watch` last looked
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._trouble = trio.Event()
         self._ending = trio.Lock()
-        self._known_until = 0  # sequence of the stream: may have been delivered before
+        self._known_until = 0  # tasks up to this sequence may have been delivered before
         self._reason = ""  # why the pull is to be begun anew
         self._refused: BrokerError | None = None
         self._stopped = False
@@ -201,12 +201,12 @@ class NATSIntake(Intake):
 
     def ask(self, places: int) -> None:
         self._free += places
-        if self._asked * 2 <= self._free:  # most often it is not
+        if self._asked * 2 <= self._free:  # most often it is not so
             self._top_up()
 
     async def look(self) -> None:
         await self._terms.look()
-        with suppress(*NO_ANSWER_YET, BrokerError):  # in the next round again
+        with suppress(*NO_ANSWER_YET, BrokerError):  # the next round looks again
             await self._streams.look_at_results()
 
     async def find_done(self, task_ids: Sequence[str]) -> Mapping[str, bytes]:
@@ -286,9 +286,9 @@ class NATSIntake(Intake):
                 seconds,
                 lease,
                 due=due,
-                # What a schedule has started can't be taken out of the queue by its ID: if it was
-                # cancelled there, its result tells. What was kept for later may have been started
-                # in another capability as well.
+                # A schedule's task can't be taken out of the queue by its ID: if it was cancelled
+                # there, its result tells. A task that was kept for later may have been started in
+                # another capability too.
                 maybe_redelivered=number > 1
                 or resent
                 or due is not None
@@ -296,7 +296,7 @@ class NATSIntake(Intake):
                 or (self._known_until > 0 and stream_sequence(message.reply) <= self._known_until),
             )
         )
-        if self._asked * 2 <= self._free:  # as above
+        if self._asked * 2 <= self._free:  # as in `ask`
             self._top_up()
 
     def _on_status(self, message: Incoming, status: str) -> None:
@@ -316,20 +316,20 @@ class NATSIntake(Intake):
     # Standing
 
     async def begin(self) -> None:
-        """Let the server listen to an inbox for tasks.
+        """Subscribe to an inbox for tasks, and ask for tasks.
 
         Raises:
           BrokerError: if it refuses that.
         """
         self._begin()
-        await self._terms.look()  # its answer comes behind a refusal
+        await self._terms.look()  # its answer comes after a refusal
         await self._connection.wait_certain()
         if self._refused is not None:
             raise self._refused
         self.notices.begin()
 
     async def stand(self) -> None:
-        """Pull until stopped, over and over, whatever becomes of the connection or the consumer.
+        """Pull until stopped; begin again whenever the connection or the consumer is lost.
 
         To be called after `begin`.
         """
@@ -345,7 +345,7 @@ class NATSIntake(Intake):
             if self._refused is not None:
                 raise self._refused
             await self._end_in_order()
-            # Trouble at once and again must not spin; trouble after a while is met at once.
+            # Repeated trouble must not spin; after a long time without trouble there is no pause.
             long_ago = trio.current_time() - began > _LONGEST_PAUSE
             pause = 0.0 if long_ago else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
             if pause == _LONGEST_PAUSE and self._reason != logged:
@@ -369,10 +369,10 @@ class NATSIntake(Intake):
         self._top_up()
 
     async def _end_in_order(self) -> None:
-        # The pull ends with the interest in its inbox. What the server had sent by then still
-        # comes in; the echo, sent on the same connection, comes in behind it. Else it would be
-        # leased for `ack_wait`.
-        async with self._ending:  # whoever finds it ended already has waited for that
+        # The pull ends when nobody is subscribed to its inbox. Tasks that the server had sent by
+        # then still come in; the echo, on the same connection, comes after them. Otherwise they
+        # would stay leased for `ack_wait`.
+        async with self._ending:  # a second caller waits until the first has ended it
             subscription, self._subscription = self._subscription, None
             if subscription is None:
                 return
@@ -411,7 +411,7 @@ class NATSIntake(Intake):
         self._listener.ack_wait_changed()
 
     def _on_unusable(self, exc: BrokerError) -> None:
-        self._end_for(str(exc))  # then the look-up raises it
+        self._end_for(str(exc))  # then `find_durable` raises it
 
     def on_down(self) -> None:
         self._settlement.reports.on_down()

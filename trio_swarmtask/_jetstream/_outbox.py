@@ -1,15 +1,16 @@
 # A dispatcher's side: store tasks, hear of results, and find what was missed.
 #
-# Results are heard by one subscription for all the tasks of a dispatcher: the stream republishes
-# `done.<key>-17f4…` to `notify.<key>.17f4…`, after it was stored. An ID of the caller's own has a
-# subject of its own there. `a--b` and `a-b` fold to one subject, so the header says whose it is. A
-# stream that was not made by us may not republish: then `done.<id>` itself is subscribed to, which
-# also shows results that the stream refused; so that is only a hint to look.
+# One subscription hears the results of all tasks of a dispatcher: the stream republishes
+# `done.<key>-17f4…` to `notify.<key>.17f4…`, after it was stored. A task whose ID the caller chose
+# has a subject of its own there. `a--b` and `a-b` become one subject, so the header says whose
+# result it is. A stream that somebody else made may not republish: then `done.<id>` itself is
+# subscribed to. It also shows results that the stream refused, so a message there is only a hint to
+# look.
 #
-# What is published while we are away is never heard. So after each reconnect, and now and then, the
-# outstanding tasks are looked up. In each such sweep the stream itself is looked at, too: an
-# operator may have taken the republishing away, or given it. Then results are heard in the other
-# way from there on; where that is not permitted, they are looked up every second.
+# What is published during an outage is never heard. So after each reconnect, and now and then, the
+# outstanding tasks are looked up. In each such sweep the stream itself is looked at too: an
+# operator may have switched the republishing off or on. Then results are heard in the other way
+# from then on; if that is not permitted, they are looked up every second.
 
 from __future__ import annotations
 
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-# What is republished in a partition is never heard, though the connection stands.
+# Seconds. What is republished in a partition is never heard, though the connection stands.
 SWEEP_SECONDS: Final = 10.0
 
-# Who cancels a task does not wait longer to say in its result what its capability was.
+# Seconds. A cancelled task's result names its capability; a canceller waits no longer to find it.
 _FIND_SECONDS: Final = 2.0
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 1.0
@@ -75,17 +76,17 @@ class NATSOutbox(Outbox):
         self._results = ResultStore(jetstream)
         self._leases = GroupLeases(jetstream)
         self._delivered = Delivered(jetstream.requests)
-        self._notifies = stream.notifies  # it republishes results
+        self._notifies = stream.notifies  # whether the stream republishes results
         self.hears_own_ids = stream.notifies
         self._key = key
         self._looks = looks  # ends with the outbox
         self._looking: dict[str, bool] = {}  # by task: whether there was another hint meanwhile
         self._closed = False
         self._watched: dict[str, Subscription] = {}
-        self._unheard: dict[str, Refusal] = {}  # by task: of the subscription for its result
+        self._unheard: dict[str, Refusal] = {}  # by task: why its result is not heard
         self._own: Subscription | None = None
-        self._no_hints = False  # results can be looked up alone: nothing is republished,
-        self._no_notices = False  # or this connection may not hear it
+        self._no_hints = False  # only look up: `done.*` is not republished, nor permitted
+        self._no_notices = False  # only look up: this connection may not hear `notify.*`
         self._missed = trio.Event()
         self._listener = make_listener(self)
 
@@ -118,7 +119,7 @@ class NATSOutbox(Outbox):
             if refusal.is_of(subscription):
                 self._unheard[task_id] = refusal
         if refusal.is_of(self._own):
-            # It stood before: the permissions were changed, or the limit of subscriptions.
+            # It was permitted before: the permissions were changed, or the limit of subscriptions.
             self._no_notices = True
             self._tell_unheard(refused_error(self._connection, refusal))
             self._missed.set()
@@ -156,7 +157,7 @@ class NATSOutbox(Outbox):
     async def find(self, task_id: str) -> str | None:
         look = partial(find_task, self._requests, task_id)
         find = partial(self._streams.persist, f"find task {task_id}", look)
-        # Whoever may not look is told by what needs the answer.
+        # If this user may not look, the call that needs the answer says so.
         with trio.move_on_after(_FIND_SECONDS), suppress(BrokerError):
             return await self._requests.lifetime.run(find)
         return None
@@ -173,7 +174,7 @@ class NATSOutbox(Outbox):
     async def withdraw_many(self, withdrawals: Sequence[Withdrawal], grace: float) -> None:
         together = Cancellations(self._requests, self._results, self._delivered, withdrawals)
         try:
-            with suppress(SwarmTaskError):  # each will say so
+            with suppress(SwarmTaskError):  # the single cancellation of each will say so
                 await self._requests.lifetime.run(partial(together.withdraw, grace))
             together.leave_rest()
         finally:
@@ -201,8 +202,8 @@ class NATSOutbox(Outbox):
             self._looks.start_soon(self._look, task_id)
 
     async def _look(self, task_id: str) -> None:
-        # The hint may come before the stream has stored the result, or be of one that it refuses.
-        # One look at a time for each task: anybody may give any number of hints.
+        # The hint may come before the stream has stored the result, or be about one that it
+        # refuses. One look at a time for each task: anybody may give any number of hints.
         pause = _FIRST_LOOK
         try:
             while task_id in self._listener.outstanding():
@@ -226,8 +227,8 @@ class NATSOutbox(Outbox):
     async def _subscribe(self, *, notifies: bool) -> Subscription:
         if notifies:
             return await subscribe(self._requests, f"notify.{self._key}.>", self._on_notify)
-        # `expect` subscribes to one task's result after the other, and this one stands for all of
-        # them: may we? No task has that ID, so what comes there is nobody's result.
+        # `expect` subscribes to one task's result after the other. This subscription shows whether
+        # that is permitted. No task has that ID, so what comes there is nobody's result.
         return await subscribe(self._requests, f"done.{self._key}-0", _ignore)
 
     async def find_missed(self) -> None:
@@ -243,13 +244,13 @@ class NATSOutbox(Outbox):
             except BrokerError as exc:
                 if self._connection.lost is not None:
                     raise
-                # What is published reaches us all the same, unless there is an outage.
+                # New results still reach us, unless there is an outage.
                 logger.warning("results that were missed can't be looked up: %s", exc)
 
     async def _sweep(self) -> None:
         await self._look_up_all()
         if await self._hear_otherwise():
-            await self._look_up_all()  # what came before we heard it so
+            await self._look_up_all()  # results from before that
 
     async def _look_up_all(self) -> None:
         task_ids = iter(list(self._listener.outstanding()))
@@ -261,7 +262,7 @@ class NATSOutbox(Outbox):
                     del batch[heard]  # by its notice, while this took long
 
     async def _hear_otherwise(self) -> bool:
-        """Whether results are heard in another way now, as the stream was changed."""
+        """Hear results in the other way if the stream was changed; return whether they are."""
         try:
             stream = await self._streams.look_at_results()
         except NO_ANSWER_YET:
@@ -279,7 +280,7 @@ class NATSOutbox(Outbox):
                 self._tell_unheard(exc)
             return self._no_hints
         before, self._own = self._own, own
-        if before is None:  # the end has come meanwhile
+        if before is None:  # the outbox has ended meanwhile
             self.end()
             return False
         self._connection.unsubscribe(before)

@@ -1,10 +1,10 @@
 # Many stored messages by one request, in portions that the link can carry.
 #
 # A server writes all of an answer at once, and closes a connection that does not take it within its
-# `write_deadline` (10 seconds). So each request asks for no more bytes than are here in about a
-# second; a message that is larger comes alone. What has come is handed on at once, and is not lost
-# when the connection goes, or the end of the answer never comes. The end says whether there is
-# more: the server ends an answer at `max_bytes`, and near 64 MiB in any case.
+# `write_deadline` (10 seconds). So each request asks for no more bytes than arrive in about a
+# second; a larger message comes alone. Each message is handed on as it comes, and is not lost if
+# the connection breaks, or the end of the answer never comes. The end says whether there is more:
+# the server ends an answer at `max_bytes`, and near 64 MiB in any case.
 #
 # Source: JetStream's batches of direct gets (ADR-31): `multi_last`, `next_by_subj`, `max_bytes`.
 
@@ -41,7 +41,7 @@ class Portions:
         self._size = _FIRST
 
     async def fetch(self, stream: str, take: Callable[[Incoming], None], **which: object) -> bool:
-        """Have ``take`` called with each message as it comes; whether there are more.
+        """Call ``take`` with each message as it comes; return whether there are more.
 
         Args:
           which: What is asked for, as the server's API has it.
@@ -66,7 +66,7 @@ class Portions:
         status = status_of(end)
         if status not in ("204", "404"):
             raise NoResponders(f"a direct get of {stream}")
-        # A message that was deleted meanwhile ends an answer by a 404.
+        # A message that was deleted meanwhile ends an answer with a 404.
         more = came > 0 and (status == "404" or end.header(b"Nats-Num-Pending") not in ("", "0"))
         self._adapt(trio.current_time() - asked_at, full=more)
         return more

@@ -1,10 +1,10 @@
 # What the server's refusals mean, by the codes of its errors.json (nats-server 2.15).
 #
-# A refusal proves nothing unless it says what is stored. On a cluster a publish is refused also
+# A refusal proves nothing unless it says what is stored. On a cluster a publish is also refused
 # while another one to its subject, or with its ID, is on its way to a majority: nobody knows yet
-# whether that one will be stored. Such a refusal passes, as an outage does: whoever hears it asks
-# again. Taken for an answer it would lose tasks: a worker would ack for a result that a partition
-# then drops.
+# whether that one will be stored. Such a refusal passes, as an outage does: the caller asks again.
+# If it were taken for an answer, tasks would be lost: a worker would ack because of a result that a
+# partition then drops.
 #
 # So the table says of each refusal whether it passes, and why. One that is not in it passes if its
 # HTTP code says that the fault is the server's (500 and above), or that there is a conflict or too
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# What callers ask for by name.
+# Codes that callers compare by name.
 NO_CONSUMER: Final = 10014
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
@@ -48,14 +48,14 @@ FINAL: Final = {
     10111: "the stream does not permit it",
     10117: "the answer would be too large",
 }
-"""Refusals that pass by their HTTP code, and don't."""
+"""Refusals that would pass by their HTTP code, and do not pass."""
 _CONFLICT: Final = 409
 _TOO_MANY: Final = 429
 _SERVER_FAULT: Final = 500
 
 
 def passes(code: int, err_code: int) -> bool:
-    """Whether a refusal may be another answer when it is asked for again.
+    """Whether a second try may have another answer than this refusal.
 
     Args:
       code: The HTTP code of the answer.

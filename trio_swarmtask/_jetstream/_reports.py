@@ -1,7 +1,7 @@
 # What handlers report of their tasks, on the wire: core NATS, at most once, no storage.
 #
-# The subject is the one on which a `BusPublisher` announces results, and so are the bytes: whoever
-# follows a task there, in whatever language, hears of its progress.
+# Subject and bytes are those with which a `BusPublisher` announces results: whoever follows a task
+# there, in any language, hears of its progress.
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ class Reports:
             )
 
 
-# A follower: anybody may tell without pause, and a follower's link may be slow. What waits there
-# for its turn would hold up all else that comes on the connection, and the pings that tell that it
-# is alive. So the server is asked for so many reports, and for more while half of them are still to
-# come. If they come faster than that, it has ended the subscription by then. The echo behind the
-# question tells: just as many have come as were asked for before. Then there is another
-# subscription, and what was told in between is dropped: nothing else is lost.
+# A follower: anybody may report without pause, and a follower's link may be slow. Reports that wait
+# there would hold up everything else that comes on the connection, and the pings that show that it
+# is alive. So the server is asked for a number of reports, and for more while half of them are
+# still to come. If they come faster than that, the server has ended the subscription by then. The
+# echo after the request shows that: exactly as many reports have come as were asked for before.
+# Then a new subscription is made, and the reports in between are dropped; nothing else is lost.
 #
-# What was asked for is over with the connection, and asked for anew on the next one: what came
-# before it is known to be up may have been all. And a subscription that the server has ended has
-# given up its place among those that the server takes. If another one has it by then, there are no
-# reports until there is room again, and all else goes on.
+# What was asked for ends with the connection, and is asked for again on the next one: all of it may
+# have come before that one is known to be up. And a subscription that the server has ended has
+# given up its place among those that the server takes. If another one has that place by then, there
+# are no reports until there is room again; everything else goes on.
 
 # Reports that are asked for, and may be under way to us: so many bytes of all tasks that are
 # followed on one connection. A worker sends up to 32 of a task at once, as an attempt begins and
@@ -81,7 +81,7 @@ _OVERHEAD: Final = 200  # bytes: the subject, and the like
 
 
 class Following(Source):
-    """What is reported of one task."""
+    """Calls ``on_report`` with the reports of one task, while it is entered."""
 
     def __init__(
         self, requests: Requests, task_id: str, on_report: Callable[[bytes], None]
@@ -97,12 +97,12 @@ class Following(Source):
         self._last: Subscription | None = None  # the one before: the server has ended it
         self._refusal: Refusal | None = None  # of the current one
         self._number = 0  # of the subscription
-        self._room = 0  # for so many at a time
-        self._asked = 0  # of this subscription, in all
+        self._room = 0  # reports to ask for at a time
+        self._asked = 0  # reports asked of this subscription, in all
         self._heard = 0  # of these
         self._checking = False  # whether the server had ended it when it was asked for more
-        self._size = 0  # of the largest, until it was asked
-        self._largest = 0  # of those since
+        self._size = 0  # bytes of the largest report, when more were asked for
+        self._largest = 0  # bytes of the largest since then
 
     async def __aenter__(self) -> None:
         self._begun = True
@@ -141,7 +141,7 @@ class Following(Source):
 
     def _on_message(self, number: int, message: Incoming) -> None:
         if number == self._number:
-            self._drop_last()  # what it had under way has come before this
+            self._drop_last()  # what the last one had under way came before this
             self._heard += 1
             self._largest = max(self._largest, len(message.data))
             self._ask_for_more_if_due()
@@ -153,7 +153,7 @@ class Following(Source):
         if not self._is_due():
             return
         self._measure()
-        if self._is_due():  # else they have become larger, and those that are left are enough
+        if self._is_due():  # else reports have become larger: what is still to come is enough
             before = self._asked
             self._asked = self._heard + self._room
             self._connection.limit(self._current, self._asked)
@@ -187,7 +187,7 @@ class Following(Source):
         self._room = min(max(room, _FEWEST), most)
 
     def _ask(self, most: int = _MOST) -> None:
-        """Subscribe anew, behind what is under way of the last one."""
+        """Subscribe again; what the last subscription has under way comes first."""
         connection = self._connection
         if not connection.is_up:
             raise NotConnected
@@ -210,7 +210,7 @@ class Following(Source):
             self._connection.unsubscribe(last)
 
     def _on_up(self) -> None:
-        if self._stands:  # else it is being tried again
+        if self._stands:  # else `persist` tries again
             self._ask()
 
     def _on_refused(self, refusal: Refusal) -> None:
@@ -218,7 +218,7 @@ class Following(Source):
             self._refusal = refusal
 
     def _on_round(self) -> None:
-        # Not permitted stays so; that there are too many may pass.
+        # A missing permission stays; too many subscriptions may pass.
         if self._stands and self._refusal is not None and self._refusal.number:
             with suppress(NotConnected):
                 self._ask()

@@ -5,13 +5,13 @@
 # proves nothing: what counts is a PubAck, or a result that is found. Until there is one of these,
 # the result is published again.
 #
-# A stream that keeps one a task and refuses others is asked for the last; any other is asked for
-# the first from sequence 1. Replicas may lag behind a PubAck, so a stream that has some asks its
-# leader for a single one; in bulk a result that is missed is found by the next sweep: none found is
-# never a verdict there.
+# A stream that keeps one result a task and refuses others is asked for the last; any other is asked
+# for the first from sequence 1. Replicas may lag behind a PubAck, so in a replicated stream the
+# leader is asked for a single result; in bulk, the next sweep finds a result that was missed:
+# there, to find none proves nothing.
 #
 # Many results are handed on as they come, and asked for until there is an answer for each: what has
-# come is not asked for again, whatever becomes of the connection in between (see `_portions.py`).
+# come is not asked for again, even if the connection breaks in between (see `_portions.py`).
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ResultStore:
         """
         check_size(self._requests.connection, result, FIRST_BYTES)
         refused = False
-        # The way of nearly every result, without the frames that are for the rest.
+        # Nearly every result takes this short way, without the calls that the others need.
         try:
             await publish(self._requests, f"done.{task_id}", result, FIRST)
         except NO_ANSWER_YET as exc:
@@ -81,14 +81,14 @@ class ResultStore:
         else:
             return result
         with refused_for_its_size(len(result), "results"):
-            return await self._put_in_the_end(task_id, result, refused=refused)
+            return await self._put_with_retries(task_id, result, refused=refused)
 
-    async def _put_in_the_end(self, task_id: str, result: bytes, *, refused: bool) -> bytes:
+    async def _put_with_retries(self, task_id: str, result: bytes, *, refused: bool) -> bytes:
         is_there = refused
 
         async def attempt() -> bytes:
             nonlocal is_there
-            # The stream is made again, if it went and is ours to make.
+            # The stream is made again, if it was deleted and we may make it.
             stream = await self._streams.results()
             if not is_there:
                 try:
@@ -98,11 +98,11 @@ class ResultStore:
                         raise
                 else:
                     return result
-            # Ours, if only the answer to an attempt before this one was lost.
+            # It is ours, if only the answer to an earlier attempt was lost.
             found = await fetch_result(self._requests, stream, task_id)
             is_there = found is not None
             if found is None:
-                # It has just expired, or whoever was asked does not know of it yet.
+                # It has just expired, or the server that was asked does not know of it yet.
                 raise NoAnswer(f"a result of task {task_id} is said to be there, and is not found")
             return found
 
@@ -166,7 +166,7 @@ async def fetch_result(requests: Requests, stream: ResultStream, task_id: str) -
 
 
 def result_id(message: Incoming) -> str:
-    """The task of a result that the server hands out by another subject than its own."""
+    """The task of a result that comes on another subject than the result's own."""
     head = message.head
     begin = head.rfind(_SUBJECT)  # the server's own is the last
     if begin < 0:

@@ -1,15 +1,16 @@
 # Schedules on the server: tasks that it starts again and again.
 #
 # A schedule is a message on `work.<capability>.<name>.later`, with the header Swarm-Schedule, which
-# goes with each task that it starts. One that is published again begins to count anew: with
-# `@every 3s`, published each second, nothing is ever started. So what is there is compared first.
+# goes with each task that it starts. A schedule that is published again starts counting again: with
+# `@every 3s`, published each second, nothing is ever started. So the stored one is compared first.
 #
-# Two who register at once: each replaces only what it has seen, so one of them looks again. A
-# schedule that moves to another capability is removed there before it is stored here: if both stood
-# for a moment, both might fire, and two tasks had one ID. So it may be that neither stands, for as
-# long as one request takes; whoever dies just then has to register again, as each program does when
-# it begins. Where two who disagree about the capability register at once, both schedules stand for
-# a moment; each then looks, keeps the younger one, and removes the other.
+# If two programs register at once, each replaces only what it has seen, so one of them looks again.
+# A schedule that moves to another capability is removed from the old one before it is stored for
+# the new one: if both existed for a moment, both might fire, and two tasks would have one ID. So
+# neither may exist for as long as one request takes; a program that dies just then has to register
+# again, as each program does when it starts. If two programs that disagree about the capability
+# register at once, both schedules exist for a moment; each program then looks, keeps the younger
+# one, and removes the other.
 
 from __future__ import annotations
 
@@ -123,7 +124,7 @@ class NATSTimetable(Timetable):
         await delete_message(self._requests, message.stream, message.seq, what)
 
     async def _find(self, name: str) -> list[StoredMessage]:
-        """The schedules of a name, or ``*``."""
+        """The schedules of a name; all for ``*``."""
         return [message for message in await self._look(name) if _is_schedule(message)]
 
     async def _look(self, name: str) -> list[StoredMessage]:

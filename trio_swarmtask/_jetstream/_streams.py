@@ -1,10 +1,10 @@
-# Streams: found by the subject that is needed, made where missing, never changed.
+# Streams, found by the subject that is needed, and durables: made if missing, never changed.
 #
 # Looking up by subject, not by name, lets an operator give a busy capability a stream of its own,
-# or use one that is there already. Whoever made it, it is used as it is; what it can't do is done
-# without (see ResultStream). An operator may change it at any time, of which a user with the least
-# permissions is not told; so those that matter are looked at now and then, where something else is
-# looked up anyway, and a change is told.
+# or use one that is there already. Whoever made a stream, it is used as it is; we do without what
+# it can't do (see ResultStream). An operator may change it at any time, and a user with the least
+# permissions is not told; so the streams that matter are looked at now and then, when something
+# else is looked up anyway, and a change is logged.
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _LEASE_SECONDS: Final = 30
 _DUPLICATE_SECONDS: Final = 120
 _NOTIFY: Final = "notify.{{split(1,-)}}"
 
-# An answer that is not older is as good as a new one: several roles may ask, on one connection.
+# Seconds. A younger answer is as good as a new one: several roles may ask, on one connection.
 _SEEN_SECONDS: Final = 10.0
 
-# An answer takes a millisecond, or some seconds: until there is a leader.
+# Seconds. An answer takes a millisecond; or some seconds, until there is a leader.
 _INFO_SECONDS: Final = 1.0
 
-# Versions of the server: of schedules for one time, and for many.
+# Versions of the server that have schedules for one time, and for many times.
 SCHEDULES_SINCE: Final = (2, 12)
 RECURRENT_SINCE: Final = (2, 14)
 
@@ -76,7 +76,7 @@ class LeaseStream:
 
     name: str
     seconds: float
-    """For which a lease lasts; 0: for ever."""
+    """How long a lease lasts; 0: for ever."""
 
 
 # What a stream can do, as an operator knows it.
@@ -94,7 +94,7 @@ _SETTINGS: Final = {
 
 
 class Streams:
-    """What is on the server, as far as it was needed."""
+    """The streams on the server, as far as they were needed."""
 
     def __init__(self, connection: Connection, requests: Requests) -> None:
         self._connection = connection
@@ -104,11 +104,11 @@ class Streams:
         self._tasks: dict[str, str] = {}
         self._results: ResultStream | None = None
         self._results_before: ResultStream | None = None
-        self._results_seen = 0.0  # when they were looked at
+        self._results_seen = 0.0  # when the stream was looked at
         self._dead: str | None = None
         self._leases: LeaseStream | None = None
         self._leases_before: LeaseStream | None = None
-        self._leases_doubted = -math.inf  # until then
+        self._leases_doubted = -math.inf  # until then, see `doubts_leases`
         self._warned_dead = False
 
     async def check_jetstream(self) -> None:
@@ -131,7 +131,7 @@ class Streams:
         await persist(self._connection, "say what JetStream may use", look)
 
     async def persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """As `_jetstream.persist`; where nobody answers, streams are looked up anew."""
+        """As `persist` of `_nats/_requests.py`; if nobody answers, streams are looked up again."""
 
         async def attempt_or_forget() -> T:
             try:
@@ -168,7 +168,7 @@ class Streams:
 
     @property
     def known_results(self) -> ResultStream | None:
-        """As `results`, if it is known."""
+        """As `results`; None if it is not known yet."""
         return self._results
 
     async def results(self) -> ResultStream:
@@ -196,7 +196,7 @@ class Streams:
         return self._results
 
     async def look_at_results(self) -> ResultStream:
-        """As `results`, as it is now: an operator may have changed it. Unless that was just asked.
+        """As `results`, looked at again unless that was just done: it may have been changed.
 
         Raises:
           What a request raises.
@@ -253,8 +253,8 @@ class Streams:
         assert self._leases is not None
         return self._leases
 
-    async def find_group_leases(self) -> LeaseStream | None:
-        """The stream of the groups' leases; None if there is none: who only looks makes none."""
+    async def find_lease_stream(self) -> LeaseStream | None:
+        """The stream of the groups' leases; None if there is none: looking makes none."""
         if self._leases is None:
             config = await persist(
                 self._connection, "name the stream of leases", partial(self.find, "lease.*")
@@ -264,7 +264,7 @@ class Streams:
         return self._leases
 
     async def look_at_leases(self) -> None:
-        """See what it is now: an operator may have changed it.
+        """Look at the stream of leases again: an operator may have changed it.
 
         Raises:
           What a request raises.
@@ -278,10 +278,10 @@ class Streams:
 
     @property
     def doubts_leases(self) -> bool:
-        """Whether a lease that is not there may be one of a group that lives.
+        """Whether a lease that is not there may be that of a group that is alive.
 
-        Where leases last for a shorter time than they did, who renews them by the longer one finds
-        out in its next round, a third of that later at most.
+        If leases last for a shorter time than before, a program that renews them by the longer one
+        finds out in its next round, at most a third of that time later.
         """
         return trio.current_time() < self._leases_doubted
 
@@ -313,13 +313,13 @@ class Streams:
         answer = await call(self._requests, "STREAM.NAMES", subject=subject)
         for name in answer.get("streams") or ():
             config = await self.look_at(name, subject)
-            if config is not None:  # else it was deleted meanwhile, or holds a part of it
+            if config is not None:  # else deleted meanwhile, or it holds a part of `subject`
                 return config
         return None
 
     async def look_at(self, name: str, subject: str) -> dict[str, Any] | None:
         """The config of a stream that was there; None if it does not hold ``subject`` any more."""
-        # Between two leaders a stream does not say what it is. What it was is taken for that, or a
+        # Between two leaders a stream does not answer. Then its last known config counts, or a
         # publish would wait for the end of this request, and not for the next leader.
         with trio.move_on_after(_INFO_SECONDS if name in self._configs else math.inf):
             try:
@@ -372,9 +372,9 @@ class JetStream:
     """JetStream on one server, as one role uses it."""
 
     requests: Requests
-    """The role's own: they end with it."""
+    """The role's own requests: they end with the role."""
     streams: Streams
-    """What its broker has found there."""
+    """The streams found there so far."""
 
     @property
     def connection(self) -> Connection:
@@ -419,8 +419,8 @@ def tell_changes(what: str, before: Any, now: Any) -> None:  # noqa: ANN401 - of
 
 
 # The durable of a capability is the consumer that all its workers share. It is created with
-# `"action": "create"`: without it the server would silently change the one that is there, for
-# everyone. One that is there is used as it is, if workers can share it at all.
+# `"action": "create"`: without that the server would silently change an existing one, for everyone.
+# An existing durable is used as it is, if workers can share it at all.
 
 _NO_LIMIT: Final = 1_000_000
 _ACK_WAIT: Final = 30 * _NANOSECONDS  # the server's default
@@ -441,7 +441,7 @@ class Durable:
     last_sequence: int = 0
     """Of its stream, when it was looked up."""
     clock: float = 0.0
-    """What to add to Trio's clock to have the server's, in seconds of 1970."""
+    """What to add to Trio's clock to get the server's, in seconds since 1970."""
 
 
 def _wanted(name: str, capability: str, ack_wait: float) -> dict[str, object]:
@@ -453,7 +453,7 @@ def _wanted(name: str, capability: str, ack_wait: float) -> dict[str, object]:
         "ack_wait": round(ack_wait * _NANOSECONDS),
         "max_deliver": -1,
         "max_ack_pending": 1_000_000,
-        "max_waiting": 65_536,  # pulls; the default of 512 is one for each of so many workers
+        "max_waiting": 65_536,  # pulls; the default is enough for 512 workers
         "deliver_policy": "all",
         "replay_policy": "instant",
     }

@@ -1,14 +1,14 @@
 # Tasks on their way into the queue, at once or when they are due.
 #
-# A publish without an answer may have been stored. Sent again, the server knows the task by its
-# Nats-Msg-Id, but for the duplicate window only, and it may have been killed. So what may be stored
-# goes out again only after a look for its result, and only where the subject is empty: then it is
-# neither waiting nor running. In between a task may have ended; the header RESENT has its worker
-# look for the result as well.
+# A publish without an answer may have been stored. If it is sent again, the server knows the task
+# by its Nats-Msg-Id, but only within the duplicate window, and not if it was killed. So a task that
+# may be stored is sent again only after a look for its result, and only if the subject is empty:
+# then it is neither waiting nor running. In between the task may have ended; the header RESENT
+# makes its worker look for the result too.
 #
-# An ID of the caller's own may be that of a task which is not due yet, also in another capability.
-# The server looks: it stores the one only where `work.*.<id>.later` is empty. What is there may be
-# no task, but a schedule of that name, which is no reason not to store it.
+# An ID that the caller chose may also be that of a task which is not due yet, in any capability.
+# The server checks that: it stores the task only if `work.*.<id>.later` is empty. If a schedule of
+# that name is there, and no task, the task is stored all the same.
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _AGAIN: Final = FIRST | {RESENT: "1"}
 EMPTY_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
-"""Beside FIRST: it is this subject, which may have wildcards, that has to be empty."""
+"""Beside FIRST: this subject, which may have wildcards, has to be empty."""
 HEADER_BYTES: Final = FIRST_BYTES + len(
     f"Nats-Msg-Id: \r\n{SECONDS_LEFT}: 2147483647.000\r\n{LEASE}: \r\n{RESENT}: 1\r\n"
     f"{EMPTY_SUBJECT}: work.*..later\r\n"
@@ -82,7 +82,7 @@ class TaskStore:
         """As `Outbox.store`."""
         check_size(self._connection, task.data, headers_size(task))
         if not tried and task.capability in self._known_capabilities:
-            # The way of nearly every task, without the frames that are for the rest.
+            # Nearly every task takes this short way, without the calls that the others need.
             try:
                 ack = await publish(self._requests, subject_of(task), task.data, headers_of(task))
             except NoAnswer:
@@ -92,7 +92,7 @@ class TaskStore:
             else:
                 task.receipt = msgspec.json.encode(ack)
                 return not ack.duplicate
-        return await self._put_in_the_end(task, tried=tried)
+        return await self._put_with_retries(task, tried=tried)
 
     def put_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         """As `Outbox.store_soon`."""
@@ -106,7 +106,7 @@ class TaskStore:
         most = headers_size(task)
         return publish_soon(self._requests, _Put(task, on_end), subject, task.data, block, most)
 
-    async def _put_in_the_end(self, task: NewTask, *, tried: bool) -> bool:
+    async def _put_with_retries(self, task: NewTask, *, tried: bool) -> bool:
         maybe_stored, look_for_later = tried, True
 
         async def attempt() -> bool:
@@ -138,8 +138,8 @@ class TaskStore:
             return not ack.duplicate
 
         async def already() -> bool | None:
-            # The ID of a task that ended meanwhile is forgotten if the server was killed: a second
-            # publish would then run it again.
+            # A server that was killed forgets the ID of a task that ended meanwhile: a second
+            # publish would run it again.
             results = await self._streams.results()
             found = await fetch_result(self._requests, results, task.task_id)
             return None if found is None else False
@@ -148,12 +148,12 @@ class TaskStore:
         return await persist_task(self._requests, task, what, attempt, already, tried=tried)
 
     async def _is_schedule(self, task: NewTask) -> bool:
-        """Whether what has the ID of the task, and is not due, is none, but a schedule."""
+        """Whether what has the task's ID, and is not due, is a schedule and no task."""
         stream = await self._streams.tasks(task.capability)
         try:
             found = await last_message(self._requests, stream, later_of(task))
         except BrokerError:
-            return False  # this user may not look: it is a task for all that it may know
+            return False  # this user may not look: it counts as a task
         return found is not None and SCHEDULE in found.headers  # else it has just become due
 
 
@@ -182,17 +182,17 @@ def subject_of(task: NewTask) -> str:
 
 
 def later_of(task: NewTask) -> str:
-    """Where tasks of its ID are that are not due."""
+    """The subjects of tasks that have its ID and are not due."""
     return f"work.*.{task.task_id}.later"
 
 
 def headers_size(task: NewTask) -> int:
-    """The bytes of them, at most."""
+    """The bytes of a task's headers, at most."""
     return HEADER_BYTES + 2 * len(task.task_id) + len(task.group_lease)
 
 
 def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
-    """For the server to know it again, and for its worker."""
+    """A task's headers: the server knows it again by them, and its worker reads them."""
     headers = {"Nats-Msg-Id": task.task_id}
     if look_for_later and not task.is_new:
         headers |= FIRST
@@ -206,8 +206,9 @@ def headers_of(task: NewTask, *, look_for_later: bool = True) -> dict[str, str]:
 
 # A task that is not due yet is a message schedule on `work.<capability>.<id>.later`, where no
 # durable takes it. At its time the server stores it on `work.<capability>.<id>` and removes the
-# schedule, both at once. Its Nats-Msg-Id does not survive that. So what is stored again after an
-# outage is looked for on its whole way, in the order in which it goes: not due, in the queue, done.
+# schedule, both at once. Its Nats-Msg-Id does not survive that. So before a task is stored again
+# after an outage, it is looked for in all its places, in the order in which it passes them: not
+# due, in the queue, done.
 #
 # An ID is one task in all capabilities: it is stored only where `work.*.<id>.later` is empty.
 
@@ -271,7 +272,7 @@ class LaterStore:
             return not ack.duplicate
         if refusal.err_code == SCHEDULES_DISABLED:
             self._forget()
-            await self._look(task.capability)  # it is another stream by now: this says why
+            await self._look(task.capability)  # the stream is another by now: this says why
         if refusal.err_code != STORED_BEFORE:
             raise refusal
         await self._check_no_schedule(stream, task)
@@ -321,10 +322,10 @@ class LaterStore:
 async def find_schedule_stream(
     jetstream: JetStream, capability: str, since: tuple[int, int], what: str
 ) -> str:
-    """The stream of a capability's tasks, which keeps what is not due as well.
+    """The stream of a capability's tasks, which also keeps tasks that are not due.
 
     Raises:
-      BrokerError: if it, or the server, can't; with what to do.
+      BrokerError: if the stream or the server can't do that; it says what to do.
     """
     connection, streams = jetstream.connection, jetstream.streams
     url = connection.config.safe_url

@@ -1,8 +1,8 @@
 # The broker and the bus inside one process, on Trio's clock.
 #
-#   _broker     the sides of dispatchers and workers, through several runs of Trio
-#   _queue      the tasks of one capability: who waits, who has one, until when
-#   _store      results, leases and dead letters, and who hears of results and reports
+#   _broker     the broker, a dispatcher's side of it, and its use in several runs of Trio
+#   _queue      the tasks of one capability, and a worker's side of them
+#   _store      results, leases of groups and dead letters, and who hears of results and reports
 #   _schedules  tasks that are started again and again
 #   _bucket     keys and values
 #   _bus        messages by subject

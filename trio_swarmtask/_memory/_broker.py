@@ -1,6 +1,6 @@
 # The broker in memory: the whole system inside one process, on Trio's clock.
 #
-# It keeps the promises of the one on a server: tasks wait until someone takes them, a lease that
+# It keeps the promises of the broker on a server: tasks wait until someone takes them, a lease that
 # is not renewed lapses, the first result stored wins, results are kept for `result_ttl`. So tests
 # run on a MockClock in milliseconds, and a program that needs no server yet needs no other code
 # later.
@@ -9,9 +9,9 @@
 #
 # It may outlive a run of Trio, and be used in another one: see `Runs`.
 #
-# It owns no nursery. What must happen at a time (a lease lapses, a delayed task is due) is done by
-# the intakes that are open, for without one nobody could take the task anyway; and where the order
-# depends on it, before anything else is.
+# It owns no nursery. The open intakes do what must happen at a certain time (a lease lapses, a
+# delayed task comes due): without an intake nobody could take the task anyway. Where the order
+# depends on it, this is done before anything else.
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
     from .._abc import Bucket, DeliveryListener
 
 
-# Several runs of Trio, one after the other. The broker's times are on Trio's clock, which begins
-# anywhere in each run. So the first who opens something in a run moves all of them: they go on
-# where the run before stopped. What passes between two runs does not count, for nobody was there.
+# Several runs of Trio, one after the other. The broker's times are on Trio's clock, which starts at
+# an arbitrary time in each run. So the first who opens something in a run moves all times: they go
+# on where the last run stopped. The time between two runs does not count, because nobody was there.
 
 
 class Runs:
-    """The runs that something lives through; ``shift`` moves its times by so many seconds."""
+    """The runs that use an object; ``shift`` moves the object's times by so many seconds."""
 
     def __init__(self, shift: Callable[[float], None]) -> None:
         self._shift = shift
-        self._token: trio.lowlevel.TrioToken | None = None  # of the last one
-        self.ended_at = 0.0  # on the clock of that one
+        self._token: trio.lowlevel.TrioToken | None = None  # of the last run
+        self.ended_at = 0.0  # when the last run ended, on that run's clock
 
     def enter(self) -> None:
-        """Be in the run that calls this.
+        """Let the current run use the object.
 
         Raises:
-          RuntimeError: if the last one has not ended.
+          RuntimeError: if the last run has not ended.
         """
         token = trio.lowlevel.current_trio_token()
         if token is self._token:
@@ -81,7 +81,7 @@ def _has_ended(token: trio.lowlevel.TrioToken) -> bool:
 
 
 class _End(trio.abc.Instrument):
-    """Notes when a run ends, for all that live in it."""
+    """Notes when a run ends, for every `Runs` in it."""
 
     def __init__(self) -> None:
         self.followers: weakref.WeakSet[Runs] = weakref.WeakSet()
@@ -109,8 +109,8 @@ def _end_of_this_run() -> _End:
 class MemoryBroker(Broker):
     """Tasks and results of one process, kept in memory, on Trio's clock.
 
-    It may be used in several runs of Trio, one after the other: times go on where the run before
-    stopped.
+    It may be used in several runs of Trio, one after the other: times go on where the last
+    run stopped.
 
     Args:
       ack_wait: Seconds that a delivery is a worker's, unless renewed.
@@ -214,7 +214,7 @@ class _MemoryOutbox(Outbox):
         self, broker: MemoryBroker, make_listener: Callable[[Outbox], ResultListener]
     ) -> None:
         self._broker = broker
-        self._kept = broker._store
+        self._store = broker._store
         self._lifetime = Lifetime()
         self.timetable = MemoryTimetable(
             broker._schedules, self._lifetime, broker._store.check_size
@@ -222,39 +222,39 @@ class _MemoryOutbox(Outbox):
         self.listening = Listening(make_listener(self))
 
     async def store(self, task: NewTask, *, tried: bool = False) -> bool:
-        self._kept.check_size(task.data)
+        self._store.check_size(task.data)
         stored = Task(task.capability, task.task_id, task.data, task.deadline, task.group_lease)
         due = -math.inf
         if task.not_before is not None:
-            # Told once: from here on it is Trio's clock that counts.
+            # The time of day is read once: from here on Trio's clock counts.
             due = trio.current_time() + (task.not_before - datetime.now(UTC)).total_seconds()
-        return await self._lifetime.run(partial(self._store, stored, due))
+        return await self._lifetime.run(partial(self._store_task, stored, due))
 
     def store_soon(self, task: NewTask, on_end: Callable[[bool | None], None]) -> bool:
         broker = self._broker
-        broker._schedules.catch_up()  # what was due before comes before
+        broker._schedules.catch_up()  # what is due already goes first
         if (
             self._lifetime.is_over
-            or len(task.data) > self._kept.max_payload
-            or self._kept.room.is_full()
-            or self._kept.is_known(task.task_id)
+            or len(task.data) > self._store.max_payload
+            or self._store.room.is_full()
+            or self._store.is_known(task.task_id)
         ):
             return False
         broker._add(Task(task.capability, task.task_id, task.data, task.deadline, task.group_lease))
         on_end(True)
         return True
 
-    async def _store(self, task: Task, due: float) -> bool:
+    async def _store_task(self, task: Task, due: float) -> bool:
         broker = self._broker
         await trio.lowlevel.checkpoint()
         if any(queue.is_later(task.task_id) for queue in broker._queues.values()):
             return False
-        while not self._kept.is_known(task.task_id):
-            broker._schedules.catch_up()  # as above
-            if not self._kept.room.is_full():
+        while not self._store.is_known(task.task_id):
+            broker._schedules.catch_up()  # as in `store_soon`
+            if not self._store.room.is_full():
                 broker._add(task, due)
                 return True
-            await self._kept.room.freed.wait()
+            await self._store.room.freed.wait()
         return False
 
     def expect(self, task_id: str) -> None:
@@ -264,19 +264,19 @@ class _MemoryOutbox(Outbox):
         self.listening.expected.discard(task_id)
 
     def follow(self, task_id: str, on_report: Callable[[bytes], None]) -> Source:
-        return Following(self._kept.followers, task_id, on_report)
+        return Following(self._store.followers, task_id, on_report)
 
     async def fetch(self, task_id: str) -> bytes | None:
         return await self._lifetime.run(partial(self._fetch, task_id))
 
     async def _fetch(self, task_id: str) -> bytes | None:
         await trio.lowlevel.checkpoint()
-        return self._kept.results.get(task_id)
+        return self._store.results.get(task_id)
 
     async def store_result(self, task_id: str, result: bytes) -> bytes:
-        await self._lifetime.run(partial(self._kept.finish, task_id, result))
-        stored = self._kept.results.get(task_id)
-        return result if stored is None else stored  # one that was there may just have expired
+        await self._lifetime.run(partial(self._store.finish, task_id, result))
+        stored = self._store.results.get(task_id)
+        return result if stored is None else stored  # an earlier result may just have expired
 
     async def find(self, task_id: str) -> str | None:
         await self._lifetime.run(trio.lowlevel.checkpoint)
@@ -293,7 +293,7 @@ class _MemoryOutbox(Outbox):
         if capability is not None:
             queues = [self._broker._queue(capability)]
         else:
-            # All: whoever runs it hears of it also where it was taken out of its queue before.
+            # All: a worker that runs the task hears of it even if the task has left its queue.
             queues = list(self._broker._queues.values())
         notice = self._tell(queues, task_id)
         with trio.move_on_after(grace):
@@ -301,8 +301,8 @@ class _MemoryOutbox(Outbox):
         return notice.verdict()
 
     def _tell(self, queues: Sequence[Queue], task_id: str) -> _MemoryNotice:
-        # As on a server: of what may have been handed out it is known that it has ended if a worker
-        # says so.
+        # As on a server: if a task may have been handed out, only a worker can say that it has
+        # ended.
         notice = _MemoryNotice(task_id)
         notice.never_ran = any(queue.was_never_delivered(task_id) for queue in queues)
         for queue in queues:
@@ -313,7 +313,7 @@ class _MemoryOutbox(Outbox):
         await trio.lowlevel.checkpoint()
         notices: dict[Withdrawal, _MemoryNotice] = {}
         for withdrawal in withdrawals:
-            if self._lifetime.is_over or not self._kept.finish_soon(
+            if self._lifetime.is_over or not self._store.finish_soon(
                 withdrawal.task_id, withdrawal.result
             ):
                 withdrawal.left()
@@ -336,20 +336,20 @@ class _MemoryOutbox(Outbox):
 
     async def _renew_group_lease(self, name: str) -> float:
         await trio.lowlevel.checkpoint()
-        self._kept.leases.put(name, None)
-        return self._kept.lease_seconds
+        self._store.leases.put(name, None)
+        return self._store.lease_seconds
 
     def close(self) -> None:
         self._lifetime.end(lambda: ClosedError("the dispatcher was closed meanwhile"))
 
 
 class _MemoryNotice(Notice):
-    # Those who run the task answer at once, for all are in this process.
+    # The workers that run the task answer at once: all are in this process.
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
         self.never_ran = False
-        self._has_run = False  # a worker has said so
-        self._running = 0  # workers
+        self._has_run = False  # a worker has said that it runs the task
+        self._running = 0  # workers that run it now
         self._ended = trio.Event()
 
     def verdict(self) -> bool | None:
@@ -366,7 +366,7 @@ class _MemoryNotice(Notice):
         self._running -= 1
         if self._running == 0:
             self._ended.set()
-            self._ended = trio.Event()  # another worker may say that it runs it
+            self._ended = trio.Event()  # another worker may still say that it runs the task
 
     async def wait_ended(self) -> None:
         if self._running > 0:

@@ -1,6 +1,6 @@
-# Buckets in memory, on Trio's clock: shared by all that open the name on one broker.
+# Buckets in memory, on Trio's clock: shared by all who open the same name on one broker.
 #
-# Entries expire on time while somebody has the bucket open, for without one nobody could tell.
+# Entries expire on time while somebody has the bucket open; otherwise nobody could tell.
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("trio_swarmtask.memory")
 
-# Deadlines of replaced entries that may lie about before they are swept out.
+# So many deadlines of replaced entries may pile up before they are removed.
 _SPARE: Final = 100
 
 
 class Shelf:
-    """What a bucket holds, whoever has it open."""
+    """What a bucket holds; shared by all who have it open."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}  # in the order of their revisions
@@ -64,13 +64,13 @@ class Shelf:
                 self.remove(key)
 
     def shift(self, seconds: float) -> None:
-        """Let all times be so much later: Trio's clock has begun anew."""
+        """Move all times by so many seconds: Trio's clock has started again."""
         self._deadlines = [
             (deadline + seconds, revision, key) for deadline, revision, key in self._deadlines
         ]
 
     async def keep_time(self) -> None:
-        """Let entries expire, for ever."""
+        """Let entries expire, until cancelled."""
         while True:
             if self._earlier.is_set():
                 self._earlier = trio.Event()
@@ -82,7 +82,7 @@ class Shelf:
         for watcher in list(self.watchers.get(entry.key, ())):
             try:
                 watcher(entry)
-            except Exception:  # it would come out of somebody else's put
+            except Exception:  # it would come out of another user's `put`
                 logger.exception("an entry of %r could not be handled", entry.key)
 
 
@@ -157,7 +157,7 @@ class _MemoryWatch(Watch):
 
 @asynccontextmanager
 async def open_memory_bucket(shelf: Shelf, ttl: float, max_size: int) -> AsyncIterator[Bucket]:
-    """One more that has ``shelf`` open."""
+    """Open ``shelf`` for one more user."""
     shelf.drop_expired()
     async with open_flat_nursery() as nursery:
         nursery.start_soon(shelf.keep_time)

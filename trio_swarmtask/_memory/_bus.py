@@ -1,8 +1,8 @@
 # The bus inside one process.
 #
-# Publishing calls every listener there and then. It matches NATS where that shows: one queue name
-# is one queue, whatever the subjects of its members, and a request finds no responders where
-# nobody is subscribed.
+# Publishing calls every listener at once. The bus behaves as NATS does where users can see it: one
+# queue name is one queue, whatever the subjects of its members, and a request finds no responders
+# if nobody is subscribed.
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class MemoryBus(MessageBus):
             self._patterns.remove(listener)
 
     def _send(self, message: BusMessage) -> bool:
-        """Call whoever is to get it; whether there was anybody.
+        """Call each listener that is to get ``message``; return whether there was one.
 
         Raises:
-          KeyboardInterrupt: if somebody was interrupted. All were called.
+          KeyboardInterrupt: if a listener was interrupted. All were called.
         """
         found = list(self._literal.get(message.subject, ()))
-        found += [one for one in self._patterns if matches(one.subject, message.subject)]
+        found += [other for other in self._patterns if matches(other.subject, message.subject)]
         queues: dict[str, list[Listener]] = {}
         for listener in found:
             if listener.queue:

@@ -1,13 +1,14 @@
-# The tasks of one capability in the memory broker: who waits, who holds one, until when.
+# The tasks of one capability in the memory broker: which wait, who holds which, until when. And a
+# worker's side: the intake and its deliveries.
 #
-# A task is in exactly one place: in `waiting` or `again`, in `later` or `resting`, or leased by the
-# delivery that is its `holder`; or it has ended.
+# A task is in exactly one place: in `_waiting` or `_again`, in `_later` or `_resting`, or leased by
+# the delivery that is its `holder`; or it has ended.
 #
-# The order is the server's. What was delivered before (given back, tried again, its lease lapsed)
-# goes before what was not, and each of the two in the order of the times at which it could be had
-# again, or at all. A task that is not to be run before a time takes its place in the queue then, at
-# the end. What has come due counts from its time, not from when somebody looked: nothing happens
-# here where no intake is open.
+# The order is the server's. Tasks that were delivered before (given back, retried, or with a lapsed
+# lease) go before those that were not. Each of the two groups is in the order in which its tasks
+# became available. A task that must not run before a time enters the queue at that time, at the
+# end. A task that has come due counts from its time, not from when somebody looked: nothing happens
+# here while no intake is open.
 
 from __future__ import annotations
 
@@ -32,17 +33,17 @@ class Queue:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.intakes: deque[MemoryIntake] = deque()  # that take tasks
-        self.hearers: list[MemoryIntake] = []  # also those that take no more
+        self.intakes: deque[MemoryIntake] = deque()  # those that take tasks
+        self.hearers: list[MemoryIntake] = []  # all that are open, also those that take no more
         self._waiting: deque[Task] = deque()
         self._again: deque[Task] = deque()  # those that were delivered before
-        self._later: dict[Task, float] = {}  # not before when
-        self._resting: dict[Task, float] = {}  # until when
+        self._later: dict[Task, float] = {}  # not due yet: until when
+        self._resting: dict[Task, float] = {}  # put back with a delay: until when
         self._leased: dict[Task, Delivery] = {}
-        self._tasks: dict[str, list[Task]] = {}  # by ID; one may be stored again after a while
+        self._tasks: dict[str, list[Task]] = {}  # by ID; an ID may be stored again after a while
         self._numbers = itertools.count(1)
-        self._handled_from = math.inf  # a number: of older tasks it is not known who had them
-        self._next_check = math.inf  # nothing is due before
+        self._handled_from = math.inf  # a task's number: it is not known who had older tasks
+        self._next_check = math.inf  # nothing comes due before this time
         self._check_earlier = trio.Event()
 
     def add(self, task: Task, due: float = -math.inf) -> None:
@@ -64,16 +65,16 @@ class Queue:
         return any(task in self._later for task in self._tasks.get(task_id, ()))
 
     def begin(self) -> None:
-        """A worker is there."""
+        """Note that a worker is there."""
         if self._handled_from == math.inf:
-            self._catch_up()  # what was due before is older
+            self._catch_up()  # tasks that are due by now are older
             self._handled_from = next(self._numbers)
 
     def was_never_delivered(self, task_id: str) -> bool:
-        """Whether it is here, and nobody ever had it, as far as a server knows.
+        """Whether the task is here and was never delivered, as far as a server would know.
 
-        There it is the durable that knows, which the first worker makes, and it can tell of younger
-        tasks alone. What is not due has never been in the queue.
+        On a server the durable knows that. The first worker makes it, and it knows only of tasks
+        that are younger than itself. A task that is not due has never been in the queue.
         """
         self._catch_up()
         tasks = self._tasks.get(task_id, ())
@@ -102,7 +103,7 @@ class Queue:
         self.hand_out()
 
     def put_off(self, task: Task, delay: float) -> None:
-        """As `take_back`, but never at once: whoever has it may not have let go of it yet."""
+        """As `take_back`, but never at once: its worker may not have let go of the task yet."""
         task.holder = None
         del self._leased[task]
         self._resting[task] = trio.current_time() + delay
@@ -120,7 +121,7 @@ class Queue:
             self.store.room.free()
 
     def shift(self, seconds: float) -> None:
-        """Let all times be so much later: Trio's clock has begun anew, and no intake is open."""
+        """Move all times by so many seconds: Trio's clock has started again; no intake is open."""
         for same in self._tasks.values():
             for task in same:
                 task.deadline += seconds
@@ -128,7 +129,7 @@ class Queue:
         self._resting = {task: due + seconds for task, due in self._resting.items()}
         for delivery in self._leased.values():
             delivery.lease_until += seconds
-        self._next_check = -math.inf  # to be looked at anew
+        self._next_check = -math.inf  # look again at the next call
 
     def cancel(self, notice: Notice) -> None:
         for task in list(self._tasks.get(notice.task_id, ())):
@@ -137,26 +138,27 @@ class Queue:
             intake.listener.cancelled(notice)
 
     async def keep_time(self) -> None:
-        """Hand out what is due, when it is due, for ever."""
+        """Hand out each task when it comes due, until cancelled."""
         while True:
             self.hand_out()
             with trio.move_on_at(self._next_check):
                 await self._check_earlier.wait()
 
     def _check_at(self, time: float) -> None:
-        # Leases are renewed later and later, so only the first one after a pause comes earlier.
+        # Each new lease ends later than those before, so only the first after a pause needs an
+        # earlier check.
         if time < self._next_check:
             self._next_check = time
             self._check_earlier.set()
             self._check_earlier = trio.Event()
 
     def _catch_up(self) -> None:
-        """Move what has come due to where it can be had."""
+        """Move tasks that have come due to where they can be handed out."""
         now = trio.current_time()
         if now < self._next_check:
             return
         lapsed = [task for task, delivery in self._leased.items() if delivery.lease_until <= now]
-        lapsed.sort(key=lambda task: task.number)  # as the server does, where they lapse at once
+        lapsed.sort(key=lambda task: task.number)  # as the server does, if several lapse at once
         ends = {task: self._leased[task].lease_until for task in lapsed} | self._resting
         for task in _due(ends, now):
             task.holder = None
@@ -187,7 +189,7 @@ class Queue:
 
 
 def _due(times: Mapping[Task, float], now: float) -> list[Task]:
-    """What is due, in the order of the times, then as it was."""
+    """The tasks that are due, by their times; those of one time stay in their order."""
     return sorted((task for task, time in times.items() if time <= now), key=times.__getitem__)
 
 
@@ -289,7 +291,7 @@ class _MemoryDelivery(Delivery):
         return super().is_lost() or not (self._task.ended or self._task.holder is self)
 
     async def give_back(self, delay: float = 0) -> bool:
-        await trio.lowlevel.cancel_shielded_checkpoint()  # a cancellation must not keep it from it
+        await trio.lowlevel.cancel_shielded_checkpoint()  # given back even if cancelled
         if self.is_lost():
             return False
         if not self._task.ended:
@@ -316,7 +318,7 @@ class _MemoryDelivery(Delivery):
 
     async def rests_for(self) -> float:
         await trio.lowlevel.checkpoint()
-        return 0.0  # nobody is early here
+        return 0.0  # this broker is never early
 
     async def bury(self, reason: str, result: bytes | None) -> bool:
         if self.is_lost():

@@ -1,12 +1,13 @@
 # Schedules of the memory broker.
 #
-# A server fires whether or not a worker is there, and the queue grows. Here nothing runs where no
-# intake is open; so what has come due meanwhile is fired as soon as anybody looks: when an intake
-# opens, or before a task is stored, or the schedules are changed or listed. Each firing has the ID,
-# the time and the place in the queue that it would have had, so there is no telling the difference.
+# A server fires whether or not a worker is there, and the queue grows. Here nothing runs while no
+# intake is open; so a schedule that has come due meanwhile fires as soon as anybody looks: when an
+# intake opens, or before a task is stored, or the schedules are changed or listed. Each firing has
+# the ID, the time and the place in the queue that it would have had on a server, so nobody can tell
+# the difference.
 #
-# Times of day are those of the machine when the first schedule was registered, and go on by Trio's
-# clock from there: under a MockClock a day passes in no time.
+# The time of day is read from the machine when the first schedule is registered, and goes on by
+# Trio's clock from there: under a MockClock a day passes at once.
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ logger: Final = logging.getLogger("trio_swarmtask.memory")
 
 
 @dataclass(slots=True)
-class _Standing:
+class _Schedule:
     """A schedule, and when it is due next."""
 
     plan: Plan
@@ -49,13 +50,13 @@ class MemorySchedules:
 
     def __init__(self, fire: Callable[[str, str, bytes, float], bool]) -> None:
         self._fire = fire
-        self._standing: dict[str, _Standing] = {}
-        self._began: tuple[datetime, float] | None = None  # on both clocks
+        self._by_name: dict[str, _Schedule] = {}
+        self._began: tuple[datetime, float] | None = None  # the first registration, on both clocks
         self._changed = trio.Event()
 
     def put(self, plan: Plan) -> None:
         self.catch_up()
-        known = self._standing.get(plan.name)
+        known = self._by_name.get(plan.name)
         if known is not None and known.plan.same_as(plan):
             return
         now = trio.current_time()
@@ -63,23 +64,23 @@ class MemorySchedules:
             self._began = datetime.now(UTC), now
         time = self._began[0] + timedelta(seconds=now - self._began[1])
         cron = parse_cron(plan.cron) if plan.cron else None
-        standing = self._standing[plan.name] = _Standing(plan, cron, time, now)
-        self._move_on(standing)
+        schedule = self._by_name[plan.name] = _Schedule(plan, cron, time, now)
+        self._move_on(schedule)
         self._changed.set()
         self._changed = trio.Event()
 
     def drop(self, name: str) -> bool:
         self.catch_up()
-        return self._standing.pop(name, None) is not None
+        return self._by_name.pop(name, None) is not None
 
     def plans(self) -> list[Plan]:
         self.catch_up()
-        return [standing.plan for standing in self._standing.values()]
+        return [schedule.plan for schedule in self._by_name.values()]
 
     def catch_up(self) -> None:
         """Fire what is due."""
-        while self._standing:
-            first = min(self._standing.values(), key=lambda standing: standing.at)
+        while self._by_name:
+            first = min(self._by_name.values(), key=lambda schedule: schedule.at)
             if first.at > trio.current_time():
                 return
             plan = first.plan
@@ -88,31 +89,31 @@ class MemorySchedules:
                 logger.warning("no room for task %s of schedule %s", task_id, plan.name)
             self._move_on(first)
 
-    def _move_on(self, standing: _Standing) -> None:
+    def _move_on(self, schedule: _Schedule) -> None:
         assert self._began is not None
-        if standing.cron is not None:
-            next_time = standing.cron.after(standing.time)
+        if schedule.cron is not None:
+            next_time = schedule.cron.after(schedule.time)
             if next_time is None:
-                standing.at = math.inf  # not within five years from here
+                schedule.at = math.inf  # not within five years from here
                 return
-            standing.time = next_time
-            standing.at = self._began[1] + (next_time - self._began[0]).total_seconds()
+            schedule.time = next_time
+            schedule.at = self._began[1] + (next_time - self._began[0]).total_seconds()
         else:
-            standing.time += timedelta(seconds=standing.plan.every)
-            standing.at += standing.plan.every
+            schedule.time += timedelta(seconds=schedule.plan.every)
+            schedule.at += schedule.plan.every
 
     def shift(self, seconds: float) -> None:
-        """Let all times be so much later: Trio's clock has begun anew."""
+        """Move all times by so many seconds: Trio's clock has started again."""
         if self._began is not None:
             self._began = self._began[0], self._began[1] + seconds
-        for standing in self._standing.values():
-            standing.at += seconds
+        for schedule in self._by_name.values():
+            schedule.at += seconds
 
     async def keep_time(self) -> None:
-        """Fire what is due, when it is due, for ever."""
+        """Fire each schedule when it comes due, until cancelled."""
         while True:
             self.catch_up()
-            times = [standing.at for standing in self._standing.values()]
+            times = [schedule.at for schedule in self._by_name.values()]
             with trio.move_on_at(min(times, default=math.inf)):
                 await self._changed.wait()
 

@@ -1,5 +1,5 @@
-# What a memory broker keeps beside its queues: results, leases and dead letters; and who hears of
-# results and reports.
+# What a memory broker keeps beside its queues: results, leases of groups and dead letters; and who
+# hears of results and reports.
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KNOWN_SECONDS: Final = 120.0  # as on the server
 
 
 class Room:
-    """A count with a limit, and an event for those who wait to be under it."""
+    """A count with a limit, and an event for those who wait until it is below the limit."""
 
     def __init__(self, limit: float) -> None:
         self.count = 0
@@ -79,7 +79,7 @@ class DeadLetter:
 
 
 class Followers:
-    """Those who hear what is reported of a task, by task."""
+    """Those who hear the reports of tasks, by task."""
 
     def __init__(self) -> None:
         self._all: dict[str, list[Following]] = {}
@@ -100,7 +100,7 @@ class Followers:
 
 
 class Following(Source):
-    """What is reported of one task."""
+    """Calls ``on_report`` with each report of one task, while it is entered."""
 
     def __init__(
         self, followers: Followers, task_id: str, on_report: Callable[[bytes], None]
@@ -118,11 +118,11 @@ class Following(Source):
 
 
 class Listening:
-    """An outbox, as far as results are told to it."""
+    """What one outbox hears of results."""
 
     def __init__(self, listener: ResultListener) -> None:
         self.listener = listener
-        self.expected: set[str] = set()  # tasks whose IDs are not its own
+        self.expected: set[str] = set()  # tasks whose IDs do not begin with its key
 
 
 class Store:
@@ -149,7 +149,7 @@ class Store:
         self.listening: dict[str, Listening] = {}  # outboxes, by key
 
     def shift(self, seconds: float) -> None:
-        """Let all times be so much later."""
+        """Move all times by so many seconds."""
         self.recent.shift(seconds)
         self.results.shift(seconds)
         self.leases.shift(seconds)
@@ -166,7 +166,7 @@ class Store:
         return task_id in self.recent or task_id in self.results
 
     async def finish(self, task_id: str, data: bytes) -> bool:
-        """Store the result of a task, unless there is one, which returns False; wait for room."""
+        """Store the result of a task and return True, or False if there is one; wait for room."""
         self.check_size(data)
         await trio.lowlevel.checkpoint()
         while not self.finish_soon(task_id, data):
@@ -176,7 +176,7 @@ class Store:
         return True
 
     def finish_soon(self, task_id: str, data: bytes) -> bool:
-        """Store a result, unless there is one, or no room for it now."""
+        """Store a result, unless there is one, or no room now; return whether it was stored."""
         if task_id in self.results or self.results.is_full() or len(data) > self.max_payload:
             return False
         self.results.put(task_id, data)

@@ -80,7 +80,7 @@ class NATSBus(MessageBus):
         self._connection.unsubscribe(self._subscriptions.pop(listener))
 
     def _interrupt(self, exc: KeyboardInterrupt) -> None:
-        # Not there where it came: that is the connection's reading. It leaves the bus's block.
+        # Not raised where it came, in the connection's reading task: it leaves the bus's block.
         assert self._nursery is not None
         self._nursery.start_soon(_raise, exc)
 

@@ -1,20 +1,20 @@
-# The one place that touches nats-py's insides, with `_protocol.py`.
+# The one place that uses private parts of nats-py, together with `_protocol.py` and `_io.py`.
 #
-# Everything else goes through its public methods. What is here has no public way:
+# Everything else calls public methods. There is no public way to do what is here:
 #
 # - A client that asks for TLS must not send its password before the connection is encrypted, and
 #   nats-py connects in the clear if the server does not ask for TLS.
-# - A pull subscription must be ended at the server while what is under way still comes in;
-#   `unsubscribe` drops both ends at once, and so leases what arrives until ack_wait.
+# - A pull subscription must end at the server while tasks that are under way still come in;
+#   `unsubscribe` drops both ends at once, so those tasks stay leased until ack_wait.
 # - Closing a transport waits until its buffer is sent, which over a dead network is never.
-# - What the parser stumbles over ends the read loop while the client says that it is connected. So
-#   does the PONG for a `flush` that was cancelled. And a greeting that can't be read ends the task
+# - What the parser can't read ends the read loop while the client says that it is connected. So
+#   does the PONG for a `flush` that was cancelled. A greeting that can't be read ends the task
 #   that reconnects.
-# - Any error line but that of a permission closes the client for good: see `_error_lines.py`.
+# - Any error line, except one about permissions, closes the client for good: see `_error_lines.py`.
 #
-# - A message costs several tasks' turns and a future on its way through nats-py and asyncio. So
-#   where its version is known (`_versions.py`), a Trio task reads the socket, and what is published
-#   is written in Trio's rounds (`_io.py`). Else, and with TLS for the reading, nats-py does both.
+# - Each message costs several task switches and a future in nats-py and asyncio. So, if the
+#   version of nats-py is known (`_versions.py`), a Trio task reads the socket, and published bytes
+#   are written in Trio's rounds (`_io.py`). Otherwise nats-py does both; with TLS it reads.
 #
 # The parser hands every message to the `Sink` that was given as the future of its subscription. A
 # coroutine of the client is stepped once from a Trio task: it only suspends when a buffer is full,
@@ -59,13 +59,13 @@ logger: Final = logging.getLogger("trio_swarmtask.nats")
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
 
-# A coroutine that meets a limit of nats-py's can't be stepped, so its limits are out of reach, and
-# `Connection.wait_room` keeps to a lower one.
+# A coroutine that reaches a limit of nats-py suspends, so it can't be stepped. So these limits are
+# out of reach, and `Connection.wait_room` keeps to a lower one.
 _OUT_OF_REACH: Final = 1 << 40
 
 
 def connect_options(config: NATSConfig) -> dict[str, Any]:
-    """What nats-py's `connect` is told, beside the servers and the callbacks."""
+    """The arguments for nats-py's `connect`, without the servers and the callbacks."""
     return {
         "name": config.name,
         "tls": config.tls or (ssl.create_default_context() if config.wants_tls else None),
@@ -89,7 +89,7 @@ class PlaintextError(OSError):
 
 
 class Client(NATS):
-    """nats-py's client, with what it lacks."""
+    """nats-py's client, with the parts that it lacks."""
 
     wants_tls = False
 
@@ -97,22 +97,22 @@ class Client(NATS):
         super().__init__()
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
         self.has_backlog = False
-        """Whether the system did not take all that was last written."""
+        """Whether the system did not take all bytes of the last write."""
         self._ledger = Ledger()
         self.usable = False
         """Whether there is a connection, and the server knows all subscriptions."""
         self.trouble: Exception | None = None
         """Why the last connection was given up."""
         self.doubt: trio.Event | None = None
-        """While subscriptions were refused, and it is not known which."""
+        """Not None while it is not known which subscriptions were refused; set when it is."""
 
     @property
     def version(self) -> tuple[int, int]:
-        """The server's, as far as it counts here; (0, 0) if it does not tell."""
+        """The server's major and minor version; (0, 0) if it does not tell."""
         try:
             version = self.connected_server_version
             return version.major, version.minor
-        except (TypeError, ValueError):  # of its own making
+        except (TypeError, ValueError):  # not in the usual form
             return 0, 0
 
     def is_encrypted(self) -> bool:
@@ -128,7 +128,7 @@ class Client(NATS):
         return super()._connect_command()
 
     async def _connect_to_server(self, s: Srv) -> None:
-        self.abort()  # of an attempt that failed half way, whose socket would be leaked
+        self.abort()  # or the socket of an attempt that failed halfway would leak
         await super()._connect_to_server(s)
 
     async def _process_connect_init(self) -> None:
@@ -136,14 +136,14 @@ class Client(NATS):
             await super()._process_connect_init()
         except (OSError, nats.errors.Error):
             raise
-        except Exception as exc:  # a greeting that is none: to be tried again, as the rest is
+        except Exception as exc:  # not a greeting of NATS: tried again, as other errors are
             raise nats.errors.Error(f"it does not greet as a NATS server does: {exc!r}") from exc
-        # All subscriptions are sent again; so what is held of them would be sent twice.
+        # All subscriptions are sent again, so pending SUB and UNSUB lines would be sent twice.
         self._pending = [
             line for line in self._pending if not line.startswith((b"SUB ", b"UNSUB "))
         ]
         self._pending_data_size = sum(map(len, self._pending))
-        # But those that were to end after so many messages have ended with their connection.
+        # Subscriptions that were to end after so many messages have ended with the connection.
         for number, subscription in list(self._subs.items()):
             if subscription._max_msgs:
                 del self._subs[number]
@@ -155,7 +155,7 @@ class Client(NATS):
         await super()._attempt_reconnect()
 
     async def _read_loop(self) -> None:
-        # Called once the connection stands.
+        # Called once the connection is made.
         transport = self._transport
         if (
             not is_known("nats-py")
@@ -171,10 +171,10 @@ class Client(NATS):
         await read_socket(connection, self, self._parser)
 
     def write_held(self) -> bool:
-        """Write what is held; while there is no connection it is kept.
+        """Write the pending bytes; without a connection they are kept.
 
         Returns:
-          Whether asyncio has something left to do: its loop has to come round.
+          Whether asyncio has something left to do: then its loop must run.
         """
         if not self._pending or not self.is_connected:
             return False
@@ -188,19 +188,19 @@ class Client(NATS):
 
     @property
     def unsent_size(self) -> int:
-        """Bytes that the system has not taken yet; to be asked while there is a backlog."""
+        """Bytes that the system has not taken yet; only to be read while there is a backlog."""
         writer: Any = cast("TcpTransport", self._transport)._io_writer
         size: int = writer.transport.get_write_buffer_size()
         return self._pending_data_size + size
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)
-        # Behind its first PONG a server tells the limit of the account, or of the user.
+        # After its first PONG a server tells the limit of the account, or of the user.
         if type(limit := info.get("max_payload")) is int:
             self._max_payload = limit
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        self.write_held()  # nats-py would send it before that
+        self.write_held()  # nats-py would send the PING before these bytes
         self._ledger.asked()
         await super()._send_ping(future)
 
@@ -241,7 +241,7 @@ class Client(NATS):
             self._ledger.errors += 1
             if self.doubt is None:
                 self.doubt = trio.Event()
-                await self._send_ping()  # the answer comes behind all of these
+                await self._send_ping()  # the PONG comes after all of these errors
         else:
             if refusal := read_refusal(line):
                 for number in [n for n, sub in self._subs.items() if refusal.is_of(sub)]:
@@ -254,7 +254,7 @@ class Client(NATS):
             self.doubt = None
 
     async def _process_op_err(self, e: Exception) -> None:
-        # While it reconnects, further errors are of no interest to nats-py either.
+        # While nats-py reconnects, it ignores further errors too.
         self.trouble = e if self.is_connected else self.trouble
         self.usable = False
         await super()._process_op_err(e)
@@ -265,7 +265,7 @@ class Client(NATS):
         await super()._close(status, do_cbs)
 
     async def end_reconnecting(self) -> None:
-        """Let no attempt to connect go on; some swallow a cancellation, and then succeed."""
+        """Stop every attempt to connect; some swallow a cancellation, and then succeed."""
         task = self._reconnection_task
         while task is not None and not task.done():
             task.cancel()
@@ -287,7 +287,7 @@ class Client(NATS):
 
 
 class Sink:
-    """Has ``callback`` called for every message, as it is read, in the Trio thread."""
+    """Calls ``callback`` with every message as it is read, in the Trio thread."""
 
     __slots__ = ("callback",)
 

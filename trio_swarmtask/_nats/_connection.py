@@ -1,11 +1,12 @@
 # One connection to a NATS server, for any number of roles.
 #
-# nats-py reconnects by itself. It tells so by callbacks, which set state and events here and never
-# raise: one that raised would leave it reconnecting for ever. Nothing is published while there is
-# no connection, for the client would keep it and send it at some later time; whoever wants to send
-# waits for `wait_up` and then looks what is still to be done.
+# nats-py reconnects by itself. It reports that by callbacks, which set state and events here and
+# never raise: after an exception nats-py would reconnect for ever. Nothing is published while there
+# is no connection, because the client would keep it and send it at some later time; a sender awaits
+# `wait_up` and then checks what is still to be done.
 #
-# Invariant: `_up` is set exactly while the server is connected and every subscription is replayed.
+# Invariant: `_up` is set while the server is connected and every subscription is replayed; and once
+# the connection is lost for good, which ends all waits.
 
 from __future__ import annotations
 
@@ -49,10 +50,10 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
 
-# What is wrong at the server just now is told once, not once for each caller that meets it. Where a
-# disk is too slow or a stream is full, a thousand callers wait for the same. The first of them
-# tells. While any of them still waits, the others have nothing to add; after the last one is
-# through, the same trouble is news again.
+# A problem at the server is logged once, not once for each caller that meets it. If a disk is too
+# slow or a stream is full, a thousand callers wait for the same. The first of them logs it. While
+# any of them still waits, the others have nothing to add; after the last one is done, the same
+# problem is news again.
 
 
 class Troubles:
@@ -63,7 +64,7 @@ class Troubles:
 
     @contextmanager
     def open(self) -> Iterator[Trouble]:
-        """Those of one caller, for as long as it tries."""
+        """The troubles of one caller, for as long as it tries."""
         trouble = Trouble(self._waiting)
         try:
             yield trouble
@@ -72,14 +73,14 @@ class Troubles:
 
 
 class Trouble:
-    """What one caller has met."""
+    """The problems that one caller has met."""
 
     def __init__(self, waiting: Counter[str]) -> None:
         self._waiting = waiting
         self._met: set[str] = set()
 
     def is_news(self, problem: str) -> bool:
-        """Whether to tell of it: this caller has told of nothing yet, and no other has."""
+        """Whether to log it: it is this caller's first problem, and no other caller has it now."""
         first = not self._met
         if problem in self._met:
             return False
@@ -96,7 +97,7 @@ class Trouble:
 
 _CLOSE_SECONDS: Final = 2.0
 
-# Seconds; nats-py asks for a number.
+# Seconds, as good as no limit: nats-py asks for a number.
 _AS_LONG_AS_IT_TAKES: Final = 24 * 60 * 60
 
 # Bytes that may wait to be sent before publishers wait too.
@@ -133,7 +134,7 @@ class Connection:
         self._listeners: list[_Listener] = []
         self.troubles = Troubles()
         self.followed = 0  # tasks whose reports are followed
-        self.report_size = 1000  # of their reports, lately
+        self.report_size = 1000  # bytes that one of these reports had lately
         self._outgoing = Outgoing(self.client) if is_known("nats-py") else None
         self._up = trio.Event()
         self._down = trio.Event()
@@ -150,7 +151,7 @@ class Connection:
         reply: str = "",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Hand a message to the client; it is sent with the next flush.
+        """Hand a message to the client; it is sent with the next write.
 
         Raises:
           NotConnected: if there is no connection now; nothing is kept.
@@ -169,7 +170,7 @@ class Connection:
                 ) from exc
 
     def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
-        """As `publish`, of what is known to be no larger than the server takes.
+        """As `publish`, for a message that is known to be no larger than the server takes.
 
         Args:
           block: The headers as they go onto the wire; empty where there are none.
@@ -190,8 +191,8 @@ class Connection:
         *,
         most: int = 0,
     ) -> Subscription:
-        """Call ``callback`` for every message, or those of ``queue`` that come here; also after a
-        reconnect, unless the server is to end it after so many: ``most``.
+        """Call ``callback`` with every message, or with those of ``queue`` that come here; also
+        after a reconnect, unless the server is to end the subscription after ``most`` messages.
         """
         if self.lost is not None:
             raise self.lost_error()
@@ -202,7 +203,7 @@ class Connection:
         return subscription
 
     def limit(self, subscription: Subscription, most: int) -> None:
-        """Let the server end it after so many messages, if it has not ended it yet."""
+        """Let the server end a subscription after ``most`` messages, if it has not done so yet."""
         self._loop.step(subscription.unsubscribe(most))
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -224,7 +225,7 @@ class Connection:
         return size > _HIGH_WATER
 
     async def wait_room(self) -> None:
-        """Wait until less is to be sent."""
+        """Wait until less is waiting to be sent."""
         while self.is_up and self.is_congested:
             try:
                 await self.call(self.client.flush())
@@ -232,9 +233,9 @@ class Connection:
                 return  # the next publish says why
 
     async def catch_up(self) -> None:
-        """Wait until all is here that the server has sent by now, or the connection went.
+        """Wait until everything that the server has sent by now is here, or the connection is lost.
 
-        On a slow link that takes as long as it takes: it is given up where nothing comes at all.
+        On a slow link there is no time limit: it is given up only if nothing comes at all.
         """
         if not self.is_up:
             return
@@ -245,7 +246,7 @@ class Connection:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            with suppress(BrokerError):  # it is lost meanwhile
+            with suppress(BrokerError):  # the connection was lost meanwhile
                 await self.call(self.client.flush(_AS_LONG_AS_IT_TAKES))
             nursery.cancel_scope.cancel()
 
@@ -273,7 +274,7 @@ class Connection:
     async def wait_certain(self) -> None:
         """Wait until it is known which subscriptions were refused, if some were just now.
 
-        The ``on_refused`` of `listening` was called by then.
+        By then the ``on_refused`` of `listening` was called.
         """
         if self.client.doubt is not None:
             await self.client.doubt.wait()
@@ -286,11 +287,11 @@ class Connection:
         on_up: Callable[[], object] = _ignore,
         on_refused: Callable[[Refusal], object] = _ignore,
     ) -> Iterator[None]:
-        """Call these while the block runs.
+        """Call these functions while the block runs.
 
         Args:
           on_down: The connection was lost, for a while or for good.
-          on_up: There is one again; not called for the first one.
+          on_up: There is a connection again; not called for the first one.
           on_refused: The server has refused a publish or a subscription.
         """
         listener = _Listener(on_down, on_up, on_refused)
@@ -320,7 +321,7 @@ class Connection:
             return
         fatal = fatal_error(exc, self.config)
         if fatal is not None and not self._fatal.is_set():
-            self._fatal.set()  # ends a first connect; later a server may change its mind
+            self._fatal.set()  # ends the first connect; later a server may change its mind
             logger.error("%s", fatal)
         level = logging.WARNING if self.is_up and line_of(exc) else logging.DEBUG
         logger.log(level, "the client of %s reports: %s", self.config.safe_url, exc)
@@ -329,7 +330,7 @@ class Connection:
         if not self._closing.is_set():
             reason = str(self.client.trouble) or repr(self.client.trouble)
             logger.warning("lost the connection to %s: %s", self.config.safe_url, reason)
-        if self._up.is_set():  # not twice, or whoever waits for it would wait for ever
+        if self._up.is_set():  # else some may wait for this event, and must not lose it
             self._up = trio.Event()
         self._down.set()
         for listener in list(self._listeners):
@@ -346,7 +347,8 @@ class Connection:
 
     async def _on_closed(self) -> None:
         if not self._closing.is_set():
-            # Thrown out (a revoked user, say). nats-py does not come back, and keeps the reason.
+            # The server closed it (a revoked user, say). nats-py does not reconnect, and keeps the
+            # reason.
             self._last_error = self.client.last_error or self._last_error
             self._lose(f"the server closed the connection: {self._last_error or 'no reason given'}")
 
@@ -361,11 +363,11 @@ class Connection:
     # Life
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine of the client in the loop; its errors come out as ours."""
+        """Await a coroutine of the client in the loop; its errors come out as BrokerError."""
         try:
             return await self._loop.run(coroutine)
         except asyncio.CancelledError as exc:
-            # asyncio's own, not Trio's: the loop or the client is going away.
+            # asyncio's cancellation, not Trio's: the loop or the client is being closed.
             error = BrokerError(f"the connection to {self.config.safe_url} was closed")
             raise error from exc  # noqa: ASYNC104 - see above
         except (nats.errors.Error, OSError, RuntimeError) as exc:
@@ -373,13 +375,13 @@ class Connection:
             raise BrokerError(f"{self.config.safe_url}: {text}") from exc
 
     def writing(self) -> AbstractContextManager[None]:
-        """Write by our own writer while the block runs, where nats-py lets us."""
+        """Write with our own writer while the block runs, if the version of nats-py is known."""
         return self._outgoing.writing() if self._outgoing else nullcontext()
 
     async def shut(self) -> None:
-        # What is buffered goes out first, unless the network is dead: then the transport is
-        # dropped. A client that never connected has nothing to send, and its close() may assume
-        # that it has.
+        # Buffered bytes go out first, unless the network is dead: then the transport is dropped. A
+        # client that never connected has nothing to send, and its close() may assume that it has
+        # connected.
         if self._was_up:
             with trio.move_on_after(_CLOSE_SECONDS):
                 try:
@@ -451,7 +453,7 @@ async def _host(
 
 @asynccontextmanager
 async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
-    """Connect; left by BrokerError when the connection is lost for good."""
+    """Connect; BrokerError leaves the block when the connection is lost for good."""
     tell_unknown()
     closing = trio.Event()
     with ExitStack() as ended:

@@ -1,8 +1,8 @@
 # NKey seeds and credentials files, read before nats-py reads them.
 #
-# nats-py reads them in the middle of connecting. What is wrong with a file then comes out raw, is
-# taken for a server that is not there, or, where the JWT is missing, loops for ever at the end of
-# the file and freezes the whole program. So the file is checked first, and the error names it.
+# nats-py reads them in the middle of connecting. There a bad file raises a raw error, or looks like
+# a server that is not there. If the JWT is missing, nats-py loops for ever at the end of the file
+# and freezes the whole program. So the file is checked first, and the error names it.
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def _check_seed(path: str | Path, seed: str) -> None:
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
     except Exception:  # noqa: BLE001 - nkeys lets out what base64 and others raise
-        # Not chained: what it came from may show a part of the seed.
+        # Not chained: the original error may show a part of the seed.
         raise BrokerError(f"{path} holds no NKey seed of a user: it begins with 'SU'") from None

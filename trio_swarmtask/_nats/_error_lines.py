@@ -1,14 +1,14 @@
 # What the error lines of a server mean, `-ERR '<text>'`: the one table of them.
 #
-# A line is one of three things. A verdict on one call: the server refuses a subject, or a
-# subscription, and keeps the connection; that call raises, and all else goes on. An outage: the
-# server closes the connection, for a reason that may pass; it is made anew, for as long as
-# `reconnect_timeout` says. Or the end, of what no second try would change: above all credentials
-# that are not good any more. (A login that is refused at a reconnect is tried again all the same:
-# servers are not changed all at once.)
+# A line means one of three things. A refusal of one call: the server refuses a subject, or a
+# subscription, and keeps the connection; that call raises, and everything else goes on. An outage:
+# the server closes the connection, for a reason that may pass; the client reconnects, for as long
+# as `reconnect_timeout` says. Or the end: no second try would help, above all if the credentials
+# are not valid any more. (A login that is refused at a reconnect is still tried again: servers are
+# not all changed at the same time.)
 #
-# A line that is not in the table is told, and the connection stays: if it was the end of that, the
-# server closes it, and that is an outage as any other.
+# A line that is not in the table is logged, and the connection stays. If the server then closes it,
+# that is an outage like any other.
 #
 # Source: `sendErr` in nats-server 2.15: client.go, parser.go, server.go, accounts.go, route.go.
 # There `%q` quotes a subject as Go does: `"` and `\` are escaped.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Meaning(enum.Enum):
-    """What comes of an error line."""
+    """What an error line means."""
 
     REFUSED = "one call is refused, and the connection stays"
     OUTAGE = "the server closes the connection, and may take the next one"
@@ -40,18 +40,19 @@ TOO_MANY_SUBSCRIPTIONS: Final = "maximum subscriptions exceeded"
 
 # How a line begins, in lower case. The first match counts.
 MEANINGS: Final = {
-    # Which one it is of, the client has to find out by itself (see `_subscriptions.py`). The limit
-    # is the server's, the account's or the user's.
+    # The client has to find out by itself which subscription it is about (see `_subscriptions.py`).
+    # The limit is the server's, the account's or the user's.
     TOO_MANY_SUBSCRIPTIONS: Meaning.REFUSED,
-    # The user may ask for an answer on no such subject. It is none of ours that is refused so.
+    # The user may not ask for an answer on this subject. Our own subjects are not refused like
+    # that.
     "permissions violation for publish with reply": Meaning.TOLD,
-    # They name the subject. Also of a subscription that stands, when the permissions are changed,
-    # and of one with more tokens than the server's `max_subject_tokens`.
+    # These lines name the subject. They also come for a subscription that stands, when the
+    # permissions are changed, and for one with more tokens than the server's `max_subject_tokens`.
     "permissions violation for": Meaning.REFUSED,
-    # Subjects are checked before they are sent; the second is said to clients that ask for it.
+    # Subjects are checked before they are sent; the second line goes to clients that ask for it.
     "invalid subject": Meaning.TOLD,
     "invalid publish subject": Meaning.TOLD,
-    # A login that is wrong, was taken away, or has come to its end.
+    # A login that is wrong, revoked or expired.
     "authorization violation": Meaning.LOGIN,
     "user authentication revoked": Meaning.LOGIN,
     "user authentication expired": Meaning.LOGIN,
@@ -60,13 +61,13 @@ MEANINGS: Final = {
     "maximum connections exceeded": Meaning.OUTAGE,
     "maximum account active connections exceeded": Meaning.OUTAGE,
     "connection throttling is active": Meaning.OUTAGE,
-    # The limit was lowered since it was told. The next connection tells the new one, and what is
-    # larger is an error of its call.
+    # The server has lowered the limit since it told it. The next connection learns the new one, and
+    # a call that sends more raises.
     "maximum payload violation": Meaning.OUTAGE,
-    # Something between here and there spoils what is sent.
+    # Something on the way damages what is sent.
     "unknown protocol operation": Meaning.OUTAGE,
-    # It is set below what our subjects need, which the default is far above: what has ended this
-    # connection would be sent again, and end the next.
+    # The limit is lower than our subjects need; the default is far higher. The line that has ended
+    # this connection would be sent again, and end the next.
     "maximum control line exceeded": Meaning.FINAL,
     # The network or the server was slow: no PONG, no login, no handshake in time.
     "stale connection": Meaning.OUTAGE,
@@ -89,7 +90,7 @@ _WORDS: Final = re.compile(r'[^"]*')
 
 
 class ErrorLine(nats.errors.Error):
-    """A server's error line: its text, in lower case but for the subjects that it quotes."""
+    """A server's error line: its text, in lower case except for the subjects that it quotes."""
 
     def __init__(self, text: str) -> None:
         super().__init__(_WORDS.sub(lambda words: words[0].lower(), text.strip("'"), count=1))
@@ -101,7 +102,7 @@ class ErrorLine(nats.errors.Error):
 
 
 class TooManySubscriptions(nats.errors.Error):
-    """One of ours was refused, as there are too many."""
+    """One of our subscriptions was refused, because there are too many."""
 
     def __init__(self, subscription: Subscription) -> None:
         super().__init__(f"{TOO_MANY_SUBSCRIPTIONS}: {subscription.subject}")
@@ -110,7 +111,7 @@ class TooManySubscriptions(nats.errors.Error):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a server refuses, of one connection that goes on."""
+    """What a server refuses on a connection that goes on."""
 
     action: str
     """``publish`` or ``subscription``."""
@@ -121,7 +122,7 @@ class Refusal:
     """Empty: the user's permissions."""
 
     def is_of(self, subscription: Subscription | None) -> bool:
-        """Whether it is this subscription that the server does not have."""
+        """Whether the server has refused this subscription."""
         if subscription is None or self.action != "subscription":
             return False
         if self.number:
@@ -130,7 +131,7 @@ class Refusal:
 
 
 def read_refusal(exc: Exception) -> Refusal | None:
-    """The refusal that an error tells of, if it is one."""
+    """The refusal in an error, or None."""
     if isinstance(exc, TooManySubscriptions):
         subscription = exc.subscription
         return Refusal(
@@ -148,7 +149,7 @@ def read_refusal(exc: Exception) -> Refusal | None:
 
 
 def line_of(exc: Exception | None) -> ErrorLine | None:
-    """The error line in what nats-py raises where one comes in place of its first PONG."""
+    """The error line in what nats-py raises if a line comes in place of its first PONG; or None."""
     if isinstance(exc, ErrorLine):
         return exc
     text = str(exc)

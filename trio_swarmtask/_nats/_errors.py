@@ -1,4 +1,4 @@
-# What the errors of nats-py and of the server mean for a connection, as our own.
+# What errors of nats-py and of the server mean for a connection, as this library's errors.
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def fatal_error(exc: Exception, config: NATSConfig) -> BrokerError | None:
-    """What no second try would change, as our error; None for the rest."""
+    """Our error if no second try would help; None otherwise."""
     line = line_of(exc)
     if line is not None and line.meaning is Meaning.LOGIN:
         return AuthenticationError(f"{config.safe_url} refuses the credentials: {line}")
@@ -31,7 +31,7 @@ def fatal_error(exc: Exception, config: NATSConfig) -> BrokerError | None:
 
 
 def connect_error(exc: Exception | None, config: NATSConfig) -> BrokerError:
-    """Why no connection came about."""
+    """Why the first connect has failed."""
     if exc is None:
         return BrokerError(
             f"{config.safe_url} did not answer within {config.connect_timeout:g} seconds"
@@ -44,7 +44,7 @@ def connect_error(exc: Exception | None, config: NATSConfig) -> BrokerError:
             f"{config.safe_url} did not let us in within {config.connect_timeout:g} seconds: {line}"
         )
     if error is None and isinstance(exc, BrokenPipeError | ConnectionResetError):
-        # What it has said before is lost with the connection.
+        # What the server has said before is lost with the connection.
         error = BrokerError(
             f"{config.safe_url} hangs up on every login within {config.connect_timeout:g} seconds: "
             f"{exc}. It may have as many connections as its max_connections allows"

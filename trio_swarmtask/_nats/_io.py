@@ -1,13 +1,12 @@
 # The socket of a connection, read in a Trio task and written in Trio's rounds, in place of
 # asyncio's streams and of nats-py's two loops.
 #
-# In: what was read is parsed there and then, and each message handed to its subscription: the tasks
-# that it wakes run in Trio's next round. The descriptor is a copy, so that neither side can close
+# In: the bytes are parsed at once, and each message is handed to its subscription; the tasks that
+# it wakes run in Trio's next round. The file descriptor is a copy, so that neither side can close
 # what the other waits for.
 #
-# A Ctrl-C that hits this task waits for the main task's next checkpoint: raised in here it would
-# end the reading, and everybody who waits for an answer, the closing of the connection among them,
-# would hang.
+# A Ctrl-C in this task is raised at the main task's next checkpoint. Raised here, it would end the
+# reading, and everybody who waits for an answer would hang, the closing of the connection too.
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ class Peer(Protocol):
     def write_held(self) -> bool: ...
 
 
-# Bytes a read: as many as the message that has begun still needs, within these.
+# Bytes a read: as many as the unfinished message still needs, within these limits.
 _LEAST: Final = 1 << 16
 _MOST: Final = 1 << 20
 
@@ -74,7 +73,7 @@ async def _read(
         await trio.lowlevel.wait_readable(connection)
         try:
             data = connection.recv(min(max(_LEAST, parser.missing), _MOST))
-        except BlockingIOError:  # somebody was told too early
+        except BlockingIOError:  # woken too early
             continue
         except OSError as exc:
             return exc
@@ -87,10 +86,10 @@ async def _read(
             await follow(found)
 
 
-# Out: nats-py's `publish` is a coroutine, and wakes an asyncio task that writes. Here the bytes are
-# put where that task finds them too, in their order with nats-py's own commands. All that was
-# published while Trio went once round its tasks goes out by one write, just before Trio waits for
-# the network again: no task has to be woken for it.
+# Out: nats-py's `publish` is a coroutine, and wakes an asyncio task that writes. Here the bytes go
+# into the same buffer, in order with nats-py's own commands. Everything that is published in one
+# round of Trio's tasks goes out in one write, just before Trio waits for the network again: no task
+# has to be woken for that.
 #
 # Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
@@ -116,7 +115,7 @@ class Outgoing(trio.abc.Instrument):
         self.publish_raw(subject.encode(), data, reply.encode(), block)
 
     def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
-        """As `publish`, of what is known to be no larger than the server takes.
+        """As `publish`, for a message that is known to be no larger than the server takes.
 
         Args:
           block: The headers as they go onto the wire; empty where there are none.
@@ -147,16 +146,16 @@ class Outgoing(trio.abc.Instrument):
         """Trio's hook: every task that could run has had its turn."""
         try:
             again = self._client.write_held()
-        except Exception:  # Trio would disable the hook, and nothing be sent any more
+        except Exception:  # Trio would disable the hook, and nothing would be sent
             logger.exception("writing to the connection failed")
             again = True
         if again:
-            # Trio has made up its mind how long it waits. This wakes it.
+            # Trio has already decided how long it waits. This wakes it.
             self._token.run_sync_soon(lambda: None, idempotent=True)
 
 
 def size_of(headers: dict[str, str]) -> int:
-    """The bytes that these headers have as a block."""
+    """The number of bytes of these headers as a block."""
     head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     return len(b"NATS/1.0\r\n\r\n") + len(head.encode())
 
@@ -165,7 +164,7 @@ def encode_headers(headers: dict[str, str]) -> bytes:
     """The block of these headers, as it goes onto the wire.
 
     Raises:
-      InvalidMessageError: if one has more than a line.
+      InvalidMessageError: if a header has more than one line.
     """
     head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if head.count("\n") != len(headers):

@@ -1,11 +1,11 @@
 # The asyncio loop that nats-py runs in, hosted by trio-asyncio.
 #
 # It runs in a task of the connection's nursery, not round the user's block: so the user's program
-# needs no loop, and what the block raises does not come out wrapped by one.
+# needs no loop, and exceptions of the block do not come out wrapped.
 #
-# Two ways lead in. `run` awaits a coroutine as an asyncio task; it costs task switches on both
-# sides and is for what is rare. `step` runs one that does not suspend, there and then: the way of
-# every message that is published.
+# There are two ways in. `run` awaits a coroutine as an asyncio task; it costs task switches on both
+# sides and is for rare calls. `step` runs a coroutine that does not suspend, at once: so for each
+# subscription, and for each message that `_io.py` does not write.
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def drain_in_batches(loop: trio_asyncio.TrioEventLoop) -> bool:
 
     run_one, queue = loop._main_loop_one, loop._q_recv
 
-    # A Ctrl-C in here would end the loop, with all that waits for it: it waits for the main task.
+    # A Ctrl-C raised here would end the loop and all that waits for it. The main task gets it.
     @trio.lowlevel.enable_ki_protection
     async def run_batch(no_wait: bool = False) -> None:
         await run_one(no_wait)  # waits for the first

@@ -1,13 +1,13 @@
 # Reads what a server sends: the lines of NATS's protocol, and messages.
 #
-# In place of nats-py's parser, for what comes from the network must not end the reading. There, a
-# subject with a vertical tab, a header block of eight bytes or a status that is not UTF-8 (anyone
+# This replaces nats-py's parser, because nothing from the network may end the reading. In nats-py,
+# a subject with a vertical tab, a header block of eight bytes or a status that is not UTF-8 (anyone
 # may store all of these) raise, and the read loop ends while the client says that it is connected.
-# Here a message is taken as it is, and what is against the protocol ends the connection, which is
-# then replaced.
+# Here a message is taken as it is; bytes that break the protocol end the connection, which is then
+# replaced.
 #
-# Messages are handed on without a coroutine: nobody who gets one waits. What else a server says,
-# a line now and then, is for nats-py's coroutines.
+# Messages are handed on without a coroutine, because no receiver waits. The other lines of a server
+# are rare; nats-py's coroutines handle them.
 #
 # Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
@@ -20,11 +20,11 @@ from typing import Any, Final, Protocol
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
-# A message that came in, in place of nats-py's `Msg`: half the cost, and the headers are parsed
-# only where somebody asks for them. Most of what comes in is asked for its body alone.
 _VERSION: Final = "NATS/1.0"
 
 
+# A message that came in. This class replaces nats-py's `Msg`, at half the cost. The headers are
+# parsed only if somebody asks for them. Of most messages only the body is asked for.
 class Incoming:
     """One message, as it was read. ``raw_reply`` is None where there is none."""
 
@@ -51,7 +51,7 @@ class Incoming:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers; what is not one is passed over. Parsed at each call.
+        """The headers, without malformed lines. Parsed at each call.
 
         A status that the server wrote into the first line is ``Status``, its text
         ``Description``.
@@ -100,7 +100,7 @@ _WITH_HEADERS: Final = re.compile(
 
 
 class Peer(Protocol):
-    """The client, as far as what it reads concerns it."""
+    """The client, as far as the parser calls it."""
 
     _subs: dict[int, Any]
     _pings_outstanding: int
@@ -120,9 +120,9 @@ class Parser:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: there is another connection."""
-        self._rest = bytearray()  # of what was read: begins with a line that is not complete
-        self._needed = 0  # bytes: before there are so many, nothing more is complete
+        """Start again, for a new connection."""
+        self._rest = bytearray()  # not parsed yet: begins with an incomplete line or message
+        self._needed = 0  # bytes: with fewer of them, nothing more is complete
         self._unfinished = 0  # bytes of it, since the last sign of life
 
     @property
@@ -139,15 +139,15 @@ class Parser:
 
         Returns what else there is, for `follow`: a line that is no message, or what went wrong.
         """
-        # What comes is a sign of life: behind much data the PONG is late, on a slow link. But in a
-        # message that has no end the PONGs themselves are swallowed.
+        # Data is a sign of life: on a slow link the PONG is late behind much data. But a message
+        # that never ends would swallow the PONGs themselves.
         self._unfinished += len(data)
         if not self._rest or self._unfinished >= _SIGN_OF_LIFE:
             self._unfinished = 0
             self._client._pings_outstanding = 0
         try:
             return self._take(data)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be made sense of
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the rest can't be understood
             return exc
 
     async def follow(self, found: bytes | Exception | None) -> None:

@@ -1,5 +1,5 @@
-# Requests and their replies, over one inbox subscription; and calls that are made until there is an
-# answer.
+# Requests and their replies, over one inbox subscription; and calls that are repeated until there
+# is an answer.
 #
 # Every role has a `Requests` of its own, so that closing the role ends its waits and nobody
 # else's. A reply wakes the waiting Trio task straight from the read loop, or calls a plain
@@ -7,11 +7,12 @@
 #
 # A request ends in one of four ways: a reply (a status like 503 is one too), no answer (the
 # connection went, or REQUEST_SECONDS have passed), a refusal (the server does not permit the
-# publish), or the role was closed. What was sent may have arrived in all of them; the caller
-# repeats it so that twice is the same as once.
+# publish), or the role was closed. In all four the request may have arrived; the caller repeats it
+# in a way that twice is the same as once.
 #
-# On a slow link a reply may be late behind much else, or have come in part. So one that is overdue
-# is given up only once all is here that the server had sent by then: a PONG comes behind it.
+# On a slow link a reply may be late behind much other data, or be here only in part. So an overdue
+# request is given up only once everything that the server had sent by then is here: a PONG comes
+# after it.
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ T = TypeVar("T")
 REQUEST_SECONDS: Final = 5.0
 STATUS: Final = "Status"
 
-# Of a message that is stored.
+# Headers of a stored message.
 _STORED: Final = ("Nats-Stream", "Nats-Sequence")
 
 
@@ -59,11 +60,11 @@ class NoAnswer(Exception):
 
 
 class Waiter(ABC):
-    """What waits for the reply to a request; it is told one thing, once."""
+    """Waits for the reply to a request; one of its methods is called, once."""
 
     __slots__ = ("sent_in", "subject")
 
-    subject: bytes  # that it was sent on
+    subject: bytes  # on which the request was sent
     sent_in: float  # the round of `Requests.expire`; inf: it is never given up
 
     @abstractmethod
@@ -71,7 +72,7 @@ class Waiter(ABC):
 
     @abstractmethod
     def on_error(self, error: Exception) -> None:
-        """There will be none."""
+        """There will be no reply."""
 
 
 class _Task(Waiter):
@@ -127,7 +128,7 @@ class Requests:
         self._waiting: dict[bytes, Waiter] = {}  # by the subject of the reply
         self._inboxes: dict[bytes, Callable[[Incoming], None]] = {}
         self._round = 0
-        self.on_round: list[Callable[[], None]] = []  # for what is looked at now and then
+        self.on_round: list[Callable[[], None]] = []  # called in each round of `expire`
         self.lifetime = Lifetime()
         self._closed: Exception | None = None
         self._subject = self._prefix + "*"
@@ -162,7 +163,7 @@ class Requests:
     async def collect(
         self, subject: str, data: bytes, take: Callable[[Incoming], None]
     ) -> Incoming:
-        """Send, and have ``take`` called with each reply as it comes; return one with a status.
+        """Send, and call ``take`` with each reply as it comes; return the one with a status.
 
         Raises:
           As `request`. What has come was taken, and the rest is lost.
@@ -189,9 +190,9 @@ class Requests:
         self._waiting[inbox] = waiter
 
     def open_inbox(self, callback: Callable[[Incoming], None]) -> str:
-        """Another inbox, for any number of replies to what the caller sends himself.
+        """Another inbox, for any number of replies to what the caller sends.
 
-        It goes with `close_inbox`. An outage does not end it.
+        `close_inbox` ends it. An outage does not.
         """
         inbox = f"{self._prefix}{next(self._numbers)}"
         self._inboxes[inbox.encode()] = callback
@@ -246,7 +247,7 @@ class Requests:
             waiter.on_reply(message)
         elif callback := self._inboxes.get(message.raw_subject):
             callback(message)
-        # else it is too late, or somebody else's idea
+        # else it came too late, or nobody had asked for it
 
     def _on_down(self) -> None:
         if self.connection.lost is not None:
@@ -278,7 +279,7 @@ class Requests:
         if self._closed is None:
             self._closed = error or ClosedError("closed meanwhile")
             if self.connection.lost is not None:
-                self._closed = self.connection.lost_error()  # that came first
+                self._closed = self.connection.lost_error()  # the loss came first
             self._fail_all(self._closed_error)
             self.lifetime.end(self._closed_error)
 
@@ -287,7 +288,7 @@ class Requests:
         return fresh(self._closed)
 
     async def expire(self) -> None:
-        """Give up requests that were not answered in time, for ever."""
+        """Give up requests that get no answer in time, until cancelled."""
         # One slow timer for all. A deadline for each would cost more than the request.
         while True:
             await trio.sleep(REQUEST_SECONDS / 2)
@@ -309,7 +310,7 @@ class Requests:
 
 
 def refused_error(connection: Connection, refusal: Refusal, subject: str = "") -> BrokerError:
-    """What the server refuses, as an error; ``subject``: in place of the one that it names."""
+    """A refusal as an error; ``subject`` is named in place of the refusal's own, if given."""
     url = connection.config.safe_url
     act = "subscribe" if refusal.action == "subscription" else refusal.action
     what = f"{act} to {subject or refusal.subject}"
@@ -344,16 +345,16 @@ NO_RESPONDERS: Final = "503"
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
-# Of what passes in milliseconds where all is well: told when the pauses have grown to this. They
-# stay there, for a stall that ends is to be noticed soon.
+# For refusals that usually pass within milliseconds: a warning is logged once the pauses have grown
+# to this. They grow no longer, so that the end of a stall is noticed soon.
 _IN_FLIGHT_PAUSE: Final = 0.4
 
 _last_problem: Final[ContextVar[list[str]]] = ContextVar("trio_swarmtask.last_problem")
-"""What `in_time` says if the time is over."""
+"""The problems so far: `in_time` names the last one if the time is over."""
 
 
 class Refused(Exception):
-    """The server's no to a request. Whoever asks JetStream raises one."""
+    """The server refuses a request. `_jetstream` raises a subclass."""
 
     err_code = 0
     may_pass = False
@@ -382,7 +383,7 @@ async def persist(
     """Call ``attempt`` until it has an answer: through outages, and refusals that may pass.
 
     ``before_retry`` is called before each further attempt; what it returns, if not None, is the
-    answer. ``tried``: the caller has made the first one, and it had none.
+    answer. ``tried``: the caller has made the first attempt, and it had no answer.
 
     Raises:
       RefusedError: if the server says no for good.
@@ -424,7 +425,7 @@ async def persist(
 
 
 async def _pause(last: float, longest: float) -> float:
-    """Wait for longer than the last time, and say how long that was."""
+    """Wait for longer than the last time; return for how long."""
     pause = min(max(_FIRST_PAUSE, 2 * last), longest)
     await trio.sleep(pause)
     return pause
@@ -456,10 +457,10 @@ def check_size(connection: Connection, data: bytes, header_bytes: int) -> None:
         )
 
 
-# A subscription stands once the server has it, and permits it. SUB has no answer. A refusal comes
-# as an error of its own, before the answer to whatever is asked next: so an echo tells both that
-# the server listens for us and that nothing was refused. An error that names no subject is waited
-# out, until it is known whose it was.
+# A subscription stands once the server has it and permits it. SUB has no answer. A refusal comes as
+# an error line, before the answer to the next request: so an echo shows that the server listens for
+# us and has refused nothing. After an error line that names no subject, we wait until it is known
+# which subscription it is about.
 
 
 async def subscribe(

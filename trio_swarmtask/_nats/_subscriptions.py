@@ -1,14 +1,14 @@
 # Which subscriptions the server has refused, where it does not say which.
 #
-# "maximum subscriptions exceeded" names none. But the server takes all that one connection sends in
-# its order, and answers a PING behind the errors of what came before. So from one PONG to the next
-# what was sent and the number of errors are known, and there is just one room that the server can
-# have had before for as many errors: with one more place, one error less. That gives the refused.
+# "maximum subscriptions exceeded" names none. But the server handles what one connection sends in
+# order, and answers a PING after the errors of what came before. So between two PONGs it is known
+# what was sent and how many errors came. Only one number of free places fits that number of errors:
+# with one more place there would be one error less. That number shows which were refused.
 #
-# A subscription that ends is counted as well: it makes room for the next. Not so one that the
-# server ends by itself after so many messages, for nobody can tell when that was. While there is
-# such a one, each that is begun has a PONG of its own: an error before that is of it, whatever the
-# room was.
+# A subscription that ends counts too: it makes room for the next. One that the server ends by
+# itself after so many messages does not, because nobody can tell when that was. While there is such
+# a subscription, each new one has a PONG of its own: an error before that PONG is about it,
+# whatever the room was.
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """What one connection has sent of subscriptions, since the last PONG."""
+    """The subscriptions that one connection has sent since the last PONG."""
 
     def __init__(self) -> None:
-        self._sent: list[int] = []  # their numbers; negative: it was ended
-        self._pings: deque[int] = deque()  # how much was sent before each that is not answered
+        self._sent: list[int] = []  # their numbers; negative: ended; 0: refused by name
+        self._pings: deque[int] = deque()  # for each unanswered PING, how much was sent before it
         self._open: set[int] = set()  # not refused, as far as is known, and not ended
         self._limited: set[int] = set()  # of these: the server may have ended them
-        self._is_asked = True  # after the last that was begun
+        self._is_asked = True  # a PING was sent after the last subscription
         self.errors = 0
 
     def restart(self, numbers: Iterable[int]) -> None:
-        """Begin anew, with another connection: these are sent again."""
+        """Start again, for a new connection: these are sent again."""
         self._sent = list(numbers)
         self._open = set(self._sent)
         self._limited.clear()
@@ -57,7 +57,7 @@ class Ledger:
         self._limited.discard(number)
 
     def refused(self, number: int) -> None:
-        """That one, for a reason that names it: it takes no room."""
+        """An error that names this one has come: it takes no room."""
         self._open.discard(number)
         for index, sent in enumerate(self._sent):
             if abs(sent) == number:
@@ -70,11 +70,11 @@ class Ledger:
 
     @property
     def must_ask(self) -> bool:
-        """Whether a PING is to be sent before anything else is begun."""
+        """Whether a PING is to be sent before the next subscription."""
         return bool(self._limited) and not self._is_asked
 
     def answered(self) -> list[int]:
-        """A PONG came: those that were refused before the server sent it."""
+        """A PONG came; return the subscriptions that were refused before it."""
         count = self._pings.popleft() if self._pings else 0
         sent = self._sent[:count]
         del self._sent[:count]
@@ -88,7 +88,7 @@ class Ledger:
 
 
 def find_refused(sent: list[int], errors: int) -> list[int]:
-    """Those of what was sent, in this order, that ``errors`` were of."""
+    """The numbers in ``sent``, which is in order, that so many errors were about."""
     # The more room there was, the fewer were refused.
     room = bisect_left(range(len(sent)), -errors, key=lambda room: -len(_refused(sent, room)))
     return _refused(sent, room)
@@ -98,7 +98,7 @@ def _refused(sent: list[int], room: int) -> list[int]:
     refused: dict[int, None] = {}
     for number in sent:
         if number < 0:
-            room += -number not in refused  # which leaves no room behind
+            room += -number not in refused  # one that was refused leaves no room
         elif number and not room:
             refused[number] = None
         elif number:

@@ -1,10 +1,10 @@
-# Which versions of nats-py and trio-asyncio are known from inside: the one place where that is
-# asked.
+# Which versions of nats-py and trio-asyncio have private parts that are known here: the one place
+# that checks this.
 #
-# The fast ways in and out go past the public methods of both, so they are taken only where these
-# are as they were when the ways were made. With any other version nats-py reads and writes by
-# itself, and trio-asyncio runs one callback after another: all that is promised holds, at a lower
-# rate. Nobody would see why, so it is told, once a process.
+# The fast ways of reading and writing bypass the public methods of both, so they are used only with
+# the versions for which they were made. With any other version nats-py reads and writes by itself,
+# and trio-asyncio runs one callback after another: every promise holds, at a lower rate. Nobody
+# would see why, so it is logged, once a process.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import nats.aio.client
 import trio_asyncio
 
 KNOWN: Final = {"nats-py": "2.16.", "trio-asyncio": "0.16."}
-"""How the versions begin that are known."""
+"""How the known versions begin."""
 
 logger: Final = logging.getLogger("trio_swarmtask.nats")
 
@@ -23,7 +23,7 @@ _told: Final[set[str]] = set()
 
 
 def versions() -> dict[str, str]:
-    """Those that are installed."""
+    """The installed versions."""
     return {"nats-py": nats.aio.client.__version__, "trio-asyncio": trio_asyncio.__version__}
 
 
@@ -33,7 +33,7 @@ def is_known(package: str) -> bool:
 
 
 def tell_unknown() -> None:
-    """Log which of them are not known, unless that was told before."""
+    """Log which of the installed versions are not known, once each."""
     for package, version in versions().items():
         if not is_known(package) and package not in _told:
             _told.add(package)

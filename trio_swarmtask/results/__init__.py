@@ -1,6 +1,6 @@
 """Publish results of tasks by their IDs; get, list and follow them, from other processes too."""
 
-#   _bridge     what workers do, published: publish_results
+#   _bridge     publishes what workers do: publish_results
 #   _in_bucket  a publisher whose results are in a bucket: durable, for all processes
 #   _on_bus     a publisher whose results are in each process, told by a bus
 #   _local      a publisher whose results are in this process

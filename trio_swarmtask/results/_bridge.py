@@ -1,10 +1,10 @@
-# From tasks to results: what a worker's tasks come to, published.
+# From tasks to results: publishes what becomes of a worker's tasks.
 #
-# Announcing is beside the task, never in its way: in a Trio task of its own, bounded in time, and a
-# failure to announce is logged. Of what a handler reports meanwhile it is the newest that goes out,
-# as soon as the publisher is done with the one before. What counts as a task's end is its first
-# stored result, so that nobody reads here what the task's dispatcher does not get. A worker that
-# dies right after storing one has not announced it; whoever must know asks the dispatcher.
+# Announcing never holds up the task: it runs in a Trio task of its own, for a limited time, and a
+# failure to announce is logged. Of the reports of a handler the newest goes out, as soon as the
+# publisher is done with the one before. A task ends with its first stored result, so nobody reads
+# here what the task's dispatcher does not get. A worker that dies right after storing a result has
+# not announced it; whoever must know asks the dispatcher.
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class _Announcer(Observer):
                 await self._publish(task_id, make())
                 problem = None
         except ResultExistsError:
-            problem = None  # delivered again after its end was announced: that stands
+            problem = None  # redelivered after its end was announced, which stands
         except Exception as exc:  # noqa: BLE001 - whatever it is, the task goes on
             problem = exc
         finally:
@@ -130,7 +130,7 @@ class _Announcer(Observer):
         except InvalidResultError as exc:
             if not result.output:
                 raise
-            # Too large, as base64 is. Whoever follows the task must hear of its end all the same.
+            # Too large, once it is base64. Whoever follows the task must still hear of its end.
             metadata = {**(result.metadata or {}), "omitted": str(exc)}
             short = msgspec.structs.replace(result, output=b"", metadata=metadata)
             await self._publisher.publish(task_id, short)

@@ -1,11 +1,11 @@
 # Results in a bucket: durable, and shared by all processes.
 #
-# Storing is compare-and-set: look, merge the record over what is stored, and replace just that; a
-# conflict means once more. In this process the publishers of one task wait for each other, so that
-# conflicts are with other processes alone.
+# Storing is compare-and-set: look, merge the record over what is stored, and replace just that;
+# after a conflict begin again. In this process the publishers of one task wait for each other, so
+# conflicts come only from other processes.
 #
-# The look is never saved, though it costs a round trip. A revision that is remembered could be
-# another record's, in a bucket that was deleted and made anew. And a conflict tells that something
+# The look is never skipped, though it costs a round trip. A revision that is remembered could be
+# another record's, in a bucket that was deleted and made again. And a conflict tells that something
 # was stored while we published only if we looked: see `_may_follow`.
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class KVPublisher(TopicPublisher):
                         return None
 
     async def _may_follow(self, record: Result, data: bytes, revision: int) -> bool:
-        """Whether ``record``, whose answer was lost, is stored, or what is can have come after it.
+        """Whether ``record``, whose answer was lost, is stored, or the stored one may be later.
 
-        In the second case it is taken for that, whether or not ``record`` was ever stored: both
-        were being published at the same time. To store it again could take back what is newer. But
-        an entry that was there before proves nothing, nor does none at all: whoever was asked may
-        not know of the newest yet.
+        In the second case ``record`` counts as stored, whether or not it ever was: both were
+        published at the same time, and to store it again could take back a newer one. But an
+        entry that was there before proves nothing, nor does a missing one: the server that was
+        asked may not know of the newest yet.
         """
         entry = await self._bucket.get(record.task_id)
         if entry is None or entry.revision <= revision:
@@ -119,7 +119,7 @@ class KVPublisher(TopicPublisher):
                 entry = await self._bucket.get(task_id)
                 if entry is None or entry.data is None:
                     if unsure:
-                        return  # it was removed, by us if only the answer was lost
+                        return  # it is removed; by us, if only the answer was lost
                     raise ResultNotFoundError(task_id)
                 try:
                     return await self._bucket.remove(task_id, entry.revision)
@@ -150,7 +150,7 @@ class KVPublisher(TopicPublisher):
     def _on_entry(self, task_id: str, entry: Entry) -> None:
         topic = self._topics[task_id]
         if entry.data is None:
-            if topic.current is not None:  # else it is what an earlier result left behind
+            if topic.current is not None:  # else it is the marker of an earlier result
                 topic.current = None
                 self._end(task_id)
             return

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class LocalPublisher(TopicPublisher):
-    """Results in dictionaries: one of those to come, one of those that ended."""
+    """Results in two dictionaries: those that are pending, and those that ended."""
 
     def __init__(self, buffer_size: int, max_results: int | None) -> None:
         super().__init__(buffer_size)
         self._most = max_results
-        self._pending: dict[str, Result] = {}  # both in the order of their coming in
+        self._pending: dict[str, Result] = {}  # both in the order of arrival
         self._ended: dict[str, Result] = {}
 
     async def get(self, task_id: str) -> Result:

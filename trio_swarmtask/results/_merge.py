@@ -1,4 +1,4 @@
-# What becomes of a result that is published where there may be one already.
+# What is stored when a result is published and there may be one already.
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def merge(task_id: str, new: Result, stored: Result | None) -> Result:
 
 
 def supersedes(new: Result, stored: Result | None) -> bool:
-    """Whether ``new`` may take the place of ``stored``: a terminal state yields to another only."""
+    """Whether ``new`` may take the place of ``stored``: a terminal state yields only to another."""
     return stored is None or new.status.is_terminal or not stored.status.is_terminal

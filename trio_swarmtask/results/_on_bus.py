@@ -1,15 +1,15 @@
 # Results announced on a message bus: each process holds what it published or heard.
 #
-# A publisher hears its own announcements too. It has told its subscriptions already, so these are
-# recognised by their bytes and passed over: they come back in the order in which they were sent,
-# so one that is recognised also accounts for all before it. (A tag would be simpler, but the bytes
-# on the bus are Go's, too.) If another process was heard after ours was told, and before it came
-# back, then ours came after that on the bus, and is told once more: so that all who listen end with
-# the same. On a bus in memory ours is back before it is told, and nothing is to be done about it.
+# A publisher hears its own announcements too. Its subscriptions were told already, so these are
+# recognised by their bytes and skipped. They come back in the order in which they were sent, so one
+# that is recognised also accounts for all before it. (A tag would be simpler, but Go programs use
+# the same bytes on the bus.) If another process was heard after ours was told, and before it came
+# back, then ours came after that on the bus, and is told once more, so that all listeners end with
+# the same result. On a bus in memory ours is back before it is told, and nothing has to be done.
 #
-# Over a network what is pending keeps to a pace, for each task: whoever follows it may be behind a
-# slow link. Subscriptions of this publisher are told of all. Of what is published faster than that,
-# the newest is announced when its time has come, or right before the end.
+# Over a network the pending results of each task keep to a pace: a follower may have a slow link.
+# Subscriptions of this publisher are told of all. Of results that are published faster, the newest
+# is announced when its time has come, or right before the end.
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from .._bus import BusMessage
     from ._publisher import Topic
 
-# Of a task, on their way back. Past that the oldest are forgotten, and would be told twice.
+# Announcements of a task on their way back. Past that the oldest are forgotten, and would be told
+# twice.
 _MOST_UNDER_WAY: Final = 1000
 
 # Announcements of one task without a pause between them.
@@ -106,7 +107,7 @@ class BusPublisher(LocalPublisher):
         self._sent: dict[str, _Sent] = {}
         self._paces: dict[str, Pace] = {}
         self._held: dict[str, Result] = {}  # the newest that was told here, and not announced
-        self._waiting: set[str] = set()  # tasks of which some waits for its time
+        self._waiting: set[str] = set()  # tasks whose held result waits for its time
 
     async def publish(self, task_id: str, result: Result) -> None:
         self._lifetime.check()
@@ -168,7 +169,7 @@ class BusPublisher(LocalPublisher):
 
     async def _send_held(self, task_id: str) -> None:
         record = self._held.get(task_id)
-        if record is not None and self._find(task_id) is record:  # else others have told since
+        if record is not None and self._find(task_id) is record:  # else a newer one was told since
             await self._send(task_id, encode(record))
         self._held.pop(task_id, None)
 
@@ -221,7 +222,7 @@ class BusPublisher(LocalPublisher):
             self._sent.pop(task_id, None)  # else what is under way may meet another listener
 
     def _on_close(self, task_id: str, error: Exception | None) -> None:
-        self._topics[task_id].source = None  # whoever subscribes now is to hear of it
+        self._topics[task_id].source = None  # the next subscriber is to meet the error too
         self._end(task_id, error)
 
     def _hear(self, task_id: str, message: BusMessage) -> None:
@@ -256,7 +257,7 @@ class _Sent:
         self.was_overtaken = False  # another process was heard since the last one was told
 
     def is_own(self, data: bytes) -> bool:
-        """Whether ``data`` is one of them, and there is nothing to do about it."""
+        """Whether ``data`` is one of them, and can be skipped."""
         if data not in self.announcements:
             return False
         while self.announcements.popleft() != data:

@@ -1,11 +1,11 @@
-# The interface of a publisher, and what all of them do alike: who follows which task.
+# The interface of a publisher, and what all publishers share: who follows which task.
 #
-# Topics. What a publisher's subscriptions to one task hear has one source (a subscription to a
-# subject, say), opened by the first of them and closed by the last. Opening takes a while, so
-# there is a lock for each; a second subscriber waits, or takes over if the first gives up.
+# Topics. All subscriptions of a publisher to one task share one source (a subscription to a
+# subject, say). The first of them opens it, and the last closes it. Opening takes a while, so each
+# topic has a lock; a second subscriber waits, or takes over if the first gives up.
 #
-# Nothing is missed or doubled at the beginning: once the source is open, what is stored is put into
-# the subscription's buffer and the subscription into the topic in one go, without an await between.
+# Nothing is missed or doubled at the beginning: once the source is open, the stored result goes
+# into the subscription's buffer and the subscription into the topic, without an await between.
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Topic:
 
 
 class TopicPublisher(ResultPublisher):
-    """What publishers do alike: subscriptions, and being closed."""
+    """What all publishers share: subscriptions, and being closed."""
 
     def __init__(self, buffer_size: int) -> None:
         check_count("buffer_size", buffer_size)
@@ -132,11 +132,11 @@ class TopicPublisher(ResultPublisher):
         """Raise `InvalidTaskIDError` unless this publisher can use ``task_id``."""
 
     def _open_source(self, task_id: str) -> Source:
-        """What calls `_announce` with each update from outside, from being entered."""
+        """A source that calls `_announce` with each update from outside, once it is entered."""
         return NoSource()
 
     async def _refresh(self, topic: Topic) -> None:
-        """See to it that `_find` gives what is stored now, where a source may lag behind."""
+        """Make sure that `_find` gives what is stored now, if the source may lag behind."""
 
     @abstractmethod
     def _find(self, task_id: str) -> Result | None:
@@ -169,7 +169,7 @@ class TopicPublisher(ResultPublisher):
         topic.users += 1
         try:
             await self._lifetime.run(partial(self._open, task_id, topic))
-            self._lifetime.check()  # it may have ended in the moment in which this was done
+            self._lifetime.check()  # it may have ended just now
         except BaseException:
             self._release(task_id, topic)
             raise

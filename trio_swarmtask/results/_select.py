@@ -32,14 +32,14 @@ class Selection:
             self.withdraw(result.task_id)
 
     def cut(self) -> None:
-        """Let go of what is past the limit. Where an ID comes once, that was its last chance."""
+        """Drop the results past the limit. For use where each ID is offered only once."""
         if 0 < self._filter.limit < len(self._held):
             self._held = {kept.task_id: kept for kept in self.results()}
             self._was_cut = True
 
     def withdraw(self, task_id: str) -> None:
         """There is no such result any more, or it no longer matches."""
-        # Once some were let go, nothing could take its place: then it stays, as it was read.
+        # After a cut no other result could take its place: then it stays, as it was read.
         if not self._was_cut:
             self._held.pop(task_id, None)
 

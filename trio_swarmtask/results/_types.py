@@ -78,7 +78,7 @@ def validate_not_empty(task_id: object) -> None:
 
 
 def validate_result(result: object) -> None:
-    """Raise unless a publisher would take ``result``; its size is the publisher's to judge.
+    """Raise unless a publisher would take ``result``; each publisher checks the size itself.
 
     Raises:
       InvalidStatusError: if its status is none of `ResultStatus`.
