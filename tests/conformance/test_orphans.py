@@ -14,7 +14,7 @@ from trio_swarmtask._dispatcher._group import GroupLease
 
 def orphan(task_id: str) -> NewTask:
     """A task of a group that nobody renews the lease of."""
-    return NewTask("coder", task_id, Message(id=task_id).encode(), lease="group-1")
+    return NewTask("coder", task_id, Message(id=task_id).encode(), group_lease="group-1")
 
 
 @within(20)
