@@ -83,7 +83,7 @@ class Future(metaclass=NoPublicConstructor):
         self._receipt = b""  # `NewTask.receipt`
 
     def __repr__(self) -> str:
-        return f"<Future of task {self._id}, {'resolved' if is_resolved(self) else 'waiting'}>"
+        return f"<Future of task {self._id}, {'resolved' if self._is_resolved() else 'waiting'}>"
 
     @property
     def id(self) -> str:
@@ -97,7 +97,7 @@ class Future(metaclass=NoPublicConstructor):
         Raises:
           RuntimeError: if it is not here yet.
         """
-        if not is_resolved(self):
+        if not self._is_resolved():
             raise RuntimeError(f"task {self._id} has no result yet; await the future's wait()")
         return self._look()
 
@@ -109,7 +109,7 @@ class Future(metaclass=NoPublicConstructor):
         has ended, when its result is first looked at, here or by `wait` or `result`. Until there is
         an answer, it is ``unconfirmed``.
         """
-        if not is_resolved(self) or is_failed(self):
+        if not self._is_resolved() or is_failed(self):
             return TaskState.OUTSTANDING
         if not was_cancelled(self):
             return TaskState.ENDED
@@ -130,9 +130,9 @@ class Future(metaclass=NoPublicConstructor):
           ClosedError: if the dispatcher was closed before the result came.
           BrokerError: if the server was lost for good before the result came.
         """
-        if is_resolved(self):
+        if self._is_resolved():
             await trio.lowlevel.checkpoint()
-        while not is_resolved(self):  # `Starter.begin` may have woken it early
+        while not self._is_resolved():  # `Starter.begin` may have woken it early
             await park(self)
         return self._look()
 
@@ -170,12 +170,15 @@ class Future(metaclass=NoPublicConstructor):
         return Updates._create(
             self._id,
             self._futures.follow,
-            partial(is_resolved, self),
+            self._is_resolved,
             partial(watch, self),
             partial(unwatch, self),
         )
 
     # The dispatcher's half
+
+    def _is_resolved(self) -> bool:
+        return self._data is not None or self._result is not None or self._error is not None
 
     def _resolve(self, data: bytes) -> None:
         """Take the bytes of the stored result; only the first resolution counts."""
@@ -188,7 +191,7 @@ class Future(metaclass=NoPublicConstructor):
 
     def _fail(self, error: SwarmTaskError) -> None:
         """End every wait, also a later one, with ``error``."""
-        if not is_resolved(self):
+        if not self._is_resolved():
             self._error = error
             wake(self)
             self._tell_watchers()
@@ -228,6 +231,9 @@ class Future(metaclass=NoPublicConstructor):
 # What other modules of this folder need of a future: functions, so that users don't see them.
 
 
+is_resolved: Final = Future._is_resolved
+
+
 def take(future: Future) -> Result:
     """The result that it was resolved by; raises the error, if it was one."""
     if future._result is None and future._error is None:
@@ -253,10 +259,6 @@ def was_cancelled(future: Future) -> bool:
 def is_failed(future: Future) -> bool:
     """Whether it can get no result any more."""
     return isinstance(future._error, ClosedError | BrokerError)
-
-
-def is_resolved(future: Future) -> bool:
-    return future._data is not None or future._result is not None or future._error is not None
 
 
 async def park(future: Future) -> None:
