@@ -12,7 +12,7 @@ from tests._helpers.bucket_setup import make_bucket
 from tests._helpers.nats_servers import kill, restarted
 from tests._helpers.proxy import open_proxy
 from tests._helpers.publishers import Reader, outputs, pending, success
-from trio_swarmtask import BrokerError, NATSConfig, open_broker
+from trio_swarmtask import BrokerError, ClosedError, NATSConfig, open_broker
 from trio_swarmtask._jetstream import _bucket as _watch
 from trio_swarmtask.results import PublisherClosedError, ResultNotFoundError, open_kv_publisher
 from trio_swarmtask.results._in_bucket import KVPublisher
@@ -253,6 +253,24 @@ async def test_closing_while_missed_updates_are_looked_up(server: Server) -> Non
             proxy.thaw()
         async with open_kv_publisher(broker) as publisher:
             assert (await publisher.get("t1")).output == b"1"
+
+
+@within(20)
+async def test_look_up_that_the_end_overtakes(server: Server) -> None:
+    """Whether it hears of its cancellation or of the closed requests first, is chance."""
+
+    async def look() -> None:
+        looked.set()
+        raise ClosedError("the requests are closed")
+
+    looked = trio.Event()
+    async with open_kv_publisher(server.url) as publisher:
+        watches = publisher._bucket.watches  # type: ignore[attr-defined]  # a NATSBucket
+        watches.start(look)
+        watches.end()
+        await looked.wait()
+        await publisher.publish("t1", pending(1))
+    watches.start(look)  # does nothing: its nursery has ended
 
 
 @within(30)

@@ -227,8 +227,7 @@ class MapResults:
     def _fail(self, error: Exception) -> None:
         """The messages ended with an error, which is read as one more result would be."""
         if self._left:
-            self.unread.append(error)
-            return
+            self.unread.append(error)  # and `_finish` does nothing
         place = Place()
         self._used += 1
         if self._ordered:
