@@ -53,7 +53,11 @@ async def test_children_in_every_state(swarm: Swarm) -> None:
         assert all(future.result.cancelled_by for future in futures)
         counts = group.statistics()
         assert (counts.started, counts.succeeded, counts.cancelled) == (12, 1, 11)
-        assert len(staff.messages) == 5  # none of those that waited for a place
+        # None of those that waited for a place. The one of an ID of its own is cancelled by itself,
+        # beside them: a place that is free by then may have it first.
+        called = {message.id for message in staff.messages} - {"my-next"}
+        assert len(called) == 5
+        assert not called & {future.id for future in futures[4:9]}
         await swarm.wait_until_empty()
 
 
