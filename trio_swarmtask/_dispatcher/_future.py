@@ -279,12 +279,12 @@ def wake(future: Future) -> None:
     future._waiting.clear()
 
 
-def was_cancelled_here(future: Future) -> bool:
-    """Whether this dispatcher has cancelled it, or asked about it; marks it as such."""
-    if future._stopped is not None:
-        return True
-    future._stopped = False
-    return False
+def mark_cancelled(future: Future) -> bool:
+    """Note that somebody here waits for the end of its handler; whether that was noted before."""
+    marked = future._stopped is not None
+    if not marked:
+        future._stopped = False
+    return marked
 
 
 def watch(future: Future, watcher: Callable[[Future], None]) -> None:

@@ -46,7 +46,7 @@ from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
 from .._util import NoPublicConstructor
 from ._core import Chain
-from ._future import is_failed, is_resolved, take, unwatch, was_cancelled, was_cancelled_here, watch
+from ._future import is_failed, is_resolved, mark_cancelled, take, unwatch, was_cancelled, watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -259,7 +259,7 @@ class GroupTasks:
             if not was_cancelled(future):
                 self._count_failure(child, exc)
                 return
-            if was_cancelled_here(future):
+            if mark_cancelled(future):
                 self._count(child, "cancelled")
             else:
                 self._count_failure(child, exc)

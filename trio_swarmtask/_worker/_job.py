@@ -279,11 +279,6 @@ class CurrentTask(metaclass=NoPublicConstructor):
             if job.ending is not None:
                 job.ending.report(record)
 
-    def _end(self) -> None:
-        """The handler has ended, and its result is about to be stored or told."""
-        if self._reports is not None:
-            self._reports.end()
-
     def _describe(self, progress: object, note: object, metadata: object) -> dict[str, str]:
         described = {_AGENT: self._runner.name, _ATTEMPT: str(self.attempt)}
         if progress is not None:
@@ -314,3 +309,9 @@ class CurrentTask(metaclass=NoPublicConstructor):
                 f"task {self.message.id} has ended at this worker, so nobody can {what}; finish "
                 "what a handler has started before it returns"
             )
+
+
+def end_reports(current: CurrentTask) -> None:
+    """Its handler has ended: what that has reported is sent before what came of the task."""
+    if current._reports is not None:
+        current._reports.end()

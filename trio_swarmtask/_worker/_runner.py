@@ -23,7 +23,7 @@ from .._message import Message, Result, cancelled_result
 from .._statistics import OUTCOMES, Outcome, Tally
 from .._util import find_interrupt, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
-from ._job import CURRENT, Cut
+from ._job import CURRENT, Cut, end_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ class JobRunner:
         if message is None or result is None or job.failure is not None:
             return False
         if job.current is not None:
-            job.current._end()
+            end_reports(job.current)
         try:
             job.encoded = self._encode(job, result, message)
         except InvalidMessageError:
@@ -145,7 +145,7 @@ class JobRunner:
     async def settle(self, job: Job) -> None:
         """Store the job's result, or do what there is to do where it has none."""
         if job.current is not None:
-            job.current._end()
+            end_reports(job.current)
         try:
             await self._settle(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
