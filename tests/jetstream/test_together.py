@@ -93,6 +93,20 @@ async def test_newest_are_told_of_first(server: Server) -> None:
 
 
 @within(20)
+async def test_server_looks_for_a_first_result_whatever_the_stream(server: Server) -> None:
+    """An operator may have changed the stream: then it refuses no second result by itself."""
+    async with open_busy(server) as dispatcher, open_plain_client(server.port) as client:
+        async with dispatcher.open_group() as group:
+            await start(group)
+            results = await client.subscribe("done.>")
+            await client.flush()
+            group.cancel_scope.cancel()
+        for _ in range(COUNT):
+            headers = (await results.receive()).headers
+            assert headers["Nats-Expected-Last-Subject-Sequence"] == "0"
+
+
+@within(20)
 async def test_in_portions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cancel_many, "_AT_ONCE", 3)
     async with open_busy(server) as dispatcher, open_plain_client(server.port) as client:

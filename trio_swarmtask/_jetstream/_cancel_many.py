@@ -102,7 +102,9 @@ class Cancellations:
             place = _find_place(withdrawal.receipt)
             if place is not None:
                 result = _Result(partial(on_end, withdrawal, place))
-                if self._results.put_soon(withdrawal.task_id, withdrawal.result, result):
+                if self._results.put_soon(
+                    withdrawal.task_id, withdrawal.result, result, checked=True
+                ):
                     answers.expected += 1
                     continue
             self.leave(withdrawal)

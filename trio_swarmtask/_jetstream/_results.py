@@ -53,15 +53,21 @@ class ResultStore:
         self._streams = jetstream.streams
         self._portions = Portions(jetstream.requests)
 
-    def put_soon(self, task_id: str, result: bytes, answer: Publish) -> bool:
+    def put_soon(
+        self, task_id: str, result: bytes, answer: Publish, *, checked: bool = False
+    ) -> bool:
         """Begin `put`: ``answer`` is told whether it was stored; if not, `put` finds out why.
+
+        ``checked``: have the server look for a first result, whatever is known of the stream. A
+        worker looks at the stream in each round of renewal; who cancels may know an old state.
 
         Returns:
           False if nothing was sent.
         """
         # A stream that keeps one result a task refuses a second one by itself.
         stream = self._streams.known_results
-        block = b"" if stream is not None and stream.one_each else FIRST_BLOCK
+        one_each = stream is not None and stream.one_each and not checked
+        block = b"" if one_each else FIRST_BLOCK
         subject = b"done.%b" % task_id.encode()
         return publish_soon(self._requests, answer, subject, result, block, FIRST_BYTES)
 
