@@ -54,7 +54,8 @@ async def somebody_else_is_first(arena: Arena, broken: str) -> None:
         config = (await client.api("STREAM.INFO.TASK_RESULTS"))["config"]
         several = {"max_msgs_per_subject": -1, "discard_new_per_subject": False}
         await client.api("STREAM.UPDATE.TASK_RESULTS", **{**config, **several})
-        worker = await arena.add_worker(broken=broken)
+        # In a round of renewal it would look, and find the other result before it has its own.
+        worker = await arena.add_worker(broken=broken, ack_wait=10 * MOMENT)
         future = await arena.start(MOMENT)
         await worker.wait_running()
         other = {"version": 1, "id": future.id, "status": "success", "agent": worker.name}
