@@ -430,8 +430,8 @@ class Delivery(CanReport):
         """Whether a result of this task is stored already; if so, end the task."""
 
     @abstractmethod
-    async def give_back(self, delay: float = 0) -> bool:
-        """Give the task to others, after ``delay`` seconds; it does not count as a failure.
+    async def give_back(self, delay: float = 0, *, in_order: bool = True) -> bool:
+        """Give the task to others, after ``delay`` seconds; in order, that is no failed delivery.
 
         A cancellation does not prevent this. Does not wait through an outage: the lease lapses by
         itself.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -27,13 +26,13 @@ from ._check import check_count
 from ._errors import BusClosedError, InvalidMessageError
 from ._subjects import check_pattern, check_queue, check_subject
 from ._sync import Buffered
-from ._util import fresh, leaves, shorten
+from ._util import fresh, get_logger, leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.bus")
+logger: Final = get_logger("trio_swarmtask.bus")
 
 
 class BusMessage(msgspec.Struct, frozen=True):

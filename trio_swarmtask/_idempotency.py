@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import secrets
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -35,7 +34,7 @@ from ._envelope import Status
 from ._errors import ClosedError, InvalidMessageError, SwarmTaskError
 from ._message import Message, Result
 from ._sync import Lifetime
-from ._util import NoPublicConstructor, open_flat_nursery, shorten
+from ._util import NoPublicConstructor, get_logger, open_flat_nursery, shorten
 from ._worker._handler import Handler, Value, check_handler, encode_result
 from ._worker._job import current_task
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
     from ._abc import Broker, Bucket, Entry
 
-logger: Final = logging.getLogger("trio_swarmtask.idempotency")
+logger: Final = get_logger("trio_swarmtask.idempotency")
 
 # Seconds that giving up a claim may take, or keeping an outcome while all is being cancelled.
 _SETTLE_SECONDS: Final = 1.0

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,12 +19,12 @@ from ._cron import parse_cron
 from ._envelope import MessageEnvelope, encode
 from ._errors import InvalidMessageError, UnsupportedVersionError
 from ._message import Message
-from ._util import check_seconds, shorten
+from ._util import check_seconds, get_logger, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-logger: Final = logging.getLogger("trio_swarmtask.schedule")
+logger: Final = get_logger("trio_swarmtask.schedule")
 
 # A time in nanoseconds must fit 64 bits: the server fires at once what is set for a later time.
 _LATEST: Final = datetime(2262, 1, 1, tzinfo=UTC)

@@ -75,6 +75,30 @@ class Lifetime:
 # something ended, a reader that is too slow may miss earlier items, but never the end.
 
 
+class Starting(Generic[T]):
+    """A background task that is shielded, until it stands.
+
+    `trio.Nursery.start` is not for it: if its caller is cancelled, it waits for the task to end,
+    and a shielded task ends when its caller says so.
+    """
+
+    def __init__(self) -> None:
+        self._stands = trio.Event()
+        self._value: T
+
+    def started(self, value: T) -> None:
+        self._value = value
+        self._stands.set()
+
+    def has_started(self) -> bool:
+        return self._stands.is_set()
+
+    async def wait(self) -> T:
+        """What it was started with. If that fails, its nursery is cancelled, and so is this."""
+        await self._stands.wait()
+        return self._value
+
+
 class LossyBuffer(Generic[T]):
     """Items that go from callbacks to any number of readers, each item to one of them."""
 

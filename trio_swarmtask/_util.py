@@ -12,6 +12,8 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
+import traceback
 from abc import ABCMeta
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,7 +23,25 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-logger: Final = logging.getLogger("trio_swarmtask")
+
+class _Logger(logging.LoggerAdapter[logging.Logger]):
+    """Logs for tasks that must not end by it: a user's handler of log records may raise."""
+
+    def log(self, level: int, msg: object, *args: object, **settings: Any) -> None:
+        settings["stacklevel"] = settings.get("stacklevel", 1) + 1
+        try:
+            super().log(level, msg, *args, **settings)
+        except Exception:  # noqa: BLE001 - as logging does it with what `emit` reports to it
+            if logging.raiseExceptions and sys.stderr:
+                traceback.print_exc()
+
+
+def get_logger(name: str) -> logging.LoggerAdapter[logging.Logger]:
+    """As `logging.getLogger`; an exception of a handler of records goes to standard error."""
+    return _Logger(logging.getLogger(name), {})
+
+
+logger: Final = get_logger("trio_swarmtask")
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)

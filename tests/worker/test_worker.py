@@ -67,7 +67,7 @@ async def test_broker_that_refuses_before_the_handler(monkeypatch: pytest.Monkey
 async def test_give_back_that_fails_is_told_and_nothing_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(delivery: Delivery, delay: float = 0) -> None:
+    async def fail(delivery: Delivery, delay: float = 0, *, in_order: bool = True) -> None:
         raise BrokerError("gone")
 
     monkeypatch.setattr(_MemoryDelivery, "give_back", fail)

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskEr
 from .._message import Message
 from .._schedule import check_not_before
 from .._statistics import DispatcherStatistics
-from .._util import fresh, shorten
+from .._util import fresh, get_logger, shorten
 from ._future import Future, Futures, is_resolved, park, wake
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
     from .._abc import Outbox
 
-logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+logger: Final = get_logger("trio_swarmtask.dispatcher")
 
 
 # The IDs by which a task says which other one has started it.

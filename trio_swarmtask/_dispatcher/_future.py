@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -16,7 +15,7 @@ from .._abc import ResultListener, Withdrawal
 from .._envelope import Status
 from .._errors import BrokerError, ClosedError, InvalidMessageError, SwarmTaskError
 from .._message import Result, encode_cancelled, find_capability
-from .._util import NoPublicConstructor, fresh, shorten
+from .._util import NoPublicConstructor, fresh, get_logger, shorten
 from ._updates import Updates
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from .._abc import Outbox, Source
 
-logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+logger: Final = get_logger("trio_swarmtask.dispatcher")
 
 
 class TaskState(enum.StrEnum):

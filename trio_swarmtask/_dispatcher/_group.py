@@ -33,7 +33,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, final
@@ -44,7 +43,7 @@ from .._envelope import Status
 from .._errors import BrokerError, ClosedError, SwarmTaskError
 from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
-from .._util import NoPublicConstructor
+from .._util import NoPublicConstructor, get_logger
 from ._core import Chain
 from ._future import is_failed, is_resolved, mark_cancelled, take, unwatch, was_cancelled, watch
 
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from ._core import Core, Start, Starter
     from ._future import Future
 
-logger: Final = logging.getLogger("trio_swarmtask.group")
+logger: Final = get_logger("trio_swarmtask.group")
 
 T = TypeVar("T")
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 import trio
 
 from .._errors import BrokerError, ClosedError
-from .._util import flatten, shorten
+from .._util import flatten, get_logger, shorten
 from ._future import result_of, take
 from ._group import SAME_TIME, was_cut_off
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from ._future import Future
     from ._group import Child, GroupTasks
 
-logger: Final = logging.getLogger("trio_swarmtask.map")
+logger: Final = get_logger("trio_swarmtask.map")
 
 Messages = Iterable["Message"] | AsyncIterable["Message"]
 _END: Final = object()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -14,14 +13,14 @@ import trio
 from .._errors import InvalidResultError, SwarmTaskError
 from .._record import Result as Record, ResultStatus, decode
 from .._sync import Buffered, Lifetime
-from .._util import NoPublicConstructor
+from .._util import NoPublicConstructor, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._abc import Source
 
-logger: Final = logging.getLogger("trio_swarmtask.dispatcher")
+logger: Final = get_logger("trio_swarmtask.dispatcher")
 
 # Reports that wait for a slow reader.
 _BUFFER_SIZE: Final = 16

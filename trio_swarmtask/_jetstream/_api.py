@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import re
 import time
 from abc import abstractmethod
@@ -33,6 +32,7 @@ from .._nats._requests import (
     Waiter,
     status_of,
 )
+from .._util import get_logger
 from ._answers import PubAck as PubAck, read_ack, read_answer
 from ._headers import parse_count
 from ._refusals import IN_FLIGHT, MESSAGE_TOO_LARGE, NO_MESSAGE, NO_STREAM, passes
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from .._nats._protocol import Incoming
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 # An acknowledgement in the form in which the server writes nearly every one.
 _is_usual_ack: Final = re.compile(

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -29,7 +28,7 @@ from .._nats._requests import (
     persist,
     subscribe,
 )
-from .._util import open_flat_nursery
+from .._util import get_logger, open_flat_nursery
 from ._api import NO_ANSWER_YET, APIError, direct_get, last_message, next_message, publish
 from ._bucket_stream import BucketStream, find_bucket, look_at_bucket, make_bucket
 from ._headers import parse_count
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from ._api import StoredMessage
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 T = TypeVar("T")
 

@@ -6,17 +6,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from .._util import get_logger
 from ._streams import tell_changes
 
 if TYPE_CHECKING:
     from ._streams import Streams
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 _NANOSECONDS: Final = 1_000_000_000
 _MARKER_SECONDS: Final = 1
 _DUPLICATE_SECONDS: Final = 120

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from .._abc import Notice
 from .._errors import BrokerError
 from .._nats._connection import NotConnected
 from .._nats._requests import NoAnswer, refused_error, status_of
+from .._util import get_logger
 from ._api import APIError, call, delete_message, gone, last_message
 from ._headers import firings_like
 from ._refusals import NO_CONSUMER
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ._api import StoredMessage
     from ._streams import JetStream
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 _INBOX: Final = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+){1,4}")
 
 # Seconds. A worker that has the task answers at once. If none does, that worker has died.

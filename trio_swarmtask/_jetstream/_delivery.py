@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from .._errors import BrokerError, SwarmTaskError
 from .._nats._connection import NotConnected
 from .._nats._io import size_of
 from .._nats._requests import NoResponders, check_size, status_of
-from .._util import LONGEST_SECONDS
+from .._util import LONGEST_SECONDS, get_logger
 from ._api import NO_ANSWER_YET, APIError, Publish, call, measure_clock, publish
 from ._group_leases import GroupLeases
 from ._headers import find_deadline, message_key, parse_count
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from ._streams import JetStream
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 _NOTE_SECONDS: Final = 0.5
 
 # Seconds. If a look-up of a group's lease takes longer, though there is a server, it is left for
@@ -230,13 +229,13 @@ class NATSDelivery(Delivery):
             self._settle(b"+ACK")
         return done
 
-    async def give_back(self, delay: float = 0) -> bool:
+    async def give_back(self, delay: float = 0, *, in_order: bool = True) -> bool:
         # The note first: the worker that gets the task next must find it, if the limit is passed.
         # The task is given back in any case: that waits for nothing, so a cancellation can't
         # prevent it. A missing note counts as one failed delivery.
         given_back = False
         try:
-            if not self.is_lost():
+            if in_order and not self.is_lost():
                 with trio.move_on_after(_NOTE_SECONDS, shield=True):
                     await self._note()
         finally:

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -29,6 +28,7 @@ from .._errors import BrokerError, SwarmTaskError
 from .._nats._connection import NotConnected
 from .._nats._requests import NoAnswer, refused_error, status_of
 from .._subjects import matches
+from .._util import get_logger
 from ._api import NO_ANSWER_YET, call
 from ._cancel import Notices
 from ._delivery import NATSDelivery, Settlement
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .._nats._requests import Requests
     from ._streams import Durable, JetStream
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 
 # The length of a lease follows the durable: an operator may change its `ack_wait`. The server does

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +24,7 @@ import trio
 from .._abc import Outbox, ResultListener
 from .._errors import BrokerError, ClosedError, SwarmTaskError
 from .._nats._requests import refused_error, subscribe
+from .._util import get_logger
 from ._api import NO_ANSWER_YET
 from ._cancel import Cancellation, Delivered, find_task
 from ._cancel_many import Cancellations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from ._streams import JetStream, ResultStream
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 # Seconds. What is republished in a partition is never heard, though the connection stands.
 SWEEP_SECONDS: Final = 10.0

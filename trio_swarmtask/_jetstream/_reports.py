@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from .._abc import Source
 from .._errors import BrokerError, InvalidMessageError
 from .._nats._connection import Connection, NotConnected
 from .._nats._requests import persist, refused_error
+from .._util import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._nats._protocol import Incoming
     from .._nats._requests import Requests
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 PREFIX: Final = "results."
 
 

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -24,6 +23,7 @@ from .._errors import BrokerError
 from .._nats._io import size_of
 from .._nats._requests import RefusedError, check_size
 from .._schedule import Plan, Timetable
+from .._util import get_logger
 from ._api import APIError, call, delete_message, next_message, publish, refused_for_its_size
 from ._headers import SCHEDULE
 from ._refusals import BAD_SCHEDULE, STORED_BEFORE
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ._streams import JetStream
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 _EVERY: Final = re.compile(r"@every ([1-9][0-9]{0,9})s")
 _CRON_FIELDS: Final = 6
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,6 +18,7 @@ import trio
 from .._errors import BrokerError
 from .._nats._requests import NoResponders, persist
 from .._subjects import covers
+from .._util import get_logger
 from ._api import APIError, call, measure_clock
 from ._refusals import (
     CONSUMER_EXISTS,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .._nats._requests import Requests
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 _NANOSECONDS: Final = 1_000_000_000
 _DEAD_SECONDS: Final = 30 * 24 * 60 * 60
 _LEASE_SECONDS: Final = 30

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._abc import Bucket, Entry, Page, Refused, Watch
-from .._util import open_flat_nursery
+from .._util import get_logger, open_flat_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-logger: Final = logging.getLogger("trio_swarmtask.memory")
+logger: Final = get_logger("trio_swarmtask.memory")
 
 # So many deadlines of replaced entries may pile up before they are removed.
 _SPARE: Final = 100

@@ -290,12 +290,12 @@ class _MemoryDelivery(Delivery):
     def is_lost(self) -> bool:
         return super().is_lost() or not (self._task.ended or self._task.holder is self)
 
-    async def give_back(self, delay: float = 0) -> bool:
+    async def give_back(self, delay: float = 0, *, in_order: bool = True) -> bool:
         await trio.lowlevel.cancel_shielded_checkpoint()  # given back even if cancelled
         if self.is_lost():
             return False
         if not self._task.ended:
-            self._task.given_back += 1
+            self._task.given_back += in_order
             self._queue.take_back(self._task, delay)
         return True
 

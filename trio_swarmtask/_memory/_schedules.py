@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ import trio
 
 from .._cron import Cron, parse_cron
 from .._schedule import Plan, Timetable, make_firing, milliseconds_of
+from .._util import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .._sync import Lifetime
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.memory")
+logger: Final = get_logger("trio_swarmtask.memory")
 
 
 @dataclass(slots=True)

@@ -23,7 +23,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -32,6 +31,7 @@ import trio
 from nats.aio.client import Client as NATS, Srv
 from nats.aio.transport import TcpTransport
 
+from .._util import get_logger
 from ._error_lines import (
     TOO_MANY_SUBSCRIPTIONS,
     ErrorLine,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .._config import NATSConfig
     from ._protocol import Incoming
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5

@@ -28,7 +28,8 @@ import nats.errors
 import trio
 
 from .._errors import BrokerError, InvalidMessageError
-from .._util import fresh, open_flat_nursery
+from .._sync import Starting
+from .._util import fresh, get_logger, open_flat_nursery
 from ._client import Client, Sink, connect_options
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from ._protocol import Incoming
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 
 # A problem at the server is logged once, not once for each caller that meets it. If a disk is too
@@ -438,15 +439,13 @@ class Connection:
         raise self.lost_error()
 
 
-async def _host(
-    config: NATSConfig, closing: trio.Event, *, task_status: trio.TaskStatus[Connection]
-) -> None:
+async def _host(config: NATSConfig, closing: trio.Event, starting: Starting[Connection]) -> None:
     # The shield is ended by `closing`, which open_connection sets on its way out.
     with trio.CancelScope(shield=True):
         async with open_loop() as loop:
             connection = Connection(config, loop, closing)
             with connection.writing():
-                task_status.started(connection)
+                starting.started(connection)
                 await closing.wait()
                 await connection.shut()
 
@@ -459,7 +458,9 @@ async def open_connection(config: NATSConfig) -> AsyncIterator[Connection]:
     with ExitStack() as ended:
         async with open_flat_nursery() as nursery:
             try:
-                connection = await nursery.start(_host, config, closing)
+                starting: Starting[Connection] = Starting()
+                nursery.start_soon(_host, config, closing, starting)
+                connection = await starting.wait()
                 ended.callback(connection.end)
                 await connection.connect()
                 nursery.start_soon(connection.watch)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,6 +19,7 @@ import trio
 from trio_asyncio import aio_as_trio, trio_as_aio
 
 from .._errors import InvalidMessageError
+from .._util import get_logger
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._protocol import Parser
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 
 class Peer(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -20,6 +19,7 @@ import trio_asyncio
 from sniffio import thread_local as sniffio
 
 from .._errors import BrokerError
+from .._util import get_logger
 from ._versions import is_known
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH: Final = 64
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 
 class Loop:

@@ -14,11 +14,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from typing import Any, Final, Protocol
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+from .._util import get_logger
+
+logger: Final = get_logger("trio_swarmtask.nats")
 
 _VERSION: Final = "NATS/1.0"
 

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, asynccontextmanager
@@ -31,7 +30,7 @@ from trio.lowlevel import current_task
 
 from .._errors import BrokerError, ClosedError, InvalidMessageError
 from .._sync import Lifetime
-from .._util import fresh
+from .._util import fresh, get_logger
 from ._connection import Connection, NotConnected
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ STATUS: Final = "Status"
 _STORED: Final = ("Nats-Stream", "Nats-Sequence")
 
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 
 class NoAnswer(Exception):

@@ -8,16 +8,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import nats.aio.client
 import trio_asyncio
 
+from .._util import get_logger
+
 KNOWN: Final = {"nats-py": "2.16.", "trio-asyncio": "0.16."}
 """How the known versions begin."""
 
-logger: Final = logging.getLogger("trio_swarmtask.nats")
+logger: Final = get_logger("trio_swarmtask.nats")
 
 _told: Final[set[str]] = set()
 

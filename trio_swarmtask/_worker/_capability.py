@@ -33,7 +33,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -43,7 +42,7 @@ import trio
 from .._abc import DeliveryListener
 from .._errors import BrokerError
 from .._statistics import Outcome
-from .._util import open_flat_nursery
+from .._util import get_logger, open_flat_nursery
 from ._job import Cut, Job
 from ._lanes import Lanes
 
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from ._retry import Retry
     from ._runner import JobRunner
 
-logger: Final = logging.getLogger("trio_swarmtask.worker")
+logger: Final = get_logger("trio_swarmtask.worker")
 
 # How long a task that has ended, or was cancelled before it came, is remembered, and how many are.
 # Anybody may cancel tasks that never come, so fewer of those are remembered.

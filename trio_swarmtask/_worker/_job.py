@@ -54,6 +54,7 @@ class Job:
     """One delivery in hand, and what it came to."""
 
     __slots__ = (
+        "afterwards",
         "blocked",
         "by_senders_deadline",
         "call",
@@ -63,6 +64,7 @@ class Job:
         "encoded",
         "ending",
         "failure",
+        "in_order",
         "lapsed",
         "message",
         "needs_lease",
@@ -87,6 +89,8 @@ class Job:
         self.result: Result | Value | None = None
         self.failure: BaseException | None = None  # of the handler, and worth another attempt
         self.retry_at: float = 0.0  # the task is put back, and not to be tried again before that
+        self.afterwards: str = ""  # what the handler raised once it was cancelled
+        self.in_order: bool = True  # if it is given back, that is no failed delivery
         self.encoded: bytes = b""  # the result, as it was sent to be stored
         self.ending: Ending | None = None  # if somebody follows the task
         self.started: float = 0.0  # when the handler was called

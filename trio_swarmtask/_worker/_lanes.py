@@ -88,8 +88,9 @@ class Lanes:
     async def _run(self, job: Job | None) -> None:
         try:
             while job is not None:
+                scope = trio.CancelScope()
                 try:
-                    with trio.CancelScope() as scope:
+                    with scope:
                         while True:
                             job.scope = scope
                             try:
@@ -108,12 +109,11 @@ class Lanes:
                             job = await self._next_job()
                             if job is None:
                                 return
-                except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-                    # An exception group that held a cancellation too, until the scope took it out.
-                    assert job is not None
-                    job.result = self._runner.failure(job, exc)
                 except BaseException as exc:  # noqa: ASYNC103 - a cancellation is raised again
-                    if job is None or not self._runner.interrupt(job, exc):
+                    # What the scope has left of what a handler raised.
+                    if job is None or not self._runner.ended_by(
+                        job, exc, timed_out=scope.cancel_called
+                    ):
                         raise  # the worker gave up waiting
                 assert job is not None
                 await self._runner.settle(job)

@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .._util import check_seconds, leaves, shorten
+from .._util import check_seconds, get_logger, leaves, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger: Final = logging.getLogger("trio_swarmtask.worker")
+logger: Final = get_logger("trio_swarmtask.worker")
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -21,7 +20,7 @@ from .._envelope import PAST_DEADLINE, Status
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, UnsupportedVersionError
 from .._message import Message, Result, cancelled_result
 from .._statistics import OUTCOMES, Outcome, Tally
-from .._util import find_interrupt, leaves, shorten
+from .._util import get_logger, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
 from ._job import CURRENT, Cut, end_reports
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from ._own_dispatcher import OwnDispatcher
 
 
-logger: Final = logging.getLogger("trio_swarmtask.worker")
+logger: Final = get_logger("trio_swarmtask.worker")
 
 # Seconds before a task that can't be run now is offered again: long enough not to spin, short
 # enough for a newer worker that has just come up.
@@ -102,7 +101,7 @@ class JobRunner:
             try:
                 message = await self._admit(job)
             except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
-                self._closing.interrupt(exc)
+                self._fault(job, exc)
         job.message = message
         if message is None or job.cut:
             return
@@ -115,8 +114,12 @@ class JobRunner:
             job.call = handler(message)
             value = await job.call
             job.result = value if isinstance(value, Result) else Value(value)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-            job.result = self.failure(job, exc)
+        except BaseException as exc:
+            # The lane's scope takes cancellations out; what that leaves comes to `ended_by`.
+            if _is_for_trio(exc):
+                raise
+            assert job.scope is not None
+            job.result = self.failure(job, exc, timed_out=job.scope.cancel_called)
 
     def settle_soon(self, job: Job, on_end: Callable[[Job, bool], None]) -> bool:
         """Begin `settle`, without waiting, if all that is left is to store the result.
@@ -149,11 +152,20 @@ class JobRunner:
         try:
             await self._settle(job)
         except Exception as exc:  # noqa: BLE001 - the broker's refusal, or a bug: not to be passed over
-            self._closing.interrupt(exc)
+            self._fault(job, exc)
         if job.outcome is None:
             await self.give_back(job)
         elif job.ending is not None:
             job.ending.tell(None)
+
+    def _fault(self, job: Job, exc: Exception) -> None:
+        """The broker refuses, or this library is wrong: then that costs one delivery, no worker."""
+        if isinstance(exc, SwarmTaskError):
+            self._closing.interrupt(exc)
+            return
+        job.in_order = False
+        which = (job.delivery.task_id, job.delivery.capability)
+        logger.error("a fault of trio_swarmtask: task %s of %s is given back", *which, exc_info=exc)
 
     # What is left to do with a task once its handler has ended, or was not to be called. A task
     # that nothing is done with here is given back.
@@ -183,6 +195,8 @@ class JobRunner:
                     return
             case None, Cut.NOT:
                 error = f"the handler did not end within {job.timeout:.4g} seconds"
+                if job.afterwards:
+                    error += f", and raised: {job.afterwards}"
                 result = timeout_result(error, job)
                 if job.retry.timeouts and message.max_attempts > 1 and not job.by_senders_deadline:
                     job.failure = TimeoutError(error)
@@ -354,23 +368,41 @@ class JobRunner:
             job.scope.deadline = job.started + timeout
         return True
 
-    def interrupt(self, job: Job, exc: BaseException) -> bool:
-        """Stop the worker, in order, because a handler raised what is no ``Exception``.
+    # A handler may raise anything, and what it raises is its task's failure: a worker that ended by
+    # it would be followed by the next one that gets the task. A group counts as what is in it. Only
+    # an interrupt is not the task's: the program is to end, and the task was not given back in
+    # order, so it counts as a failed delivery.
+
+    def ended_by(self, job: Job, exc: BaseException, *, timed_out: bool) -> bool:
+        """Take what a handler has raised, and the scope that it ran in has let out.
 
         Returns:
-          False if that is a cancellation.
+          False if it is not the handler's: the worker gives up waiting, or Trio has stopped.
         """
-        interrupt = find_interrupt(exc)
-        if interrupt is None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
+        if not trio.lowlevel.in_trio_task():
+            return False  # what is left of a run that has crashed is thrown away
+        interrupts = [leaf for leaf in leaves(exc) if isinstance(leaf, KeyboardInterrupt)]
+        if interrupts:
+            job.in_order = False
+            job.cut_short(Cut.BY_WORKER)
+            self._closing.interrupt(interrupts[0])
+            return True
+        if trio.current_effective_deadline() == -math.inf and _is_for_trio(exc):
             return False
-        job.cut_short(Cut.BY_WORKER)
-        self._closing.interrupt(interrupt or exc)
+        job.result = self.failure(job, exc, timed_out=timed_out)
         return True
 
-    def failure(self, job: Job, exc: Exception) -> Result | None:
+    def failure(self, job: Job, exc: BaseException, *, timed_out: bool) -> Result | None:
         """What an exception of the handler comes to; None if the cancellation was ours."""
-        if job.cut:
-            return None  # its clean-up stumbled over the cancellation: not the task's failure
+        if job.cut or timed_out:
+            # Its clean-up stumbled over the cancellation: that is not what ended the task.
+            if any(not isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
+                job.afterwards = describe(exc)
+                which = (job.delivery.task_id, job.delivery.capability)
+                logger.error(
+                    "the handler of task %s of %s failed as it was cancelled", *which, exc_info=exc
+                )
+            return None
         if job.message is not None and job.message.max_attempts > 1 and job.retry.is_worth(exc):
             job.failure = exc
         else:
@@ -487,7 +519,7 @@ class JobRunner:
                 await self._closing.pulls_ended.wait()
         try:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                if not await job.delivery.give_back():
+                if not await job.delivery.give_back(in_order=job.in_order):
                     self._let_be(job)
                     return
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
@@ -504,6 +536,13 @@ class JobRunner:
             job.delivery.task_id,
             job.delivery.capability,
         )
+
+
+def _is_for_trio(exc: BaseException) -> bool:
+    """Whether a cancellation or an interrupt is in it."""
+    return any(isinstance(leaf, trio.Cancelled | KeyboardInterrupt) for leaf in leaves(exc)) or (
+        isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_task()
+    )
 
 
 def timeout_result(error: str, job: Job) -> Result:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -17,13 +16,15 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from .._util import get_logger
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._capability import Service
     from ._job import Job
 
-logger: Final = logging.getLogger("trio_swarmtask.worker")
+logger: Final = get_logger("trio_swarmtask.worker")
 
 
 class Watchdog:

@@ -17,6 +17,7 @@ import trio
 
 from .._check import check_capability, check_count, check_timeout
 from .._errors import ClosedError
+from .._sync import Starting
 from .._util import NoPublicConstructor, open_flat_nursery
 from ._capability import Service
 from ._handler import Handler, check_handler
@@ -104,15 +105,27 @@ class Worker(metaclass=NoPublicConstructor):
                 f"this worker handles {capability!r} already; open another worker for a second "
                 "handler, or call both from one"
             )
+        entering = trio.CancelScope()
+        starting: Starting[Exception | None] = Starting()
         self._services[capability] = None  # taken, while the consumer is being set up
         try:
             # In the worker's nursery, because the consumer outlives this call.
-            failure = await self._runner.background.start(
-                self._serve, capability, handler, max_in_flight, retry, contextvars.copy_context()
+            self._runner.background.start_soon(
+                self._serve,
+                capability,
+                handler,
+                max_in_flight,
+                retry,
+                contextvars.copy_context(),
+                entering,
+                starting,
             )
+            failure = await starting.wait()
             if failure is not None:
                 raise failure
         finally:
+            if not starting.has_started():
+                entering.cancel()  # nobody would know that it is handled
             if self._services[capability] is None:
                 del self._services[capability]
 
@@ -152,7 +165,10 @@ class Worker(metaclass=NoPublicConstructor):
 
     def _check_open(self) -> None:
         if self._closing.stopping.is_set():
-            raise ClosedError("the worker is closed; open another one to handle tasks")
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError("the worker is closed; open another one to handle tasks")
 
     def _check_outside(self, call: str) -> None:
         """Raise RuntimeError if the caller is a task that the worker waits for when it closes."""
@@ -182,8 +198,8 @@ class Worker(metaclass=NoPublicConstructor):
         max_in_flight: int,
         retry: Retry,
         context: contextvars.Context,
-        *,
-        task_status: trio.TaskStatus[Exception | None],
+        entering: trio.CancelScope,
+        starting: Starting[Exception | None],
     ) -> None:
         services: list[Service] = []
 
@@ -203,7 +219,6 @@ class Worker(metaclass=NoPublicConstructor):
             )
             return services[0]
 
-        entering = trio.CancelScope()
         self._entering.add(entering)
         try:
             with entering:
@@ -212,18 +227,20 @@ class Worker(metaclass=NoPublicConstructor):
                     [service] = services
                     self._services[capability] = service
                     self._entering.discard(entering)
-                    task_status.started(None)
+                    starting.started(None)
                     intake.ask(max_in_flight)
                     self._watchdog.watch(service)
                     await service.stand(self._watchdog.beat)
-            self._check_open()  # only a worker that stops cancels this scope
+            self._check_open()  # a worker that stops cancels this scope, or who called `handle`
         except Exception as exc:  # noqa: BLE001 - it is raised elsewhere, see below
             if entering in self._entering:
-                task_status.started(exc)  # leaves `handle`
+                starting.started(exc)  # leaves `handle`
             else:
                 self._closing.interrupt(exc)  # stops in order, then leaves the worker's block
         finally:
             self._entering.discard(entering)
+            if not starting.has_started():
+                starting.started(self._closed_error())  # if anybody waits for it, the worker ends
 
     async def _stand(self) -> None:
         """Wait until all handlers have ended."""
@@ -305,8 +322,7 @@ async def _host(
     default_timeout: float,
     max_deliveries: int,
     closing: Closing,
-    *,
-    task_status: trio.TaskStatus[Worker],
+    starting: Starting[Worker],
 ) -> None:
     watchdog = Watchdog()
     try:
@@ -325,7 +341,7 @@ async def _host(
                         background,
                     )
                     worker = Worker._create(broker, runner, closing, watchdog, handlers)
-                    task_status.started(worker)
+                    starting.started(worker)
                     await worker._stand()
                 background.cancel_scope.cancel()
     finally:
@@ -340,11 +356,13 @@ async def host_worker(
 ) -> AsyncIterator[Worker]:
     """Run a worker on an open broker; leaving the block is its `aclose`."""
     closing = Closing()
+    starting: Starting[Worker] = Starting()
     async with open_flat_nursery() as nursery:
-        worker: Worker = await nursery.start(
-            _host, broker, name, default_timeout, max_deliveries, closing
-        )
         try:
+            nursery.start_soon(
+                _host, broker, name, default_timeout, max_deliveries, closing, starting
+            )
+            worker = await starting.wait()
             yield worker
             await worker.aclose()
         except BaseException:

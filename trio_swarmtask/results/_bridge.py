@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -17,7 +16,7 @@ import trio
 
 from .._memory._broker import MemoryBroker
 from .._message import Message, Result as TaskResult
-from .._util import shorten
+from .._util import get_logger, shorten
 from .._worker._observers import Observer
 from .._worker._worker import Worker, broker_of, observe
 from ._errors import InvalidResultError, ResultExistsError
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from .._sync import LossyBuffer
     from .._worker._observers import Ending
 
-logger: Final = logging.getLogger("trio_swarmtask.results")
+logger: Final = get_logger("trio_swarmtask.results")
 
 # Seconds that one announcement may take. During an outage the task itself goes on.
 _SECONDS: Final = 5.0

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -20,6 +19,7 @@ from .._check import check_bucket, check_count, check_ttl
 from .._open import connect
 from .._record import decode, encode
 from .._sync import KeyedLocks
+from .._util import get_logger
 from ._errors import InvalidResultError, ResultNotFoundError
 from ._merge import merge, supersedes
 from ._publisher import TopicPublisher, close
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .._config import NATSConfig
     from ._publisher import ResultPublisher, Topic
 
-logger: Final = logging.getLogger("trio_swarmtask.results")
+logger: Final = get_logger("trio_swarmtask.results")
 
 
 @final

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from .._memory._bus import MemoryBus
 from .._record import decode, encode
 from .._subjects import check_subject
 from .._sync import KeyedLocks, Pace
-from .._util import shorten
+from .._util import get_logger, shorten
 from ._errors import InvalidResultError
 from ._local import LocalPublisher
 from ._merge import merge, supersedes
@@ -46,7 +45,7 @@ _MOST_UNDER_WAY: Final = 1000
 
 # Announcements of one task without a pause between them.
 _AT_ONCE: Final = 64
-logger: Final = logging.getLogger("trio_swarmtask.results")
+logger: Final = get_logger("trio_swarmtask.results")
 
 
 @dataclass(frozen=True)
