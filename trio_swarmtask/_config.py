@@ -14,7 +14,7 @@ import ssl
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ._util import LONGEST_SECONDS, check_seconds, shorten
 
@@ -32,6 +32,8 @@ _SECRET: Final = ("password", "token")
 # A DNS name, or an IPv6 address. A password that stands alone seldom looks like either.
 _NAME: Final = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _HOST: Final = re.compile(rf"{_NAME}|[0-9a-f]*:[0-9a-f:.]*(?:%[\w.-]+)?")
+# Only where no URL has a scheme: else it may be the rest of a password that holds a comma.
+_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 _HARMLESS: Final = re.compile(rf"[a-z]+://{_NAME}")  # holds no login
 
 
@@ -129,7 +131,24 @@ class NATSConfig:
     @property
     def servers(self) -> list[str]:
         """The URLs, one by one."""
-        return [server.strip() for server in self.url.split(",")]
+        servers = [server.strip() for server in self.url.split(",")]
+        if all(_WITHOUT_SCHEME.fullmatch(server) for server in servers):
+            return [f"nats://{server}" for server in servers]
+        return servers
+
+    @property
+    def logins(self) -> dict[str, tuple[str, str | None]]:
+        """What the URLs hold of user and password, or token and None, by host and port.
+
+        A login holds for all servers: those of the other URLs, and those that a cluster announces.
+        """
+        found = {}
+        for server in self.servers:
+            parts = urlsplit(server)
+            if parts.username is not None:
+                password = None if parts.password is None else unquote(parts.password)
+                found[parts.netloc.rpartition("@")[2]] = (unquote(parts.username), password)
+        return found
 
     @property
     def safe_url(self) -> str:

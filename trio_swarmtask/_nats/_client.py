@@ -45,7 +45,7 @@ from ._subscriptions import Ledger
 from ._versions import is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
@@ -95,6 +95,8 @@ class Client(NATS):
 
     def __init__(self) -> None:
         super().__init__()
+        self.logins: Mapping[str, tuple[str, str | None]] = {}
+        """See `NATSConfig.logins`; empty where the config has a login of its own."""
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
         self.has_backlog = False
         """Whether the system did not take all bytes of the last write."""
@@ -120,6 +122,14 @@ class Client(NATS):
         return bool(self._server_info.get("tls_required"))
 
     def _connect_command(self) -> bytes:
+        # nats-py takes a login out of the URL of the server that it tries, as it stands there: one
+        # that a cluster announces has none, and percent signs are sent as they are.
+        if self.logins:
+            assert self._current_server is not None
+            host = self._current_server.uri.netloc.rpartition("@")[2]
+            name, password = self.logins.get(host) or next(iter(self.logins.values()))
+            user, token = (None, name) if password is None else (name, None)
+            self.options.update(user=user, password=password, token=token)
         # Called at every connect, after the TLS handshake and before the credentials go out.
         if self.wants_tls and not self.is_encrypted():
             raise PlaintextError("TLS was asked for, and the server does not offer it")

@@ -131,6 +131,8 @@ class Connection:
         self._closing = closing
         self.client = Client()
         self.client.wants_tls = config.wants_tls
+        if not any((config.user, config.token, config.credentials, config.nkey_seed)):
+            self.client.logins = config.logins
         self.lost: BrokerError | None = None
         self._listeners: list[_Listener] = []
         self.troubles = Troubles()

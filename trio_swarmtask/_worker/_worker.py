@@ -81,7 +81,8 @@ class Worker(metaclass=NoPublicConstructor):
           capability: 1 to 64 of ``A-Z a-z 0-9 _ -``, for example ``"coder"``.
           handler: An async function of one `Message`. What it returns becomes the result's
             ``outputs`` (anything that msgspec writes as JSON; None: no outputs), or is the `Result`
-            itself; raising an ``Exception`` gives a result that is ``failed``.
+            itself; raising anything but ``KeyboardInterrupt`` gives a result
+            that is ``failed``.
           max_in_flight: How many handlers of this capability may run at once. The worker asks for
             no more tasks than it has free places.
           retry: Which failures are worth another attempt, of a task whose message allows some by
@@ -105,6 +106,11 @@ class Worker(metaclass=NoPublicConstructor):
                 f"this worker handles {capability!r} already; open another worker for a second "
                 "handler, or call both from one"
             )
+        await self._start_serving(capability, handler, max_in_flight, retry)
+
+    async def _start_serving(
+        self, capability: str, handler: Handler, max_in_flight: int, retry: Retry
+    ) -> None:
         entering = trio.CancelScope()
         starting: Starting[Exception | None] = Starting()
         self._services[capability] = None  # taken, while the consumer is being set up
