@@ -36,7 +36,7 @@ FLOORS: Final = (
     {"_message", "_record", "_statistics"},
     {"_envelope", "_cron", "_subjects"},
     {"_check"},
-    {"_errors", "_config", "_sync", "_util"},
+    {"_errors", "_config", "_interrupts", "_sync", "_util"},
 )
 
 ROLES: Final = {"_dispatcher", "_worker"}

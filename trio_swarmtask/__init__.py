@@ -17,6 +17,7 @@ from ._errors import (
     UnsupportedVersionError as UnsupportedVersionError,
 )
 from ._idempotency import Idempotency as Idempotency
+from ._interrupts import protect as _protect
 from ._memory._broker import MemoryBroker as MemoryBroker
 from ._memory._store import DeadLetter as DeadLetter
 from ._message import (
@@ -45,3 +46,4 @@ from ._worker._retry import Retry as Retry, RetryTask as RetryTask
 from ._worker._worker import Worker as Worker
 
 _show_public_paths(globals())
+_protect()

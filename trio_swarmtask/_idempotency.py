@@ -187,7 +187,7 @@ class Idempotency(metaclass=NoPublicConstructor):
         claim = Claim(key, task_id)
         try:
             return await self._claim_as(claim)
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             if claim.put_over is not None:
                 withdraw = partial(self._withdraw, claim, claim.put_over)
                 await self._give_up(claim, withdraw)  # noqa: ASYNC102 - it is shielded

@@ -18,6 +18,7 @@ from ._check import check_bucket, check_count, check_timeout, check_ttl
 from ._config import NATSConfig
 from ._dispatcher._dispatcher import Dispatcher, host_dispatcher
 from ._idempotency import Idempotency, host_idempotency
+from ._interrupts import block
 from ._util import check_seconds, shorten
 from ._worker._worker import Worker, host_worker
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ._bus import MessageBus
 
 
-@asynccontextmanager
+@block
 async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[Broker]:
     """Connect to a NATS server: one connection, to be shared by several roles.
 
@@ -48,7 +49,7 @@ async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[B
         yield opened
 
 
-@asynccontextmanager
+@block
 async def open_dispatcher(
     broker: str | NATSConfig | Broker | None = None, *, name: str | None = None
 ) -> AsyncIterator[Dispatcher]:
@@ -72,7 +73,7 @@ async def open_dispatcher(
         yield dispatcher
 
 
-@asynccontextmanager
+@block
 async def open_worker(
     broker: str | NATSConfig | Broker | None = None,
     *,
@@ -159,7 +160,7 @@ def default_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-@asynccontextmanager
+@block
 async def open_nats_bus(
     broker: str | NATSConfig | Broker | None = None, *, buffer_size: int = 256
 ) -> AsyncIterator[MessageBus]:
@@ -191,7 +192,7 @@ async def open_nats_bus(
             yield bus
 
 
-@asynccontextmanager
+@block
 async def open_idempotency(
     broker: str | NATSConfig | Broker | None = None,
     *,

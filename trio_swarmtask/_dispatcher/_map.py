@@ -13,13 +13,14 @@ import inspect
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, final
 
 import trio
 
 from .._errors import BrokerError, ClosedError
+from .._interrupts import block
 from .._util import flatten, get_logger, shorten
 from ._future import result_of, take
 from ._group import SAME_TIME, was_cut_off
@@ -257,7 +258,7 @@ def check_messages(messages: object) -> None:
     )
 
 
-@asynccontextmanager
+@block
 async def open_map(
     opening: AbstractAsyncContextManager[GroupTasks],
     capability: str,

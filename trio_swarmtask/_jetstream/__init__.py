@@ -20,4 +20,7 @@
 #   _answers        the shapes that answers must have
 #   _refusals       which refusals pass, and which are final
 
+from .._interrupts import protect as _protect
 from ._broker import NATSBroker as NATSBroker, open_nats_broker as open_nats_broker
+
+_protect()

@@ -20,4 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import trio_asyncio as _trio_asyncio  # noqa: F401 - the first import is the one that warns
 
+from .._interrupts import protect as _protect
 from ._bus import open_bus_on as open_bus_on, open_nats_bus as open_nats_bus
+
+_protect()

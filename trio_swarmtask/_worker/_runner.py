@@ -18,6 +18,7 @@ import trio
 from .._check import check_task_id, is_task_id
 from .._envelope import PAST_DEADLINE, Status
 from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, UnsupportedVersionError
+from .._interrupts import unprotected
 from .._message import Message, Result, cancelled_result
 from .._statistics import OUTCOMES, Outcome, Tally
 from .._util import get_logger, leaves, shorten
@@ -93,6 +94,7 @@ class JobRunner:
         self._closing = closing
         self._now = trio.lowlevel.current_clock().current_time  # saves two frames
 
+    @unprotected
     async def handle(self, handler: Handler, job: Job) -> None:
         """Call ``handler``, in the job's scope, and keep what it gave as the job's result."""
         # All in one frame, because every task passes here.

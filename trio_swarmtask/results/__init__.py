@@ -10,6 +10,7 @@
 #   _types      results, statuses and filters, checked
 #   _errors     what goes wrong
 
+from .._interrupts import protect as _protect
 from .._util import show_public_paths as _show_public_paths
 from ._bridge import as_result as as_result, publish_results as publish_results
 from ._errors import (
@@ -33,3 +34,4 @@ from ._types import (
 )
 
 _show_public_paths(globals())
+_protect()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from .._abc import Refused, Watch
 from .._check import check_bucket, check_count, check_ttl
+from .._interrupts import block
 from .._open import connect
 from .._record import decode, encode
 from .._sync import KeyedLocks
@@ -171,7 +172,7 @@ def _read(entry: Entry) -> Result | None:
         return None
 
 
-@asynccontextmanager
+@block
 async def open_kv_publisher(
     broker: str | NATSConfig | Broker | None = None,
     *,
