@@ -63,3 +63,9 @@ async def free_port() -> int:
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def reload(server: Server, directory: Path, text: str) -> None:
+    """Give it another configuration, as an operator does."""
+    (directory / "nats.conf").write_text(text)
+    os.kill(server.pid, signal.SIGHUP)

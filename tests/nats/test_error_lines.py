@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -13,7 +11,7 @@ import trio
 from hypothesis import given, strategies as st
 
 from tests._helpers.brokers import Deaf, NATSSwarm, echo, until, within
-from tests._helpers.nats_servers import configured, kill
+from tests._helpers.nats_servers import configured, kill, reload
 from tests._helpers.ports import free_ports
 from tests._helpers.slow_link import open_link
 from tests.jetstream.test_results import result_bytes
@@ -369,12 +367,6 @@ async def test_line_that_is_only_told(
         await until(lambda: f"the client of {link.url} reports: {text.lower()}" in caplog.text)
         await dispatcher.start("coder", Message())
         assert link.connections == 1
-
-
-def reload(server: Server, directory: Path, text: str) -> None:
-    """Give it another configuration, as an operator does."""
-    (directory / "nats.conf").write_text(text)
-    os.kill(server.pid, signal.SIGHUP)
 
 
 @within(30)

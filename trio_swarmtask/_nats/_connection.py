@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import nats.errors
 import trio
 
-from .._errors import BrokerError, InvalidMessageError
+from .._errors import BrokerError
 from .._sync import Starting
 from .._util import fresh, get_logger, open_flat_nursery
 from ._client import Client, Sink, connect_options
 from ._credentials import check_credentials
 from ._error_lines import Refusal, line_of, read_refusal
 from ._errors import connect_error, fatal_error, lost_error
-from ._io import Outgoing
+from ._io import Outgoing, too_large
 from ._loop import Loop, open_loop
 from ._protocol import parse_headers
 from ._versions import is_known, tell_unknown
@@ -167,10 +167,7 @@ class Connection:
             try:
                 self._loop.step(self.client.publish(subject, data, reply, headers))
             except nats.errors.MaxPayloadError as exc:
-                limit = self.client.max_payload
-                raise InvalidMessageError(
-                    f"{len(data)} bytes on {subject}: the server takes {limit}"
-                ) from exc
+                raise too_large(len(data), subject, self.client.max_payload) from exc
 
     def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
         """As `publish`, for a message that is known to be no larger than the server takes.

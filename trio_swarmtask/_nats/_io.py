@@ -111,7 +111,7 @@ class Outgoing(trio.abc.Instrument):
         block = b"" if headers is None else encode_headers(headers)
         size, limit = len(block) + len(data), self._client.max_payload
         if size > limit:
-            raise InvalidMessageError(f"{size} bytes on {subject}: the server takes {limit}")
+            raise too_large(size, subject, limit)
         self.publish_raw(subject.encode(), data, reply.encode(), block)
 
     def publish_raw(self, subject: bytes, data: bytes, reply: bytes, block: bytes) -> None:
@@ -152,6 +152,13 @@ class Outgoing(trio.abc.Instrument):
         if again:
             # Trio has already decided how long it waits. This wakes it.
             self._token.run_sync_soon(lambda: None, idempotent=True)
+
+
+def too_large(size: int, subject: str, limit: int) -> InvalidMessageError:
+    return InvalidMessageError(
+        f"{size} bytes on {subject}: the server takes {limit}; "
+        "keep large data elsewhere and send a reference"
+    )
 
 
 def size_of(headers: dict[str, str]) -> int:
