@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import Counter
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import nats.errors
@@ -45,7 +47,7 @@ from ._subscriptions import Ledger
 from ._versions import is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
@@ -58,6 +60,11 @@ logger: Final = get_logger("trio_swarmtask.nats")
 # Seconds. Two pings may stay unanswered, so a dead network is noticed after 15.
 _PING_INTERVAL: Final = 5
 _RECONNECT_WAIT: Final = 0.25
+
+# Seconds for an attempt at one of several servers: one that accepts and says nothing, or is cut
+# off, must not have the time of the others. Each further attempt at it has twice as much: the way
+# to it may be long.
+_ATTEMPT: Final = 2.0
 
 # A coroutine that reaches a limit of nats-py suspends, so it can't be stepped. So these limits are
 # out of reach, and `Connection.wait_room` keeps to a lower one.
@@ -88,6 +95,10 @@ class PlaintextError(OSError):
     """TLS was asked for, and the server does not offer it."""
 
 
+class SilentServer(OSError):
+    """A server did not answer in the time of one attempt."""
+
+
 class Client(NATS):
     """nats-py's client, with the parts that it lacks."""
 
@@ -98,6 +109,10 @@ class Client(NATS):
         self.logins: Mapping[str, tuple[str, str | None]] = {}
         """See `NATSConfig.logins`; empty where the config has a login of its own."""
         self._ps = self._parser = Parser(self)  # type: ignore[assignment]  # as nats-py calls it
+        self._silences: Counter[str] = Counter()
+        """How often each server has been silent since the last connection."""
+        self._attempt_seconds = 0.0
+        self._attempt_end = 0.0
         self.has_backlog = False
         """Whether the system did not take all bytes of the last write."""
         self._ledger = Ledger()
@@ -139,11 +154,35 @@ class Client(NATS):
 
     async def _connect_to_server(self, s: Srv) -> None:
         self.abort()  # or the socket of an attempt that failed halfway would leak
-        await super()._connect_to_server(s)
+        self._attempt_seconds = self._seconds_for(s)
+        self._attempt_end = asyncio.get_running_loop().time() + self._attempt_seconds
+        async with self._in_time(s):
+            await super()._connect_to_server(s)
+
+    def _seconds_for(self, server: Srv) -> float:
+        total: float = self.options["connect_timeout"]
+        if len(self._server_pool) == 1:
+            return total
+        share = min(_ATTEMPT, total / len(self._server_pool))
+        return min(share * 2.0 ** min(self._silences[server.uri.netloc], 10), total)
+
+    @asynccontextmanager
+    async def _in_time(self, server: Srv) -> AsyncIterator[None]:
+        # A connection and a login are one attempt, of which nats-py limits each part alone.
+        try:
+            async with asyncio.timeout_at(self._attempt_end):
+                yield
+        except TimeoutError as exc:
+            self._silences[server.uri.netloc] += 1
+            host, seconds = server.uri.netloc.rpartition("@")[2], self._attempt_seconds
+            raise SilentServer(f"{host} did not answer within {seconds:.3g} seconds") from exc
 
     async def _process_connect_init(self) -> None:
+        assert self._current_server is not None
         try:
-            await super()._process_connect_init()
+            async with self._in_time(self._current_server):
+                await super()._process_connect_init()
+            self._silences.clear()
         except (OSError, nats.errors.Error):
             raise
         except Exception as exc:  # not a greeting of NATS: tried again, as other errors are
