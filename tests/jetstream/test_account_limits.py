@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests._helpers.attack import logged
-from tests._helpers.brokers import within
+from tests._helpers.brokers import until, within
 from tests._helpers.nats_servers import configured, reload
 from trio_swarmtask import (
     Dispatcher,
@@ -120,7 +120,7 @@ async def test_limit_is_lowered(tmp_path: Path) -> None:
                 result = await future.wait()
                 assert result.status is Status.FAILED
                 assert "bytes" in result.error
-                assert worker.statistics().failed == 1
+                await until(lambda: worker.statistics().failed == 1)
                 await dispatcher.start("coder", Message())
     assert [line for line in log.lines if "maximum payload violation" in line]
 

@@ -14,6 +14,7 @@
 #   _bucket         keys and values, read, put and followed
 #   _bucket_stream  the stream of a bucket
 #   _streams        which stream holds what, and what it can do; the durables; JetStream
+#   _unfit          streams and durables of others that would lose messages
 #   _portions       many stored messages at once, in portions that a slow link carries
 #   _headers        what the headers and subjects of a task say
 #   _api            JetStream's requests: publish, get, delete

@@ -48,12 +48,24 @@ class _Republish(TypedDict, total=False):
     headers_only: bool
 
 
+class _Transform(TypedDict, total=False):
+    src: str
+    dest: str
+
+
 class _StreamConfig(TypedDict):
     name: _Name
     subjects: NotRequired[list[str] | None]
     discard: NotRequired[str]
     discard_new_per_subject: NotRequired[bool]
+    retention: NotRequired[str]
+    storage: NotRequired[str]
+    persist_mode: NotRequired[str | None]
+    no_ack: NotRequired[bool]
+    subject_transform: NotRequired[_Transform | None]
     max_age: NotRequired[_Count]
+    max_msgs: NotRequired[_Limit]
+    max_bytes: NotRequired[_Limit]
     max_msgs_per_subject: NotRequired[_Limit]
     max_msg_size: NotRequired[_Limit]
     num_replicas: NotRequired[_Count]
@@ -81,6 +93,9 @@ class _ConsumerConfig(TypedDict):
     filter_subject: NotRequired[str]
     deliver_subject: NotRequired[str]
     max_deliver: NotRequired[_Limit]
+    deliver_policy: NotRequired[str]
+    headers_only: NotRequired[bool]
+    priority_groups: NotRequired[list[str] | None]
     max_batch: NotRequired[_Count]
     max_expires: NotRequired[_Count]
 

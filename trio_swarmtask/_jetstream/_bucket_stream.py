@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._util import get_logger
 from ._streams import tell_changes
+from ._unfit import check_stream
 
 if TYPE_CHECKING:
     from ._streams import Streams
@@ -45,8 +46,12 @@ class BucketStream:
 
 async def find_bucket(streams: Streams, bucket: str, ttl: float) -> BucketStream | None:
     """The stream that holds ``$KV.<bucket>.*``, or None."""
-    config = await streams.find(f"$KV.{bucket}.*")
-    return None if config is None else _use(config, bucket, ttl)
+    subject = f"$KV.{bucket}.*"
+    config = await streams.find(subject)
+    if config is None:
+        return None
+    check_stream(config, subject)
+    return _use(config, bucket, ttl)
 
 
 async def look_at_bucket(

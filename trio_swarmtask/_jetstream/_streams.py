@@ -28,6 +28,7 @@ from ._refusals import (
     NO_STREAM,
     SUBJECTS_OVERLAP,
 )
+from ._unfit import check_durable, check_stream, risks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -110,6 +111,7 @@ class Streams:
         self._leases_before: LeaseStream | None = None
         self._leases_doubted = -math.inf  # until then, see `doubts_leases`
         self._warned_dead = False
+        self._told: set[tuple[str, str]] = set()  # risks, by stream
 
     async def check_jetstream(self) -> None:
         """Raise BrokerError if the server or the account has no JetStream."""
@@ -260,6 +262,7 @@ class Streams:
                 self._connection, "name the stream of leases", partial(self.find, "lease.*")
             )
             if config is not None:
+                check_stream(config, "lease.*")
                 self._learn_leases(config)
         return self._leases
 
@@ -306,7 +309,13 @@ class Streams:
                 found = await self._make(subject, config)
             return found
 
-        return await persist(self._connection, f"give a stream that holds {subject}", find)
+        found = await persist(self._connection, f"give a stream that holds {subject}", find)
+        check_stream(found, subject)
+        for risk in risks(found, subject):
+            if (found["name"], risk) not in self._told:
+                self._told.add((found["name"], risk))
+                logger.warning("the stream %s may lose what it holds: %s", found["name"], risk)
+        return found
 
     async def find(self, subject: str) -> dict[str, Any] | None:
         """The config of a stream that holds ``subject``, or None."""
@@ -526,20 +535,7 @@ def read_durable(
       BrokerError: if it can't be used.
     """
     config, stream, name = info["config"], info["stream_name"], info["name"]
-    wanted = {"filter_subject": f"work.{capability}.*", "ack_policy": "explicit"}
-    for setting, value in wanted.items():
-        if config.get(setting) != value or config.get("deliver_subject"):
-            raise BrokerError(
-                f"the durable {name} of stream {stream} is not one that workers can share: it must "
-                f"be a pull consumer with {setting} {value!r}, and has {config.get(setting)!r}; "
-                "delete it to have it made anew"
-            )
-    if config.get("max_deliver", -1) > 0:
-        raise BrokerError(
-            f"the durable {name} of stream {stream} delivers a task {config['max_deliver']} times "
-            "at most: one that needs more would stay in the queue, unseen, for ever; delete it to "
-            "have it made anew, without that limit"
-        )
+    check_durable(config, stream, name, capability)
     return Durable(
         stream=stream,
         name=name,
