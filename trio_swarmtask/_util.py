@@ -156,6 +156,13 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
+def is_for_trio(exc: BaseException) -> bool:
+    """Whether a cancellation or an interrupt is in it: neither is anything that users raise."""
+    return any(isinstance(leaf, trio.Cancelled | KeyboardInterrupt) for leaf in leaves(exc)) or (
+        isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_task()
+    )
+
+
 _URL: Final = re.compile(r"\b(nats|tls|wss?)://.*", re.DOTALL)
 
 

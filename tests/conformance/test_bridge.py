@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -334,3 +335,20 @@ async def test_announcing_is_not_in_the_way(
         await worker.shutdown(0.1)
     failed = [text.split()[4] for text in caplog.messages if "announce" in text]
     assert sorted(failed) == [f"t-{number}:" for number in range(5)]  # none without a word
+
+
+@within(10)
+async def test_publisher_that_exits_ends_no_worker(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave(task_id: str, result: Result) -> None:
+        sys.exit(3)
+
+    publisher = MemoryPublisher()
+    monkeypatch.setattr(publisher, "publish", leave)
+    async with swarm.worker() as worker, swarm.dispatcher() as dispatcher:
+        publish_results(worker, publisher)
+        await worker.handle("coder", echo)
+        for _ in range(2):
+            assert (await dispatcher.run("coder", Message())).status == Status.SUCCESS
+    assert len([text for text in caplog.messages if "could not announce" in text]) == 4

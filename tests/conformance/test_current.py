@@ -150,10 +150,6 @@ async def test_after_the_handler_has_ended(swarm: Swarm) -> None:
             await task.report(0.5)
 
 
-@pytest.mark.skipif(
-    tuple(map(int, trio.__version__.split(".")[:2])) < (0, 28),
-    reason="until 0.28 trio's protection from Ctrl-C keeps a copy of a task's local variables",
-)
 @within(10)
 async def test_idle_worker_holds_no_task(swarm: Swarm) -> None:
     """Not even by the context in which the last handler ran."""

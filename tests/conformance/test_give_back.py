@@ -104,6 +104,7 @@ async def test_what_a_handler_raises_fails_its_task_alone(
         assert result.status == Status.FAILED
         assert result.error
         assert (await dispatcher.run("coder", Message())).outputs == "fine"
+        await until(lambda: worker.statistics().in_flight == 0)
         assert (worker.statistics().failed, worker.statistics().succeeded) == (1, 1)
     (told,) = [record for record in caplog.records if bad.id in record.getMessage()]
     assert told.exc_info

@@ -231,7 +231,7 @@ async def test_task_that_turns_out_to_be_anothers_is_let_be(
 ) -> None:
     """The lease lapses in the very moment in which the task is put back."""
 
-    async def too_late(*_: object) -> bool:
+    async def too_late(*_: object, **__: object) -> bool:
         return False
 
     for kind in (NATSDelivery, _MemoryDelivery):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,7 @@ async def test_message_that_has_had_attempts_before(swarm: Swarm) -> None:
         (lambda exc: "busy" in str(exc), 3),
         (lambda exc: "broken" in str(exc), 1),
         (lambda exc: exc.nothing, 1),
+        (lambda exc: sys.exit(3), 1),
     ],
 )
 @within(20)

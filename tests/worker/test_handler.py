@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
@@ -128,6 +129,11 @@ class BrokenText(Exception):
         raise RuntimeError("no text today")
 
 
+class ExitingText(Exception):
+    def __str__(self) -> str:
+        sys.exit(3)
+
+
 class NotText(Exception):
     def __str__(self) -> str:
         return 5
@@ -140,6 +146,7 @@ class NotText(Exception):
         (NoText(), "NoText"),
         (NoText(""), "NoText"),
         (BrokenText(), "BrokenText, whose text raised RuntimeError"),
+        (ExitingText(), "ExitingText, whose text raised SystemExit"),
         (NotText(), "NotText, whose text raised TypeError"),
         (KeyError("a"), "'a'"),
         (ExceptionGroup("unsaid", [ValueError("one")]), "one"),

@@ -83,7 +83,7 @@ class Retry:
         """Whether another attempt may be made after this failure."""
         try:
             return all(isinstance(leaf, RetryTask) or self._takes(leaf) for leaf in leaves(exc))
-        except Exception:
+        except BaseException:  # a user's function may raise anything
             logger.exception("could not find out whether to try a task again: not done")
             return False
 

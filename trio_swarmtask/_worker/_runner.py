@@ -21,7 +21,7 @@ from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, Unsuppor
 from .._interrupts import unprotected
 from .._message import Message, Result, cancelled_result
 from .._statistics import OUTCOMES, Outcome, Tally
-from .._util import get_logger, leaves, shorten
+from .._util import get_logger, is_for_trio, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
 from ._job import CURRENT, Cut, end_reports
 
@@ -118,7 +118,7 @@ class JobRunner:
             job.result = value if isinstance(value, Result) else Value(value)
         except BaseException as exc:
             # The lane's scope takes cancellations out; what that leaves comes to `ended_by`.
-            if _is_for_trio(exc):
+            if is_for_trio(exc):
                 raise
             assert job.scope is not None
             job.result = self.failure(job, exc, timed_out=job.scope.cancel_called)
@@ -389,7 +389,7 @@ class JobRunner:
             job.cut_short(Cut.BY_WORKER)
             self._closing.interrupt(interrupts[0])
             return True
-        if trio.current_effective_deadline() == -math.inf and _is_for_trio(exc):
+        if trio.current_effective_deadline() == -math.inf and is_for_trio(exc):
             return False
         job.result = self.failure(job, exc, timed_out=timed_out)
         return True
@@ -538,13 +538,6 @@ class JobRunner:
             job.delivery.task_id,
             job.delivery.capability,
         )
-
-
-def _is_for_trio(exc: BaseException) -> bool:
-    """Whether a cancellation or an interrupt is in it."""
-    return any(isinstance(leaf, trio.Cancelled | KeyboardInterrupt) for leaf in leaves(exc)) or (
-        isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_task()
-    )
 
 
 def timeout_result(error: str, job: Job) -> Result:

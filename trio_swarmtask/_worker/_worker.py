@@ -112,7 +112,7 @@ class Worker(metaclass=NoPublicConstructor):
         self, capability: str, handler: Handler, max_in_flight: int, retry: Retry
     ) -> None:
         entering = trio.CancelScope()
-        starting: Starting[Exception | None] = Starting()
+        starting: Starting[Service | Exception] = Starting()
         self._services[capability] = None  # taken, while the consumer is being set up
         try:
             # In the worker's nursery, because the consumer outlives this call.
@@ -126,14 +126,15 @@ class Worker(metaclass=NoPublicConstructor):
                 entering,
                 starting,
             )
-            failure = await starting.wait()
-            if failure is not None:
-                raise failure
-        finally:
-            if not starting.has_started():
-                entering.cancel()  # nobody would know that it is handled
-            if self._services[capability] is None:
-                del self._services[capability]
+            service = await starting.wait()
+            if isinstance(service, Exception):
+                raise service
+        except BaseException:
+            entering.cancel()  # nobody would know that it is handled
+            del self._services[capability]
+            raise
+        if not self._closing.stopping.is_set():
+            service.intake.ask(max_in_flight)
 
     async def shutdown(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the deadline's name
         """Ask for no more tasks, and wait for the running handlers.
@@ -205,7 +206,7 @@ class Worker(metaclass=NoPublicConstructor):
         retry: Retry,
         context: contextvars.Context,
         entering: trio.CancelScope,
-        starting: Starting[Exception | None],
+        starting: Starting[Service | Exception],
     ) -> None:
         services: list[Service] = []
 
@@ -228,13 +229,12 @@ class Worker(metaclass=NoPublicConstructor):
         self._entering.add(entering)
         try:
             with entering:
-                async with self._broker.open_intake(capability, make_service) as intake:
+                async with self._broker.open_intake(capability, make_service):
                     self._check_open()
                     [service] = services
                     self._services[capability] = service
                     self._entering.discard(entering)
-                    starting.started(None)
-                    intake.ask(max_in_flight)
+                    starting.started(service)
                     self._watchdog.watch(service)
                     await service.stand(self._watchdog.beat)
             self._check_open()  # a worker that stops cancels this scope, or who called `handle`

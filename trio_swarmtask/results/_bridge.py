@@ -16,7 +16,7 @@ import trio
 
 from .._memory._broker import MemoryBroker
 from .._message import Message, Result as TaskResult
-from .._util import get_logger, shorten
+from .._util import get_logger, is_for_trio, shorten
 from .._worker._observers import Observer
 from .._worker._worker import Worker, broker_of, observe
 from ._errors import InvalidResultError, ResultExistsError
@@ -117,7 +117,9 @@ class _Announcer(Observer):
                 problem = None
         except ResultExistsError:
             problem = None  # redelivered after its end was announced, which stands
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the task goes on
+        except BaseException as exc:
+            if is_for_trio(exc):
+                raise
             problem = exc
         finally:
             if problem is not None:
