@@ -7,8 +7,9 @@ import itertools
 import json
 import math
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -171,12 +172,22 @@ def publication(
     return b"PUB " + b" ".join([*words, b"%d" % len(data)]) + b"\r\n" + data + b"\r\n"
 
 
+LOGIN: Final[ContextVar[dict[str, str]]] = ContextVar("LOGIN", default={})  # noqa: B039 - never changed
+"""Of all plain clients: as CONNECT has it."""
+
+
 @asynccontextmanager
 async def open_plain_client(port: int) -> AsyncIterator[PlainClient]:
-    """Connect to a server on this machine that asks for no login."""
+    """Connect to a server on this machine, with the login of `LOGIN` if it asks for one."""
     async with await trio.open_tcp_stream(HOST, port) as stream, trio.open_nursery() as nursery:
         client = PlainClient(stream)
-        options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
+        options = {
+            "verbose": False,
+            "pedantic": False,
+            "headers": True,
+            "no_responders": True,
+            **LOGIN.get(),
+        }
         await client.send(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
         nursery.start_soon(client.read)
         await client.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,4 +88,27 @@ async def test_workers_of_groups_are_killed(
                 await victim.kill()
                 await arena.add_worker()
             stopping.set()
+        await arena.check(leases_may_lapse=True)  # a handler ends after its task was cancelled
+
+
+@pytest.mark.fault("group is cancelled behind a backlog", full=100, short=6)
+@within(600)
+async def test_group_is_cancelled_behind_a_backlog(
+    tmp_path: Path, row: Row, rng: random.Random, times: int
+) -> None:
+    """Of more tasks than its workers have places: what waits has stopped for sure, and at once."""
+    async with open_arena(tmp_path, row, rng, ack_wait=30) as arena:
+        await arena.add_workers(2, max_in_flight=2)
+        for _ in range(times):
+            futures: list[Future] = []
+            async with arena.dispatcher.open_group(grace=10) as group:
+                size = rng.randrange(2, 20)
+                futures += [await start(arena, group, seconds="60") for _ in range(size)]
+                await trio.sleep(rng.uniform(0, 0.1))
+                cancelled_at = trio.current_time()
+                group.cancel_scope.cancel()
+            row.recoveries.append(trio.current_time() - cancelled_at)
+            states = Counter(future.state for future in futures)
+            assert states[TaskState.STOPPED] == len(futures), states
+        assert max(row.recoveries) < 2, row.recoveries
         await arena.check(leases_may_lapse=True)  # a handler ends after its task was cancelled

@@ -11,8 +11,10 @@ import trio
 
 from tests._helpers.brokers import within
 from tests._helpers.faults.deployment import Arena, open_arena
+from tests._helpers.faults.exits import PLACES
 from tests._helpers.plain_nats import open_plain_client
 from tests._helpers.proxy import open_proxy
+from trio_swarmtask import Status
 
 if TYPE_CHECKING:
     import random
@@ -172,3 +174,22 @@ async def check_zombies(arena: Arena) -> None:
         notes = await client.api("STREAM.INFO.TASK_DEAD", subjects_filter="back.>")
     assert not notes["state"].get("subjects"), "a zombie gave a task back"
     assert arena.row.doubled > 0
+
+
+@pytest.mark.fault("a handler exits, at each of eleven places", full=20, short=2)
+@within(600)
+async def test_handlers_exit(tmp_path: Path, row: Row, rng: random.Random, times: int) -> None:
+    """Each is a failure of its task, tried once; the workers live, and so does all else."""
+    async with open_arena(tmp_path, row, rng, ack_wait=ACK_WAIT) as arena:
+        workers = await arena.add_workers(3)
+        async with arena.load():
+            for _ in range(times):
+                for place in rng.sample(list(PLACES), len(PLACES)):
+                    result = await arena.run(exits=place)
+                    assert result.status is Status.FAILED
+                    assert result.error
+                    if "group" in place:
+                        arena.ledger.leftover.add(f"{result.id}-child")
+        await arena.check()
+        assert not [worker.name for worker in workers if worker.has_ended]
+        assert row.doubled == 0

@@ -216,6 +216,7 @@ async def open_cluster(
     *,
     cuttable: bool = False,
     places: Mapping[str, Collection[str]] | None = None,
+    more: str = "",
 ) -> AsyncIterator[Cluster]:
     """Nodes ``node-1`` and so on, which have found each other; each logs to a file of its name.
 
@@ -223,6 +224,7 @@ async def open_cluster(
       directory: For configurations, stores and logs.
       cuttable: Whether `Cluster.part` can cut the routes.
       places: What `Cluster.place` will be asked for: streams, and who may hold them.
+      more: Of each node's configuration.
     """
     names = [f"node-{number + 1}" for number in range(size)]
     ports = {name: next(free_ports) for name in names}
@@ -249,6 +251,7 @@ async def open_cluster(
                     hidden=HIDDEN if cuttable else "",
                     routes=", ".join(f"nats://127.0.0.1:{port}" for port in ways.values()),
                 )
+                + more
             )
             arguments = ["--jetstream", "-c", str(config)]
             nodes[name] = FaultServer(nursery, ports[name], directory / name, arguments)

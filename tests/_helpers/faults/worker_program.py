@@ -6,8 +6,9 @@
 #
 # A task's inputs say what its handler does: it takes ``seconds``, hogs the thread for ``hog``,
 # fails by an error that says ``fails``, fails at its first ``retries`` attempts, takes ``clean_up``
-# seconds once it is cancelled, reports without pause for so many seconds: ``reports``, with so many
-# bytes more than a number: ``size``.
+# seconds once it is cancelled, gives so many bytes: ``output``, raises what ends other programs, at
+# a place of `exits.py`: ``exits``, reports without pause for so many seconds: ``reports``, with so
+# many bytes more than a number: ``size``.
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ from trio_swarmtask import (
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from tests._helpers.faults.exits import PLACES
 from tests._helpers.public_api import use_public_api_if_asked
 
 RETRY = Retry(on=OSError, first_delay=0.2, max_delay=0.5)
@@ -75,6 +77,10 @@ async def main(
                 return {"by": name, "reported": await report(**message.inputs)}
             if "fails" in message.inputs:
                 raise ValueError(message.inputs["fails"])
+            if "output" in message.inputs:
+                return {"by": name, "output": "x" * int(message.inputs["output"])}
+            if "exits" in message.inputs:
+                await PLACES[message.inputs["exits"]]()
             attempt = current_task().attempt
             if attempt <= int(message.inputs.get("retries", 0)):
                 raise OSError("not yet") if attempt % 2 else RetryTask("not yet", delay=0.1)
