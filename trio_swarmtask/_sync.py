@@ -69,12 +69,6 @@ class Lifetime:
                 scope.cancel()
 
 
-# A bounded buffer that never makes its producer wait: the oldest is dropped when it is full.
-#
-# For items that come in by callbacks. The newest is always kept, so where the last item says how
-# something ended, a reader that is too slow may miss earlier items, but never the end.
-
-
 class Starting(Generic[T]):
     """A background task that is shielded, until it stands.
 
@@ -97,6 +91,45 @@ class Starting(Generic[T]):
         """What it was started with. If that fails, its nursery is cancelled, and so is this."""
         await self._stands.wait()
         return self._value
+
+
+class Background:
+    """Tasks in a nursery that can be cancelled together, while the nursery goes on.
+
+    A nursery of their own would have to live in a task, and be closed to new ones as soon as that
+    is cancelled, while what starts them still runs.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self._is_over = False
+
+    def start_soon(self, act: Callable[..., Awaitable[object]], *args: object) -> None:
+        """As a nursery does; once all were cancelled, nothing is started."""
+        self._nursery.start_soon(self._run, act, args)
+
+    async def _run(self, act: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        if self._is_over:
+            return
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                await act(*args)
+            finally:
+                self._scopes.discard(scope)
+
+    def cancel(self) -> None:
+        """Cancel all, for good."""
+        self._is_over = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
+# A bounded buffer that never makes its producer wait: the oldest is dropped when it is full.
+#
+# For items that come in by callbacks. The newest is always kept, so where the last item says how
+# something ended, a reader that is too slow may miss earlier items, but never the end.
 
 
 class LossyBuffer(Generic[T]):

@@ -180,13 +180,6 @@ def shorten(value: object, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-async def host_nursery(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
-    """Give ``Nursery.start`` a nursery that can be cancelled by itself."""
-    async with open_flat_nursery() as nursery:
-        task_status.started(nursery)
-        await trio.sleep_forever()
-
-
 LONGEST_SECONDS: Final = 9.2e9
 """JetStream counts nanoseconds in 64 bits."""
 

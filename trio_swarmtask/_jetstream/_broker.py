@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from .._abc import Broker, DeliveryListener, Intake, Outbox, ResultListener
 from .._nats._connection import Connection, open_connection
 from .._nats._requests import in_time, open_requests
-from .._util import host_nursery, open_flat_nursery
+from .._sync import Background
+from .._util import open_flat_nursery
 from ._bucket import open_nats_bucket
 from ._intake import NATSIntake
 from ._outbox import NATSOutbox
@@ -68,7 +69,7 @@ async def _open_outbox(
 ) -> AsyncIterator[Outbox]:
     async with open_flat_nursery() as nursery, open_requests(connection, nursery) as requests:
         stream = await in_time(connection, "name the stream of results", streams.results)
-        looks = await nursery.start(host_nursery)
+        looks = Background(nursery)
         outbox = NATSOutbox(JetStream(requests, streams), looks, stream, key, make_listener)
         looks.start_soon(outbox.find_missed)
         try:

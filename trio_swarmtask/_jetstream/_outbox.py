@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .._nats._connection import Subscription
     from .._nats._error_lines import Refusal
     from .._nats._protocol import Incoming
+    from .._sync import Background
     from ._streams import JetStream, ResultStream
 
 logger: Final = get_logger("trio_swarmtask.nats")
@@ -61,7 +62,7 @@ class NATSOutbox(Outbox):
     def __init__(
         self,
         jetstream: JetStream,
-        looks: trio.Nursery,
+        looks: Background,
         stream: ResultStream,
         key: str,
         make_listener: Callable[[Outbox], ResultListener],
@@ -186,7 +187,7 @@ class NATSOutbox(Outbox):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._looks.cancel_scope.cancel()
+            self._looks.cancel()
             self._requests.close(ClosedError("the dispatcher was closed meanwhile"))
 
     # Hearing of results
