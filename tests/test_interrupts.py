@@ -107,6 +107,7 @@ def test_end_of_a_block_is_not_interrupted() -> None:
     end = (contextlib.__file__, "__aexit__")
 
     @block
+    @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[None]:
         try:
             yield

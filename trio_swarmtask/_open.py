@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 @block
+@asynccontextmanager
 async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[Broker]:
     """Connect to a NATS server: one connection, to be shared by several roles.
 
@@ -50,6 +51,7 @@ async def open_broker(broker: str | NATSConfig | None = None) -> AsyncIterator[B
 
 
 @block
+@asynccontextmanager
 async def open_dispatcher(
     broker: str | NATSConfig | Broker | None = None, *, name: str | None = None
 ) -> AsyncIterator[Dispatcher]:
@@ -74,6 +76,7 @@ async def open_dispatcher(
 
 
 @block
+@asynccontextmanager
 async def open_worker(
     broker: str | NATSConfig | Broker | None = None,
     *,
@@ -161,6 +164,7 @@ def default_name() -> str:
 
 
 @block
+@asynccontextmanager
 async def open_nats_bus(
     broker: str | NATSConfig | Broker | None = None, *, buffer_size: int = 256
 ) -> AsyncIterator[MessageBus]:
@@ -193,6 +197,7 @@ async def open_nats_bus(
 
 
 @block
+@asynccontextmanager
 async def open_idempotency(
     broker: str | NATSConfig | Broker | None = None,
     *,

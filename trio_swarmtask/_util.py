@@ -156,10 +156,19 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
+def in_task() -> bool:
+    """Whether this runs in a task of Trio: else a coroutine is being thrown away."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
+
+
 def is_for_trio(exc: BaseException) -> bool:
     """Whether a cancellation or an interrupt is in it: neither is anything that users raise."""
     return any(isinstance(leaf, trio.Cancelled | KeyboardInterrupt) for leaf in leaves(exc)) or (
-        isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_task()
+        isinstance(exc, GeneratorExit) and not in_task()
     )
 
 

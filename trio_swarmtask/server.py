@@ -57,6 +57,7 @@ class Server:
 
 
 @block
+@asynccontextmanager
 async def open_server(store_dir: Path | None = None, *, port: int = 0) -> AsyncIterator[Server]:
     """Run a real nats-server with JetStream for the length of a block.
 

@@ -73,10 +73,16 @@ async def test_task_is_too_large(tmp_path: Path) -> None:
                 async with dispatcher.map("coder", [Message(), large], limit=2) as results:
                     async for _ in results:
                         pass
-            with pytest.raises(InvalidMessageError, match="larger than the 3"):
-                await dispatcher.schedule("nightly", "coder", large, every=60)
             assert (await dispatcher.run("coder", Message())).outputs == "small"
     assert not [line for line in log.lines if "lost the connection" in line]
+
+
+@pytest.mark.needs_schedules
+@within(30)
+async def test_schedule_is_too_large(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (_, _, dispatcher):
+        with pytest.raises(InvalidMessageError, match="larger than the 3"):
+            await dispatcher.schedule("nightly", "coder", Message(inputs={"a": LARGE}), every=60)
 
 
 @pytest.mark.parametrize("what", ["output", "report"])

@@ -34,6 +34,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, final
 
 import trio
@@ -508,6 +509,7 @@ Orphans = Literal["finish", "cancel"]
 
 
 @block
+@asynccontextmanager
 async def open_group(
     show: Callable[[GroupTasks], T],
     core: Core,

@@ -13,7 +13,7 @@ import inspect
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, final
 
@@ -259,6 +259,7 @@ def check_messages(messages: object) -> None:
 
 
 @block
+@asynccontextmanager
 async def open_map(
     opening: AbstractAsyncContextManager[GroupTasks],
     capability: str,

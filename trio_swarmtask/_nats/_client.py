@@ -170,7 +170,7 @@ class Client(NATS):
     async def _in_time(self, server: Srv) -> AsyncIterator[None]:
         # A connection and a login are one attempt, of which nats-py limits each part alone.
         try:
-            async with asyncio.timeout_at(self._attempt_end):
+            async with asyncio.timeout_at(self._attempt_end):  # noqa: ASYNC100 - of the block
                 yield
         except TimeoutError as exc:
             self._silences[server.uri.netloc] += 1

@@ -72,7 +72,7 @@ def describe(exc: BaseException) -> str:
 def _text(exc: BaseException) -> str:
     try:
         text = str(exc)
-    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+    except BaseException as broken:  # noqa: ASYNC103, BLE001 - a user's __str__ may raise anything
         text = f"{type(exc).__name__}, whose text raised {type(broken).__name__}"
     return text or type(exc).__name__
 

@@ -83,9 +83,9 @@ class Retry:
         """Whether another attempt may be made after this failure."""
         try:
             return all(isinstance(leaf, RetryTask) or self._takes(leaf) for leaf in leaves(exc))
-        except BaseException:  # a user's function may raise anything
+        except BaseException:  # noqa: ASYNC103 - a user's function may raise anything
             logger.exception("could not find out whether to try a task again: not done")
-            return False
+            return False  # noqa: ASYNC104 - it is not async: there is no cancellation
 
     def _takes(self, exc: BaseException) -> bool:
         on: Any = self.on

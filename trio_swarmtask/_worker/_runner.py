@@ -21,7 +21,7 @@ from .._errors import BrokerError, InvalidMessageError, SwarmTaskError, Unsuppor
 from .._interrupts import unprotected
 from .._message import Message, Result, cancelled_result
 from .._statistics import OUTCOMES, Outcome, Tally
-from .._util import get_logger, is_for_trio, leaves, shorten
+from .._util import get_logger, in_task, is_for_trio, leaves, shorten
 from ._handler import Handler, Value, describe, encode_result, failed_result, fill_result
 from ._job import CURRENT, Cut, end_reports
 
@@ -116,7 +116,7 @@ class JobRunner:
             job.call = handler(message)
             value = await job.call
             job.result = value if isinstance(value, Result) else Value(value)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - a cancellation is raised again
             # The lane's scope takes cancellations out; what that leaves comes to `ended_by`.
             if is_for_trio(exc):
                 raise
@@ -381,7 +381,7 @@ class JobRunner:
         Returns:
           False if it is not the handler's: the worker gives up waiting, or Trio has stopped.
         """
-        if not trio.lowlevel.in_trio_task():
+        if not in_task():
             return False  # what is left of a run that has crashed is thrown away
         interrupts = [leaf for leaf in leaves(exc) if isinstance(leaf, KeyboardInterrupt)]
         if interrupts:

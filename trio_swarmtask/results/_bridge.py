@@ -117,7 +117,7 @@ class _Announcer(Observer):
                 problem = None
         except ResultExistsError:
             problem = None  # redelivered after its end was announced, which stands
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - a cancellation is raised again
             if is_for_trio(exc):
                 raise
             problem = exc

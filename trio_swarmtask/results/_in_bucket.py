@@ -173,6 +173,7 @@ def _read(entry: Entry) -> Result | None:
 
 
 @block
+@asynccontextmanager
 async def open_kv_publisher(
     broker: str | NATSConfig | Broker | None = None,
     *,

@@ -142,12 +142,13 @@ def how_it_ended(url: str, ids: list[str], again: bool, until_interrupted: bool 
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     try:
         trio.run(program, url, ids, again, until_interrupted)
-    except BaseException as exc:  # noqa: BLE001 - that is what is looked for
+    except BaseException as exc:  # noqa: ASYNC103, BLE001 - that is what is looked for
         others = [leaf for leaf in leaves(exc) if not isinstance(leaf, KeyboardInterrupt)]
         if not others:
-            return "interrupted"
+            return "interrupted"  # noqa: ASYNC104 - Trio has ended by then
         traceback.print_exception(exc)
-        return ", ".join(sorted({f"{type(leaf).__name__}: {leaf}" for leaf in others}))
+        problems = sorted({f"{type(leaf).__name__}: {leaf}" for leaf in others})
+        return ", ".join(problems)  # noqa: ASYNC104 - see above
     finally:
         sys.setprofile(None)
         faulthandler.cancel_dump_traceback_later()
