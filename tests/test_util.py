@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_swarmtask._util import NoPublicConstructor, find_interrupt, leaves, open_flat_nursery
+from trio_swarmtask._util import (
+    NoPublicConstructor,
+    find_interrupt,
+    in_task,
+    is_for_trio,
+    leaves,
+    open_flat_nursery,
+)
+from trio_swarmtask._worker._runner import JobRunner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -305,3 +313,17 @@ def test_no_public_constructor() -> None:
         Thing(1, name="a")
     thing = Thing._create(1, name="a")
     assert (type(thing), thing.number, thing.name) == (Thing, 1, "a")
+
+
+def test_coroutine_that_is_thrown_away() -> None:
+    """Its ``GeneratorExit`` is Python's: no handler has raised it."""
+    assert not in_task()
+    assert is_for_trio(GeneratorExit())
+    nobody: Any = None
+    assert not JobRunner.ended_by(nobody, nobody, GeneratorExit(), timed_out=False)
+
+
+async def test_generator_exit_in_a_task() -> None:
+    assert in_task()
+    assert not is_for_trio(GeneratorExit())
+    assert is_for_trio(BaseExceptionGroup("a", [ValueError(), KeyboardInterrupt()]))

@@ -15,9 +15,11 @@ from trio.testing import MockClock
 from tests._helpers.brokers import Swarm, echo, until, within
 from tests._helpers.handlers import Staff
 from trio_swarmtask import Message, Status
+from trio_swarmtask._jetstream._delivery import NATSDelivery
+from trio_swarmtask._memory._queue import _MemoryDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 LONG_BEFORE_THE_LEASE = 5  # seconds; ack_wait is 30
 
@@ -189,9 +191,13 @@ class Stumbling(logging.Handler):
         raise OSError("the disk of the log is full")
 
 
+@pytest.mark.parametrize("told", [True, False])
 @within(30)
-async def test_logging_that_raises(swarm: Swarm, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_logging_that_raises(
+    swarm: Swarm, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
     """A user's handler of log records ends no worker; what it raised goes to standard error."""
+    monkeypatch.setattr(logging, "raiseExceptions", told)
 
     async def fail(message: Message) -> None:
         raise ValueError("no luck")
@@ -206,7 +212,40 @@ async def test_logging_that_raises(swarm: Swarm, capfd: pytest.CaptureFixture[st
                 assert (result.status, result.error) == (Status.FAILED, "no luck")
     finally:
         logger.removeHandler(stumbling)
-    assert "the disk of the log is full" in capfd.readouterr().err
+    assert ("the disk of the log is full" in capfd.readouterr().err) is told
+
+
+@within(30)
+async def test_fault_while_a_task_is_settled(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug of the library costs one delivery, and no worker."""
+    faults = 0
+
+    def not_soon(*_: object) -> bool:
+        return False
+
+    def once_wrong(complete: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+        async def broken(*args: object) -> bool:
+            nonlocal faults
+            faults += 1
+            if faults == 1:
+                raise ZeroDivisionError
+            return await complete(*args)
+
+        return broken
+
+    for kind in (NATSDelivery, _MemoryDelivery):
+        monkeypatch.setattr(kind, "complete_soon", not_soon)
+        monkeypatch.setattr(kind, "complete", once_wrong(kind.complete))
+    async with swarm.dispatcher() as dispatcher, swarm.worker() as worker:
+        await worker.handle("coder", echo)
+        result = await dispatcher.run("coder", Message())
+        await until(lambda: worker.statistics().in_flight == 0)
+    assert (result.status, result.attempt) == (Status.SUCCESS, 2)
+    [told] = [record for record in caplog.records if "a fault of trio_swarmtask" in record.message]
+    assert result.id in told.message
+    assert told.exc_info
 
 
 @within(30)

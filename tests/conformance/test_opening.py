@@ -9,6 +9,9 @@ import trio
 
 from tests._helpers.brokers import NATSSwarm, Swarm, echo, within
 from trio_swarmtask import Message, Status, open_broker, open_idempotency
+from trio_swarmtask._sync import Starting
+from trio_swarmtask._worker import _worker
+from trio_swarmtask._worker._capability import Service
 from trio_swarmtask.bus import open_nats_bus
 from trio_swarmtask.results import open_kv_publisher
 
@@ -109,3 +112,27 @@ async def test_handle_that_is_cut_off(swarm: Swarm, checkpoints: int) -> None:
             await worker.handle("coder", echo)
         assert (await future.wait()).status == Status.SUCCESS
         assert worker.statistics().capabilities == 1
+
+
+@within(20)
+async def test_handle_that_ends_as_its_worker_stops(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for nothing then."""
+
+    class Late(Starting[Any]):
+        async def wait(self) -> object:
+            value = await super().wait()
+            if isinstance(value, Service):
+                nursery.start_soon(worker.aclose)
+                await worker._closing.stopping.wait()
+            return value
+
+    async with swarm.dispatcher() as dispatcher, trio.open_nursery() as nursery:
+        future = await dispatcher.start("coder", Message())
+        async with swarm.worker() as worker:
+            monkeypatch.setattr(_worker, "Starting", Late)
+            await worker.handle("coder", echo)
+        monkeypatch.undo()
+        assert worker.statistics().deliveries == 0
+        assert future.state == "outstanding"

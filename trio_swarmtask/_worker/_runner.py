@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger: Final = get_logger("trio_swarmtask.worker")
 
+# Seconds before a task that has met a fault is offered again: it may meet it once more.
+_FAULT_DELAY: Final = 1.0
+
 # Seconds before a task that can't be run now is offered again: long enough not to spin, short
 # enough for a newer worker that has just come up.
 NEWER_WORKER_DELAY: Final = 15.0
@@ -398,12 +401,11 @@ class JobRunner:
         """What an exception of the handler comes to; None if the cancellation was ours."""
         if job.cut or timed_out:
             # Its clean-up stumbled over the cancellation: that is not what ended the task.
-            if any(not isinstance(leaf, trio.Cancelled) for leaf in leaves(exc)):
-                job.afterwards = describe(exc)
-                which = (job.delivery.task_id, job.delivery.capability)
-                logger.error(
-                    "the handler of task %s of %s failed as it was cancelled", *which, exc_info=exc
-                )
+            job.afterwards = describe(exc)
+            which = (job.delivery.task_id, job.delivery.capability)
+            logger.error(
+                "the handler of task %s of %s failed as it was cancelled", *which, exc_info=exc
+            )
             return None
         if job.message is not None and job.message.max_attempts > 1 and job.retry.is_worth(exc):
             job.failure = exc
@@ -521,7 +523,8 @@ class JobRunner:
                 await self._closing.pulls_ended.wait()
         try:
             with trio.move_on_after(SETTLE_SECONDS, shield=True):
-                if not await job.delivery.give_back(in_order=job.in_order):
+                delay = 0.0 if job.in_order else _FAULT_DELAY
+                if not await job.delivery.give_back(delay, in_order=job.in_order):
                     self._let_be(job)
                     return
         except SwarmTaskError as exc:  # the broker is going away: the lease lapses by itself
