@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from tests._helpers.brokers import echo, within
+from tests._helpers.brokers import echo, until, within
 from tests._helpers.nats_servers import configured, free_port, listening
 from trio_swarmtask import (
     AuthenticationError,
@@ -21,6 +21,8 @@ from trio_swarmtask import (
     open_dispatcher,
     open_worker,
 )
+from trio_swarmtask._nats import _client
+from trio_swarmtask._nats._connection import open_connection
 from trio_swarmtask.server import Server, _open_server
 
 if TYPE_CHECKING:
@@ -202,3 +204,28 @@ async def test_secrets_are_shown_nowhere(
     texts.append(caplog.text)
     assert "***" in "".join(texts)
     assert "s3cret-word" not in "".join(texts)
+
+
+@within(20)
+async def test_unsubscribe_on_a_connection_that_has_just_broken(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the client has noticed: its own writer may have ended by then."""
+    monkeypatch.setattr(_client, "_RECONNECT_WAIT", 0.01)
+    async with open_connection(NATSConfig(server.url)) as connection:
+        heard: list[bytes] = []
+        gone = connection.subscribe("a", lambda message: heard.append(message.data))
+        kept = connection.subscribe("b", lambda message: heard.append(message.data))
+        client: Any = connection.client
+        client._flusher_task.cancel()  # nats-py writes by itself then
+        await until(client._flusher_task.done)
+        client._transport._io_writer.transport.abort()
+        connection.unsubscribe(gone)
+        assert client._pending, "it was written to a connection that is gone"
+        await connection.call(client.replace_connection(OSError("a break")))
+        await connection.wait_up()
+        connection.publish("a", b"1")
+        connection.publish("b", b"2")
+        await until(lambda: heard)
+        assert heard == [b"2"]
+        connection.unsubscribe(kept)
