@@ -56,7 +56,7 @@ class NATSConfig:
       nkey_seed: Path of a file that holds an nkey seed. Needs the extra ``nkeys``.
       tls: Use TLS with this context. A ``tls://`` URL uses TLS with the system's authorities.
       connect_timeout: Seconds until a server must have answered. A refused connection is tried
-        again until then.
+        again until then; of several servers each has its share, two seconds at most at first.
       manage_streams: Make the streams and durables that are missing. False: only use what is there.
       replicas: Copies of each stream that is made. 3 survive the loss of a machine, a power cut
         included.
