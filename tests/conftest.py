@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -13,7 +14,7 @@ from tests._helpers.public_api import use_public_api_if_asked
 from trio_swarmtask.server import Server, open_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 use_public_api_if_asked()
@@ -60,3 +61,11 @@ async def server() -> AsyncIterator[Server]:
 async def nats_swarm(server: Server) -> NATSSwarm:
     """For what only a real server can show."""
     return NATSSwarm(server.url)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As in a program: whoever runs the tests may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

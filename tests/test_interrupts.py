@@ -18,16 +18,11 @@ from trio_swarmtask._interrupts import block, codes_of
 from trio_swarmtask._worker._runner import JobRunner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from types import CodeType, FrameType
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """As in a program: whoever runs the tests may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def all_codes() -> set[CodeType]:

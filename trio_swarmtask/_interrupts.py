@@ -102,7 +102,7 @@ class _Block(AbstractAsyncContextManager[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._inner.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it is it
+        return await self._inner.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - the end
 
 
 def block(

@@ -16,15 +16,10 @@ from trio_swarmtask.bus import BusMessage, MemoryBus, MessageBus, open_nats_bus
 from trio_swarmtask.server import open_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """As in a program: whoever runs the tests may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def interrupted(program: Callable[[], Awaitable[None]]) -> None:

@@ -91,6 +91,12 @@ def connect_options(config: NATSConfig) -> dict[str, Any]:
     }
 
 
+def _host_of(server: Srv) -> str:
+    """Host and port, without a login."""
+    netloc: str = server.uri.netloc
+    return netloc.rpartition("@")[2]
+
+
 class PlaintextError(OSError):
     """TLS was asked for, and the server does not offer it."""
 
@@ -141,8 +147,9 @@ class Client(NATS):
         # that a cluster announces has none, and percent signs are sent as they are.
         if self.logins:
             assert self._current_server is not None
-            host = self._current_server.uri.netloc.rpartition("@")[2]
-            name, password = self.logins.get(host) or next(iter(self.logins.values()))
+            name, password = self.logins.get(_host_of(self._current_server)) or next(
+                iter(self.logins.values())
+            )
             user, token = (None, name) if password is None else (name, None)
             self.options.update(user=user, password=password, token=token)
         # Called at every connect, after the TLS handshake and before the credentials go out.
@@ -164,7 +171,7 @@ class Client(NATS):
         if len(self._server_pool) == 1:
             return total
         share = min(_ATTEMPT, total / len(self._server_pool))
-        return min(share * 2.0 ** min(self._silences[server.uri.netloc], 10), total)
+        return min(share * 2.0 ** min(self._silences[_host_of(server)], 10), total)
 
     @asynccontextmanager
     async def _in_time(self, server: Srv) -> AsyncIterator[None]:
@@ -173,8 +180,8 @@ class Client(NATS):
             async with asyncio.timeout_at(self._attempt_end):  # noqa: ASYNC100 - of the block
                 yield
         except TimeoutError as exc:
-            self._silences[server.uri.netloc] += 1
-            host, seconds = server.uri.netloc.rpartition("@")[2], self._attempt_seconds
+            host, seconds = _host_of(server), self._attempt_seconds
+            self._silences[host] += 1
             raise SilentServer(f"{host} did not answer within {seconds:.3g} seconds") from exc
 
     async def _process_connect_init(self) -> None:

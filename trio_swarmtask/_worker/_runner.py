@@ -164,7 +164,7 @@ class JobRunner:
             job.ending.tell(None)
 
     def _fault(self, job: Job, exc: Exception) -> None:
-        """The broker refuses, or this library is wrong: then that costs one delivery, no worker."""
+        """A refusal of the broker stops the worker; a bug of this library costs one delivery."""
         if isinstance(exc, SwarmTaskError):
             self._closing.interrupt(exc)
             return
